@@ -1,0 +1,25 @@
+"""HIP-NN, the Hierarchically Interacting Particle Neural Network, on PyTorch Geometric."""
+
+__version__ = "0.1.0"
+
+from hipnn_pyg.checks import HIPNNWarning, StructureError
+from hipnn_pyg.data.packed import PackedLoader, PackedMolecules
+from hipnn_pyg.data.targets import QM9_TARGETS, Target
+from hipnn_pyg.graph import RadiusGraph, radius_graph
+from hipnn_pyg.models import HIPNN, EnergyTerms, ModelFileError, load_model, save_model
+
+__all__ = [
+    "HIPNN",
+    "QM9_TARGETS",
+    "EnergyTerms",
+    "HIPNNWarning",
+    "ModelFileError",
+    "PackedLoader",
+    "PackedMolecules",
+    "RadiusGraph",
+    "StructureError",
+    "Target",
+    "load_model",
+    "radius_graph",
+    "save_model",
+]
