@@ -1,0 +1,221 @@
+"""Every check of input, in one place; called where data enters (loader, packed source, predict, model).
+
+Compiled and captured steps call none of these: there a finite flag is read instead.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MIN_DISTANCE = 1e-3
+"""Å. Two atoms closer than this are at the same place."""
+
+
+class HIPNNWarning(UserWarning):
+    """Something that works but is probably not what was meant."""
+
+
+class StructureError(ValueError):
+    """A molecule that the model cannot take: it names the value, the limit and the remedy."""
+
+
+def check_graphs(
+    z: Tensor,
+    pos: Tensor,
+    batch: Tensor | None = None,
+    num_graphs: int | None = None,
+    edge_index: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> None:
+    """Shapes, dtypes, devices, finiteness, and a sorted ``batch`` without gaps.
+
+    Args:
+        z: atomic numbers, ``[N]``.
+        pos: positions in Å, ``[N, 3]``.
+        batch: molecule of each atom, ``[N]``.
+        num_graphs: number of molecules, if known.
+        edge_index: the user's own edges, ``[2, E]``.
+        shift: their periodic-image vectors in Å, ``[E, 3]``.
+
+    Raises:
+        StructureError: naming the first thing found wrong.
+    """
+    _check_atoms(z, pos)
+    if batch is not None:
+        _check_batch(batch, z, num_graphs)
+    if edge_index is not None:
+        _check_edges(edge_index, shift, z)
+
+
+def _check_atoms(z: Tensor, pos: Tensor) -> None:
+    if z.dim() != 1 or z.is_floating_point() or z.dtype == torch.bool:
+        raise StructureError(
+            f"z must be integers of shape [N], not {z.dtype} of shape {list(z.shape)}: "
+            "pass atomic numbers, e.g. z.long().view(-1)"
+        )
+    if pos.shape != (z.size(0), 3) or not pos.is_floating_point():
+        raise StructureError(
+            f"pos must be floating point of shape [{z.size(0)}, 3] (Å) to match z, not {pos.dtype} "
+            f"of shape {list(pos.shape)}"
+        )
+    if not z.numel():
+        raise StructureError("the batch holds no atoms: give at least one molecule")
+    if z.device != pos.device:
+        raise StructureError(
+            f"z is on {z.device} and pos on {pos.device}: move both with .to(device)"
+        )
+    finite = torch.isfinite(pos).all(dim=1)
+    if not bool(finite.all()):
+        atom = int((~finite).nonzero()[0])
+        raise StructureError(
+            f"position of atom {atom} is {pos[atom].tolist()}, which is not finite: "
+            "remove or repair that structure"
+        )
+
+
+def _check_batch(batch: Tensor, z: Tensor, num_graphs: int | None) -> None:
+    if batch.shape != z.shape or batch.is_floating_point():
+        raise StructureError(
+            f"batch must be integers of shape [{z.size(0)}], one molecule number per atom, "
+            f"not {batch.dtype} of shape {list(batch.shape)}"
+        )
+    if batch.device != z.device:
+        raise StructureError(
+            f"batch is on {batch.device} and z on {z.device}: move both with .to(device)"
+        )
+    step = batch[1:] - batch[:-1]
+    if bool((step < 0).any()):
+        atom = int((step < 0).nonzero()[0]) + 1
+        raise StructureError(
+            f"batch is not sorted: it falls from {int(batch[atom - 1])} to {int(batch[atom])} at "
+            f"atom {atom}; sort the atoms of all inputs by molecule, e.g. with batch.argsort()"
+        )
+    present = int(batch[-1]) + 1
+    missing = None
+    if int(batch[0]) != 0:
+        missing = 0
+    elif bool((step > 1).any()):
+        missing = int(batch[int((step > 1).nonzero()[0])]) + 1
+    elif num_graphs is not None and num_graphs > present:
+        missing = present
+    if missing is not None:
+        raise StructureError(
+            f"molecule {missing} of the batch has no atoms: number the molecules 0 ... G-1 "
+            "without gaps, or drop the empty one"
+        )
+    if num_graphs is not None and num_graphs < present:
+        raise StructureError(f"batch names molecule {present - 1} but num_graphs is {num_graphs}")
+
+
+def _check_edges(edge_index: Tensor, shift: Tensor | None, z: Tensor) -> None:
+    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.is_floating_point():
+        raise StructureError(
+            f"edge_index must be integers of shape [2, E], not {edge_index.dtype} of shape "
+            f"{list(edge_index.shape)}"
+        )
+    if edge_index.device != z.device:
+        raise StructureError(
+            f"edge_index is on {edge_index.device} and z on {z.device}: move both with .to(device)"
+        )
+    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < z.size(0):
+        raise StructureError(
+            f"edge_index reaches from {int(edge_index.min())} to {int(edge_index.max())}, "
+            f"outside 0 ... {z.size(0) - 1}"
+        )
+    if shift is not None and shift.shape != (edge_index.size(1), 3):
+        raise StructureError(
+            f"shift must have shape [{edge_index.size(1)}, 3] (Å), one vector per edge, not "
+            f"{list(shift.shape)}"
+        )
+    own = edge_index[0] == edge_index[1]
+    if shift is None and bool(own.any()):
+        raise StructureError(
+            f"edge_index joins atom {int(edge_index[0][own][0])} to itself: remove self loops, e.g. "
+            "with torch_geometric.utils.remove_self_loops (the layer has its own self term)"
+        )
+
+
+def check_species(z: Tensor, known: Tensor, species: Sequence[int]) -> None:
+    """Every atomic number must be one of the model's.
+
+    Args:
+        z: atomic numbers, ``[N]``.
+        known: whether each number is in the list, ``[N]``.
+        species: the model's species.
+
+    Raises:
+        StructureError: naming the foreign atomic number.
+    """
+    if not bool(known.all()):
+        foreign = sorted(set(z[~known].tolist()))
+        raise StructureError(
+            f"atomic number {foreign[0]} (atom {int((~known).nonzero()[0])}) is not among the "
+            f"model's species {tuple(species)}: build the model with HIPNN(species=...) that "
+            "includes it, or leave such structures out"
+        )
+
+
+def check_distances(r: Tensor) -> None:
+    """No two atoms at the same place.
+
+    Args:
+        r: pair distances in Å, any shape.
+
+    Raises:
+        StructureError: the smallest distance is below :data:`MIN_DISTANCE`.
+    """
+    if r.numel() and float(r.detach().min()) < MIN_DISTANCE:
+        raise StructureError(
+            f"two atoms are {float(r.detach().min()):.2e} Å apart, closer than {MIN_DISTANCE} Å: remove the "
+            "duplicate atom, or check that positions are in Å"
+        )
+
+
+def check_targets(target: Tensor, num_graphs: int) -> None:
+    """One finite target per molecule.
+
+    Args:
+        target: energies, ``[G]``.
+        num_graphs: G.
+
+    Raises:
+        StructureError: wrong count, or a value that is not finite.
+    """
+    if target.shape != (num_graphs,):
+        raise StructureError(
+            f"the target must have shape [{num_graphs}], one per molecule, not {list(target.shape)}"
+        )
+    finite = torch.isfinite(target)
+    if not bool(finite.all()):
+        molecule = int((~finite).nonzero()[0])
+        raise StructureError(
+            f"target of molecule {molecule} is {float(target[molecule])}: remove that molecule"
+        )
+
+
+def warn_unlikely_unit(z: Tensor, nearest: Tensor, source: str = "positions") -> None:
+    """Warn where the hydrogens' nearest neighbours say that positions are not in Å.
+
+    An X-H bond is 0.74 to 1.6 Å, that is 1.4 to 3.0 Bohr or 0.07 to 0.16 nm.
+
+    Args:
+        z: atomic numbers, ``[N]``.
+        nearest: distance to the nearest other atom, ``[N]``, inf where there is none.
+        source: what to call the structures in the message.
+    """
+    hydrogen = nearest[(z == 1) & torch.isfinite(nearest)]
+    if hydrogen.numel() < 10:
+        return
+    typical = float(hydrogen.median())
+    for unit, low, high, factor in (("Bohr", 1.7, 2.4, 0.529177), ("nm", 0.07, 0.16, 10.0)):
+        if low < typical < high:
+            warnings.warn(
+                f"{source}: hydrogen's nearest neighbour is typically at {typical:.3f}, as if in "
+                f"{unit}; positions must be in Å: multiply them by {factor}",
+                HIPNNWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,108 @@
+"""Who is near whom: the pairs (i, j) that every interaction layer sums over, in two layouts.
+
+Direction words, everywhere: ``j`` is the neighbour that sends, ``i`` the centre that receives,
+``r_ij = pos_j - pos_i + shift``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Pairs(NamedTuple):
+    """Neighbour pairs in one of two layouts; sensitivities act elementwise on ``r`` in either.
+
+    * **edges** (the specification): ``j``, ``i``, ``r`` are ``[E]``, sorted by receiver ``i``.
+    * **padded**: ``j``, ``r`` are ``[N, K]``, row i holds the neighbours of atom i, ``i`` is None.
+      Unused places have ``r = inf``, where every sensitivity is exactly 0.
+
+    Attributes:
+        j: index of the sending atom, int64.
+        i: index of the receiving atom, int64, or None in the padded layout.
+        r: distance in Å.
+    """
+
+    j: Tensor
+    i: Tensor | None
+    r: Tensor
+
+    @property
+    def padded(self) -> bool:
+        """Whether the layout is the padded one."""
+        return self.i is None
+
+
+def edge_distances(pos: Tensor, edge_index: Tensor, shift: Tensor | None = None) -> Tensor:
+    """``|pos_j - pos_i + shift|`` of each edge.
+
+    Args:
+        pos: positions in Å, ``[N, 3]``.
+        edge_index: ``[2, E]``, row 0 = j (sends), row 1 = i (receives).
+        shift: periodic-image vectors in Å, ``[E, 3]``, added to ``pos_j``.
+
+    Returns:
+        Distances in Å, ``[E]``.
+    """
+    j, i = edge_index
+    r_ij = pos[j] - pos[i]
+    if shift is not None:
+        r_ij = r_ij + shift
+    return torch.linalg.vector_norm(r_ij, dim=-1)
+
+
+def edge_pairs(pos: Tensor, edge_index: Tensor, shift: Tensor | None = None) -> Pairs:
+    """The edge layout of an edge list in any order (it is sorted by receiver here)."""
+    receiver = edge_index[1]
+    if not bool((receiver[1:] >= receiver[:-1]).all()):
+        order = receiver.argsort(stable=True)
+        edge_index = edge_index[:, order]
+        shift = None if shift is None else shift[order]
+    return Pairs(edge_index[0], edge_index[1], edge_distances(pos, edge_index, shift))
+
+
+def pad_pairs(pairs: Pairs, num_atoms: int) -> Pairs:
+    """The padded layout of receiver-sorted edges; K is the largest number of neighbours.
+
+    Args:
+        pairs: edge layout, sorted by receiver.
+        num_atoms: N, since atoms without neighbours have no edge.
+
+    Returns:
+        The same pairs, ``[N, K]``.
+    """
+    assert pairs.i is not None
+    degree = torch.bincount(pairs.i, minlength=num_atoms)
+    width = int(degree.max()) if num_atoms else 0
+    column = torch.arange(pairs.i.numel(), device=pairs.i.device)
+    column = column - (degree.cumsum(0) - degree)[pairs.i]
+    j = pairs.i.new_zeros(num_atoms, width).index_put((pairs.i, column), pairs.j)
+    r = pairs.r.new_full((num_atoms, width), torch.inf).index_put((pairs.i, column), pairs.r)
+    return Pairs(j, None, r)
+
+
+def molecule_pairs(pos: Tensor, batch: Tensor, ptr: Tensor, max_atoms: int) -> Pairs:
+    """All pairs inside each molecule of a batch, padded to ``K = max_atoms - 1``.
+
+    Nothing is searched and no shape depends on the positions: this is the layout that compiles
+    and captures. Pairs beyond the cutoff are kept; their sensitivities are exactly 0.
+
+    Args:
+        pos: positions in Å, ``[N, 3]``.
+        batch: molecule of each atom, sorted, ``[N]``.
+        ptr: first atom of each molecule and, last, N; ``[G + 1]``.
+        max_atoms: number of atoms of the largest molecule (or more).
+    """
+    first = ptr[:-1][batch].unsqueeze(1)
+    last = ptr[1:][batch].unsqueeze(1)
+    atom = torch.arange(pos.size(0), device=pos.device).unsqueeze(1)
+    j = first + torch.arange(max_atoms - 1, device=pos.device)
+    j = j + (j >= atom).to(j.dtype)  # skip i itself
+    inside = j < last
+    j = torch.where(inside, j, first)
+    # The norm's gradient at 0 is NaN: squares of unused places are replaced before the root.
+    square = (pos[j] - pos.unsqueeze(1)).square().sum(-1)
+    r = torch.where(inside, square, torch.inf).sqrt()
+    return Pairs(j, None, r)

@@ -1,0 +1,23 @@
+"""The equations of the paper as layers: tensors in, tensors out."""
+
+from hipnn_pyg.nn.cutoff import cosine_cutoff
+from hipnn_pyg.nn.environment import EnvironmentSum
+from hipnn_pyg.nn.interaction import Interaction
+from hipnn_pyg.nn.onsite import OnSite
+from hipnn_pyg.nn.readout import EnergyReadout, ReferenceEnergy, nonhierarchicality
+from hipnn_pyg.nn.residual import Linear, Residual, glorot_
+from hipnn_pyg.nn.sensitivity import Sensitivity
+
+__all__ = [
+    "EnergyReadout",
+    "EnvironmentSum",
+    "Interaction",
+    "Linear",
+    "OnSite",
+    "ReferenceEnergy",
+    "Residual",
+    "Sensitivity",
+    "cosine_cutoff",
+    "glorot_",
+    "nonhierarchicality",
+]
