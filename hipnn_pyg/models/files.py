@@ -1,0 +1,145 @@
+"""Model files: ``model.safetensors`` (weights) beside ``model.json`` (everything needed to use them)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+
+from hipnn_pyg.models.hipnn import HIPNN
+
+FORMAT = "hipnn_pyg model"
+FORMAT_VERSION = 1
+
+
+class ModelFileError(RuntimeError):
+    """A model file that is missing, damaged, or not ours."""
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file so that after any failure (full disk, kill) the old one is intact.
+
+    Args:
+        path: the file.
+        content: its new bytes: written beside it, flushed to disk, then renamed.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f"could not save ({error.strerror}); the previous file is intact", str(path)
+        ) from error
+
+
+def save_model(model: HIPNN, folder: str | Path, **provenance: Any) -> Path:
+    """Write a model.
+
+    Args:
+        model: the model.
+        folder: where ``model.safetensors`` and ``model.json`` go.
+        **provenance: JSON values to keep with it (data set, target, seed, statistics ...).
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: the disk is full or not writable; older files stay intact.
+    """
+    from hipnn_pyg import __version__
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    card = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "hipnn_pyg_version": __version__,
+        "hyperparameters": model.hyperparameters,
+        "energy_unit": model.energy_unit,
+        "length_unit": "Angstrom",
+        "sigma_e": model.sigma_e,
+        "e0": dict(zip(model.species, model.reference.weight.tolist(), strict=True)),
+        "dtype": str(model.blocks[0].interaction.V.dtype).removeprefix("torch."),
+        "num_parameters": model.num_parameters,
+        **provenance,
+    }
+    content = {name: tensor.contiguous() for name, tensor in weights.items()}
+    atomic_write(folder / "model.safetensors", serialize(content, metadata={"format": FORMAT}))
+    atomic_write(folder / "model.json", json.dumps(card, indent=2).encode())
+    return folder
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """The JSON side of a model file.
+
+    Args:
+        folder: the model's folder, or one of its two files.
+
+    Raises:
+        ModelFileError: missing, damaged, foreign, or from a newer version.
+    """
+    path = _folder(folder) / "model.json"
+    if not path.is_file():
+        raise ModelFileError(
+            f"{path} does not exist: give the folder that `hipnn train` or save_model wrote"
+        )
+    try:
+        card = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{path} is damaged ({error}): restore it from a copy") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise ModelFileError(f"{path} was not written by hipnn_pyg")
+    if card["format_version"] > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path} has format version {card['format_version']}, newer than {FORMAT_VERSION}, the "
+            "newest this hipnn_pyg reads: upgrade hipnn_pyg"
+        )
+    return card
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu") -> HIPNN:
+    """Read a model written by :func:`save_model`.
+
+    Args:
+        folder: the model's folder, or one of its two files.
+        device: where to put it.
+
+    Returns:
+        The model in evaluation mode, in the dtype it was saved in.
+
+    Raises:
+        ModelFileError: missing, truncated, foreign, or weights that do not fit.
+    """
+    card = read_card(folder)
+    path = _folder(folder) / "model.safetensors"
+    model = HIPNN(**card["hyperparameters"], energy_unit=card["energy_unit"])
+    model = model.to(getattr(torch, card["dtype"]))
+    try:
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(
+            f"{path} is missing, truncated or not a model ({error}): restore it from a copy, or "
+            "take a checkpoint of the run with `hipnn train --resume`"
+        ) from error
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelFileError(f"{path} does not fit model.json beside it: {error}") from error
+    return model.to(device).eval()
+
+
+def _folder(path: str | Path) -> Path:
+    path = Path(path)
+    return path.parent if path.suffix in (".json", ".safetensors") else path

@@ -1,0 +1,387 @@
+"""HIP-NN, read from left to right as Fig. 1 of the paper (J. Chem. Phys. 148, 241715, 2018)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from hipnn_pyg.checks import HIPNNWarning, check_distances, check_graphs, check_species
+from hipnn_pyg.data.statistics import fit_reference_energies
+from hipnn_pyg.data.targets import Target, resolve_target
+from hipnn_pyg.graph import Pairs, edge_pairs, molecule_pairs, pad_pairs, radius_graph
+from hipnn_pyg.graph.neighbors import BACKENDS
+from hipnn_pyg.nn import (
+    EnergyReadout,
+    Interaction,
+    OnSite,
+    ReferenceEnergy,
+    Sensitivity,
+    nonhierarchicality,
+)
+from hipnn_pyg.units import Bohr
+
+ALL_PAIRS_LIMIT = 64
+"""Molecules up to this many atoms need no neighbour search in the padded layout."""
+
+
+class EnergyTerms(NamedTuple):
+    """What HIP-NN knows about a batch of molecules. Energies are in the model's energy unit.
+
+    Attributes:
+        energy: total energies, float64, ``[G, 1]``.
+        terms: :math:`E_i^n` of each atom and order, float64, ``[N, num_interactions + 1]``.
+        nonhierarchicality: R of each molecule (Eq. 18), dimensionless, ``[G]``.
+        features: the last layer's atomic features, dimensionless, ``[N, hidden_channels]``.
+    """
+
+    energy: Tensor
+    terms: Tensor
+    nonhierarchicality: Tensor
+    features: Tensor
+
+
+class Block(nn.Module):
+    """One order of the hierarchy: an interaction layer, its on-site layers, the linear readout.
+
+    Args:
+        in_channels: features of the order below.
+        hidden_channels: features of every layer of the block.
+        num_onsite: number of on-site layers.
+        order: n of the readout.
+        sensitivity: the interaction layer's functions.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_onsite: int,
+        order: int,
+        sensitivity: Sensitivity,
+    ) -> None:
+        super().__init__()
+        self.interaction = Interaction(in_channels, hidden_channels, sensitivity)
+        self.onsite = nn.Sequential(
+            *(OnSite(hidden_channels, hidden_channels) for _ in range(num_onsite))
+        )
+        self.readout = EnergyReadout(hidden_channels, order)
+
+    def forward(self, z: Tensor, pairs: Pairs, sigma_e: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``[N, in]`` to features ``[N, hidden]`` and energies E_i^n ``[N]``."""
+        z = self.onsite(self.interaction(z, pairs))
+        return z, self.readout(z, sigma_e)
+
+
+class HIPNN(nn.Module):
+    r"""Hierarchically Interacting Particle Neural Network.
+
+    .. math:: E = \sum_i \sum_{n=0}^{N_\mathrm{interaction}} E_i^n,
+        \qquad E_i^n = w^n \cdot z_i^{\ell_n} + b^n \quad \text{(Eqs. 1, 2, 4)}
+
+    Called like ``torch_geometric.nn.models.SchNet``: ``model(z, pos, batch) -> [num_graphs, 1]``.
+    Defaults are the paper's QM9 model: lengths 1.7, 10 and 15 Bohr, given here in Å.
+
+    Args:
+        species: atomic numbers the model knows, in the order of its one-hot input (Eq. 3).
+        hidden_channels: N_feature.
+        num_interactions: N_interaction, the highest order n.
+        num_onsite: N_on-site, on-site layers after each interaction.
+        num_sensitivities: N_sensitivity.
+        r_low: shortest initial sensitivity centre in Å.
+        r_high: longest initial sensitivity centre in Å.
+        cutoff: R_cut in Å.
+        hierarchical: False gives the paper's "no hierarchy": w^n = b^n = 0 below the last order.
+        e0: energies of the species (E^0 per atom), a sequence in the order of ``species`` or a
+            mapping from atomic number; None for 0. Usually set by :meth:`fit_e0`.
+        sigma_e: sigma_E, the energy scale of the readouts (energy unit).
+        energy_unit: name of the energy unit; set by :meth:`fit_e0` from the target.
+        layout: ``"padded"`` (fast) or ``"edges"`` (the specification); the same numbers.
+        backend: neighbour search, see :func:`hipnn_pyg.graph.radius_graph`.
+        validate: check inputs on every eager call (:mod:`hipnn_pyg.checks`).
+
+    Raises:
+        ValueError: a size or a length that makes no model.
+    """
+
+    def __init__(
+        self,
+        species: Sequence[int] = (1, 6, 7, 8, 9),
+        hidden_channels: int = 80,
+        num_interactions: int = 2,
+        num_onsite: int = 3,
+        num_sensitivities: int = 20,
+        r_low: float = 1.7 * Bohr,
+        r_high: float = 10 * Bohr,
+        cutoff: float = 15 * Bohr,
+        hierarchical: bool = True,
+        e0: Sequence[float] | Mapping[int, float] | None = None,
+        sigma_e: float = 1.0,
+        energy_unit: str = "unknown",
+        layout: Literal["padded", "edges"] = "padded",
+        backend: str = "torch",
+        validate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.hyperparameters: dict[str, Any] = {
+            "species": [int(number) for number in species],
+            "hidden_channels": hidden_channels,
+            "num_interactions": num_interactions,
+            "num_onsite": num_onsite,
+            "num_sensitivities": num_sensitivities,
+            "r_low": r_low,
+            "r_high": r_high,
+            "cutoff": cutoff,
+            "hierarchical": hierarchical,
+        }
+        _check_hyperparameters(self.hyperparameters, layout, backend)
+        self.species = tuple(self.hyperparameters["species"])
+        self.cutoff = cutoff
+        self.hierarchical = hierarchical
+        self.energy_unit = energy_unit
+        self.layout = layout
+        self.backend = backend
+        self.validate = validate
+
+        index = torch.full((max(self.species) + 1,), -1)
+        index[torch.tensor(self.species)] = torch.arange(len(self.species))
+        self.register_buffer("_species_index", index, persistent=False)
+        self.reference = ReferenceEnergy(len(self.species))
+        sizes = [len(self.species)] + [hidden_channels] * num_interactions
+        self.blocks = nn.ModuleList(
+            Block(
+                sizes[n - 1],
+                hidden_channels,
+                num_onsite,
+                n,
+                Sensitivity(num_sensitivities, r_low, r_high, cutoff),
+            )
+            for n in range(1, num_interactions + 1)
+        )
+        if not hierarchical:
+            for block in self.blocks[:-1]:
+                for parameter in block.readout.parameters():
+                    nn.init.zeros_(parameter).requires_grad_(False)
+        self.set_e0(e0, sigma_e)
+
+    # -- the energy scale ----------------------------------------------------------------------
+
+    @property
+    def sigma_e(self) -> float:
+        """sigma_E, the standard deviation of the training energies (energy unit)."""
+        return float(self.reference.sigma_e)
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of parameters, E^0 and sensitivities included, as the paper counts."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def set_e0(
+        self, e0: Sequence[float] | Mapping[int, float] | Tensor | None, sigma_e: float
+    ) -> None:
+        """Set the frozen zeroth order and the energy scale.
+
+        Args:
+            e0: see the class; None for 0 (always 0 without hierarchy).
+            sigma_e: sigma_E > 0 (energy unit).
+
+        Raises:
+            ValueError: an energy is missing or not finite, or sigma_e is not positive.
+        """
+        if isinstance(e0, Mapping):
+            missing = sorted(set(self.species) - set(e0))
+            if missing:
+                raise ValueError(f"e0 has no energy for atomic number {missing[0]}: add it")
+            e0 = [e0[number] for number in self.species]
+        values = torch.zeros(len(self.species), dtype=torch.float64)
+        if e0 is not None:
+            values = torch.as_tensor(e0, dtype=torch.float64).detach().cpu()
+        if values.shape != (len(self.species),) or not bool(torch.isfinite(values).all()):
+            raise ValueError(
+                f"e0 must be {len(self.species)} finite energies, one per species "
+                f"{self.species}, not {values.tolist()}"
+            )
+        if not 0 < sigma_e < float("inf"):
+            raise ValueError(f"sigma_e must be positive and finite, not {sigma_e}")
+        if not self.hierarchical and bool((values != 0).any()):
+            raise ValueError("hierarchical=False fixes w^0 = 0 (Table II): leave e0 out")
+        with torch.no_grad():
+            self.reference.weight.copy_(values)
+            self.reference.sigma_e.fill_(sigma_e)
+
+    def fit_e0(self, data: Any, target: str | int | Target = "U0_atom") -> HIPNN:
+        """Set E^0 (least squares, float64) and sigma_E from training molecules (Sec. II.F).
+
+        Without hierarchy E^0 stays 0 and only sigma_E is set.
+
+        Args:
+            data: the training molecules: a PyG dataset, a list of ``Data`` or a ``DataLoader``.
+            target: a QM9 name such as ``"U0_atom"``, ``"energy"`` (MD17), a column of ``y``, the
+                name of an attribute, or a :class:`~hipnn_pyg.data.targets.Target`.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            StructureError: no molecules, foreign species, or a target that is not finite.
+        """
+        target = resolve_target(target)
+        weight, sigma_e = fit_reference_energies(data, target, self.species)
+        self.set_e0(weight if self.hierarchical else None, sigma_e)
+        self.energy_unit = target.unit
+        return self
+
+    def _warn_if_unfitted(self) -> None:
+        """One warning per model, when it is first trained without an energy scale."""
+        if not self.training or getattr(self, "_fit_checked", False):
+            return
+        self._fit_checked = True
+        if self.sigma_e == 1.0 and not bool(self.reference.weight.any()):
+            warnings.warn(
+                "E^0 is 0 and sigma_E is 1: call model.fit_e0(train_dataset, target=...) before "
+                "training, it makes HIP-NN learn much faster",
+                HIPNNWarning,
+                stacklevel=4,
+            )
+
+    # -- Fig. 1, left to right -----------------------------------------------------------------
+
+    def pairs(
+        self,
+        pos: Tensor,
+        batch: Tensor,
+        edge_index: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Pairs:
+        """Neighbour pairs of a batch in the model's layout.
+
+        Args:
+            pos: positions in Å, ``[N, 3]``.
+            batch: molecule of each atom, sorted, ``[N]``.
+            edge_index: the user's own edges ``[2, E]`` (j, i) instead of the built-in search.
+            shift: their periodic-image vectors in Å, ``[E, 3]``.
+        """
+        if edge_index is None and self.layout == "padded" and self.backend == "torch":
+            counts = torch.bincount(batch)
+            largest = int(counts.max())
+            if largest <= ALL_PAIRS_LIMIT:
+                ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+                return molecule_pairs(pos, batch, ptr, largest)
+        if edge_index is None:
+            edge_index = radius_graph(pos, self.cutoff, batch, self.backend)
+        pairs = edge_pairs(pos, edge_index, shift)
+        return pad_pairs(pairs, pos.size(0)) if self.layout == "padded" else pairs
+
+    def species_index(self, z: Tensor) -> Tensor:
+        """Atomic numbers ``[N]`` to places in the species list ``[N]``; -1 for foreign ones."""
+        largest = self._species_index.numel() - 1
+        return torch.where(
+            (z >= 0) & (z <= largest), self._species_index[z.clamp(0, largest).long()], -1
+        )
+
+    def atom_terms(self, species: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """The whole network on checked input; no checks, no data-dependent shapes.
+
+        Args:
+            species: places in the species list, ``[N]``.
+            pairs: neighbour pairs.
+
+        Returns:
+            ``(terms [N, num_interactions + 1] float64, features [N, hidden_channels])``.
+        """
+        dtype = self.blocks[0].interaction.V.dtype
+        pairs = pairs._replace(r=pairs.r.to(dtype))
+        z = one_hot(species, len(self.species)).to(dtype)  # Eq. 3
+        terms = [self.reference(species)]
+        for block in self.blocks:
+            z, energy = block(z, pairs, self.reference.sigma_e)
+            terms.append(energy.double())
+        return torch.stack(terms, dim=1), z
+
+    def energy_terms(
+        self,
+        z: Tensor,
+        pos: Tensor,
+        batch: Tensor | None = None,
+        edge_index: Tensor | None = None,
+        shift: Tensor | None = None,
+        num_graphs: int | None = None,
+    ) -> EnergyTerms:
+        """Energies with their hierarchy.
+
+        Args:
+            z: atomic numbers, ``[N]``.
+            pos: positions in Å, ``[N, 3]``.
+            batch: molecule of each atom, sorted, ``[N]``; None for one molecule.
+            edge_index: own edges ``[2, E]``, row 0 = j (sends), row 1 = i (receives); None for
+                all pairs within the cutoff.
+            shift: periodic-image vectors of those edges in Å, ``[E, 3]``:
+                r_ij = pos_j - pos_i + shift.
+            num_graphs: G, if known (saves a synchronisation on a GPU).
+
+        Raises:
+            StructureError: bad input, see :mod:`hipnn_pyg.checks`.
+        """
+        if self.validate:
+            check_graphs(z, pos, batch, num_graphs, edge_index, shift)
+        if shift is not None and edge_index is None:
+            raise ValueError("shift belongs to edge_index: pass both, or neither")
+        if batch is None:
+            batch = torch.zeros_like(z, dtype=torch.long)
+            num_graphs = 1
+        if num_graphs is None:
+            num_graphs = int(batch[-1]) + 1
+        self._warn_if_unfitted()
+        species = self.species_index(z)
+        pairs = self.pairs(pos, batch, edge_index, shift)
+        if self.validate:
+            check_species(z, species >= 0, self.species)
+            check_distances(pairs.r)
+        terms, features = self.atom_terms(species, pairs)
+        energy = terms.new_zeros(num_graphs).index_add(0, batch, terms.sum(dim=1))
+        return EnergyTerms(
+            energy.unsqueeze(1), terms, nonhierarchicality(terms, batch, num_graphs), features
+        )
+
+    def forward(
+        self,
+        z: Tensor,
+        pos: Tensor,
+        batch: Tensor | None = None,
+        edge_index: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        """Total energies ``[G, 1]`` in ``pos.dtype``; arguments as in :meth:`energy_terms`."""
+        return self.energy_terms(z, pos, batch, edge_index, shift).energy.to(pos.dtype)
+
+    def extra_repr(self) -> str:
+        """Species, cutoff and energy unit."""
+        return f"species={self.species}, cutoff={self.cutoff:.4g} Å, unit={self.energy_unit}"
+
+
+def _check_hyperparameters(parameters: dict[str, Any], layout: str, backend: str) -> None:
+    species = parameters["species"]
+    if not species or len(set(species)) < len(species) or min(species) < 1:
+        raise ValueError(f"species must be different atomic numbers >= 1, not {species}")
+    for name, least in (
+        ("hidden_channels", 1),
+        ("num_interactions", 1),
+        ("num_onsite", 0),
+        ("num_sensitivities", 1),
+    ):
+        if parameters[name] < least:
+            raise ValueError(f"{name} must be at least {least}, not {parameters[name]}")
+    r_low, r_high, cutoff = (parameters[name] for name in ("r_low", "r_high", "cutoff"))
+    if not 0 < r_low < r_high or not 0 < cutoff < float("inf"):
+        raise ValueError(
+            f"lengths must satisfy 0 < r_low < r_high and 0 < cutoff (Å), not r_low={r_low}, "
+            f"r_high={r_high}, cutoff={cutoff}"
+        )
+    if layout not in ("padded", "edges"):
+        raise ValueError(f"layout must be 'padded' or 'edges', not {layout!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {sorted(BACKENDS)}, not {backend!r}")
