@@ -1,0 +1,1 @@
+"""From structures to packed, checked molecules with named targets."""

@@ -1,0 +1,222 @@
+"""Structures from SMILES, ASE atoms and files, to and from PyG ``Data``: Å and eV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+from torch_geometric.data import Data
+
+from hipnn_pyg.checks import StructureError
+
+if TYPE_CHECKING:
+    from rdkit.Chem import Mol
+
+_MAX_MMFF_STEPS = 5_000
+
+
+def from_smiles(smiles: str, seed: int = 0, optimize: bool = True) -> Data:
+    """Build one conformer of a molecule: add hydrogens, embed (ETKDGv3), relax with MMFF94.
+
+    Args:
+        smiles: SMILES of one connected molecule.
+        seed: seed of the embedding; the same seed gives the same coordinates.
+        optimize: relax with MMFF94 after embedding.
+
+    Returns:
+        ``Data`` with ``z`` ``[N]``, ``pos`` ``[N, 3]`` in Å and ``smiles``.
+
+    Raises:
+        StructureError: the SMILES cannot be parsed, has several fragments, cannot be embedded,
+            or MMFF94 has no parameters for it or does not converge.
+        ImportError: RDKit is not installed.
+    """
+    try:
+        from rdkit import Chem, rdBase
+    except ImportError as error:
+        raise ImportError('SMILES need RDKit: pip install "hipnn_pyg[data]"') from error
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromSmiles(smiles)
+        if mol is None or mol.GetNumAtoms() == 0:
+            raise StructureError(f"SMILES {smiles!r}: parsing failed; it is empty or not valid")
+        fragments = len(Chem.GetMolFrags(mol))
+        if fragments > 1:
+            raise StructureError(
+                f"SMILES {smiles!r}: {fragments} fragments, whose distance a SMILES does not say; "
+                f"give each '.'-separated part by itself"
+            )
+        mol = Chem.AddHs(mol)
+        _embed(mol, smiles, seed)
+        if optimize:
+            _relax(mol, smiles)
+    return Data(
+        z=_atomic_numbers([atom.GetAtomicNum() for atom in mol.GetAtoms()], f"SMILES {smiles!r}"),
+        pos=_real(mol.GetConformer().GetPositions()),
+        smiles=smiles,
+    )
+
+
+def _embed(mol: Mol, smiles: str, seed: int) -> None:
+    from rdkit.Chem import rdDistGeom
+
+    parameters: Any = rdDistGeom.ETKDGv3()
+    parameters.randomSeed = seed
+    if rdDistGeom.EmbedMolecule(mol, parameters) != 0:
+        raise StructureError(
+            f"SMILES {smiles!r}: embedding (ETKDGv3, seed {seed}) found no 3-D structure; "
+            f"try another seed, or read the structure from a file"
+        )
+
+
+def _relax(mol: Mol, smiles: str) -> None:
+    from rdkit.Chem import rdForceFieldHelpers
+
+    if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
+        raise StructureError(
+            f"SMILES {smiles!r}: MMFF94 has no parameters for it; optimize=False keeps the "
+            f"embedded geometry"
+        )
+    if rdForceFieldHelpers.MMFFOptimizeMolecule(mol, maxIters=_MAX_MMFF_STEPS) != 0:
+        raise StructureError(
+            f"SMILES {smiles!r}: MMFF94 did not converge in {_MAX_MMFF_STEPS} steps; "
+            f"optimize=False keeps the embedded geometry"
+        )
+
+
+def from_atoms(atoms: Atoms) -> Data:
+    """Convert an ASE structure.
+
+    Positions and cell get torch's default dtype. Energy and forces are taken over if a calculator
+    holds them for exactly this structure; nothing is computed.
+
+    Returns:
+        ``Data`` with ``z`` ``[N]`` and ``pos`` ``[N, 3]`` in Å; ``cell`` ``[1, 3, 3]`` in Å (rows
+        are the lattice vectors) and ``pbc`` ``[1, 3]`` if it is periodic in any direction;
+        ``energy`` ``[1]`` in eV (float64) and ``force`` ``[N, 3]`` in eV/Å if known.
+
+    Raises:
+        StructureError: no atoms, an unknown element, a position or cell that is not finite, or
+            a periodic direction without a lattice vector.
+    """
+    label = f"structure {atoms.get_chemical_formula() or 'without atoms'}"
+    data = Data(z=_atomic_numbers(atoms.numbers, label), pos=_real(atoms.positions))
+    if not torch.isfinite(data.pos).all():
+        raise StructureError(f"{label}: a position is not finite")
+    if atoms.pbc.any():
+        _check_cell(atoms, label)
+        data.cell = _real(atoms.cell.array).unsqueeze(0)
+        data.pbc = torch.tensor(atoms.pbc).unsqueeze(0)
+    energy, forces = (_known_result(atoms, name) for name in ("energy", "forces"))
+    if energy is not None:
+        data.energy = torch.tensor([float(energy)], dtype=torch.float64)
+    if forces is not None:
+        data.force = _real(forces)
+    return data
+
+
+def read_structures(path: str | Path) -> list[Data]:
+    """Read every structure of a file in any format ASE knows (xyz, extxyz, cif, db, traj, ...).
+
+    Returns:
+        One ``Data`` per structure, as :func:`from_atoms` makes it; ``energy`` is in eV, so its
+        target is :data:`hipnn_pyg.data.targets.ASE_ENERGY`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StructureError: ASE cannot read it, it holds no structure, or one of them is not valid.
+    """
+    import ase.io
+
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no structure file {path}")
+    try:
+        frames = ase.io.read(path, index=":")
+    except ImportError:
+        raise
+    except Exception as error:  # every ASE format has exceptions of its own
+        raise StructureError(
+            f"{path}: ASE cannot read it ({type(error).__name__}: {error}); `ase info --formats` "
+            f"lists the formats it knows"
+        ) from error
+    if not frames:
+        raise StructureError(f"{path} holds no structure")
+    structures = []
+    for number, atoms in enumerate(frames):
+        try:
+            structures.append(from_atoms(atoms))
+        except StructureError as error:
+            raise StructureError(f"{path}, structure {number}: {error}") from error
+    return structures
+
+
+def to_atoms(
+    data: Data, energy: Tensor | float | None = None, forces: Tensor | None = None
+) -> Atoms:
+    """Convert one graph to ASE, with results attached so that ``ase.io.write`` stores them.
+
+    Args:
+        data: one graph with ``z`` and ``pos``, and ``cell`` with ``pbc`` if periodic.
+        energy: its energy in eV; the label in ``data.energy`` is not used.
+        forces: its forces in eV/Å, ``[N, 3]``; the label in ``data.force`` is not used.
+
+    Raises:
+        StructureError: ``data`` holds several graphs.
+    """
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    if getattr(data, "num_graphs", 1) != 1:
+        raise StructureError(
+            f"{data.num_graphs} graphs in one batch: convert each of batch.to_data_list()"
+        )
+    atoms = Atoms(numbers=_array(data.z), positions=_array(data.pos))
+    if getattr(data, "cell", None) is not None:
+        atoms.cell[:] = _array(data.cell).reshape(3, 3)
+        atoms.pbc = _array(data.pbc).reshape(3) if getattr(data, "pbc", None) is not None else True
+    if energy is not None or forces is not None:
+        atoms.calc = SinglePointCalculator(
+            atoms,
+            energy=None if energy is None else float(energy),
+            forces=None if forces is None else _array(forces).reshape(len(atoms), 3),
+        )
+    return atoms
+
+
+def _atomic_numbers(numbers: Any, label: str) -> Tensor:
+    z = torch.as_tensor(np.asarray(numbers), dtype=torch.int64)
+    if z.numel() == 0:
+        raise StructureError(f"{label}: there are no atoms")
+    if int(z.min()) < 1:
+        raise StructureError(f"{label}: atom {int(z.argmin())} has no element (atomic number 0)")
+    return z
+
+
+def _check_cell(atoms: Atoms, label: str) -> None:
+    cell = atoms.cell.array
+    if not np.isfinite(cell).all():
+        raise StructureError(f"{label}: the cell is not finite")
+    periodic = cell[atoms.pbc]
+    if np.linalg.matrix_rank(periodic) < len(periodic):
+        raise StructureError(
+            f"{label}: periodic along {atoms.pbc.tolist()}, but those lattice vectors are zero or "
+            f"dependent: {periodic.tolist()} Å"
+        )
+
+
+def _known_result(atoms: Atoms, name: str) -> Any:
+    """A result the calculator already holds for these atoms, else None."""
+    results = getattr(atoms.calc, "results", {})
+    if name not in results or atoms.calc.check_state(atoms):
+        return None
+    return results[name]
+
+
+def _real(values: np.ndarray) -> Tensor:
+    return torch.tensor(np.asarray(values), dtype=torch.get_default_dtype())
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy()

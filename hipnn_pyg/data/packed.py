@@ -1,0 +1,252 @@
+"""Molecules packed into a few long tensors that live on the device: mini-batches by indexing.
+
+Collating a list of ``Data`` objects costs more than a training step; indexing costs almost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.loader import DataLoader
+
+from hipnn_pyg.checks import (
+    StructureError,
+    check_distances,
+    check_graphs,
+    check_targets,
+    warn_unlikely_unit,
+)
+from hipnn_pyg.data.targets import Target
+from hipnn_pyg.graph import molecule_pairs
+
+_CHECK_BLOCK = 4096
+"""Molecules whose distances are checked in one go."""
+
+
+class MoleculeBatch(NamedTuple):
+    """One mini-batch. G molecules, N atoms.
+
+    Attributes:
+        z: atomic numbers, ``[N]``.
+        pos: positions in Å, ``[N, 3]``.
+        batch: molecule of each atom, sorted, ``[N]``.
+        ptr: first atom of each molecule and, last, N; ``[G + 1]``.
+        max_atoms: atoms of the largest molecule.
+        target: energies in the target's unit, float64, ``[G]``.
+    """
+
+    z: Tensor
+    pos: Tensor
+    batch: Tensor
+    ptr: Tensor
+    max_atoms: int
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class PackedMolecules:
+    """All molecules of a data set in concatenated form.
+
+    Attributes:
+        z: atomic numbers of all atoms, ``[A]``.
+        pos: positions in Å, ``[A, 3]``.
+        counts: atoms per molecule, on the CPU, ``[M]``.
+        target: energies in the target's unit, float64, ``[M]``.
+        start: first atom of each molecule, ``[M]``.
+        spec: name, unit and place of the target.
+    """
+
+    z: Tensor
+    pos: Tensor
+    counts: Tensor
+    target: Tensor
+    start: Tensor
+    spec: Target
+
+    @classmethod
+    def pack(cls, source: Any, target: Target, validate: bool = True) -> PackedMolecules:
+        """Pack a PyG dataset, a list of ``Data`` or a ``DataLoader``.
+
+        An ``InMemoryDataset`` without transform is already packed and is only re-indexed; of a
+        ``DataLoader`` over a dataset the dataset is taken (in its own order).
+
+        Args:
+            source: where ``z``, ``pos`` and the target are.
+            target: which number is learned.
+            validate: check every molecule (:mod:`hipnn_pyg.checks`).
+
+        Raises:
+            StructureError: no molecules, or a bad one.
+        """
+        if isinstance(source, PackedMolecules):
+            return source
+        if isinstance(source, DataLoader):
+            source = source.dataset
+        if isinstance(source, InMemoryDataset) and source.transform is None:
+            packed = cls._of_in_memory(source, target)
+        else:
+            packed = cls._of_items(source, target)
+        if validate:
+            packed.check()
+        return packed
+
+    @classmethod
+    def _of_in_memory(cls, dataset: InMemoryDataset, target: Target) -> PackedMolecules:
+        if not len(dataset):
+            raise StructureError("the dataset holds no molecules: give at least one")
+        stored = dataset._data
+        counts = dataset.slices["pos"].diff() if dataset.slices else torch.tensor([len(stored.pos)])
+        whole = Data(batch=torch.arange(len(counts)))
+        if target.key in stored:
+            whole[target.key] = stored[target.key]
+        energies = target.select(whole).double()
+        start = counts.cumsum(0) - counts
+        packed = cls(stored.z, stored.pos, counts, energies, start, target)
+        indices = torch.as_tensor(list(dataset.indices()))
+        everything = len(indices) == len(counts) and bool((indices.diff() == 1).all())
+        return packed if everything else packed.subset(indices)
+
+    @classmethod
+    def _of_items(cls, source: Iterable[Data], target: Target) -> PackedMolecules:
+        z, pos, counts, energies = [], [], [], []
+        for item in source:
+            z.append(item.z)
+            pos.append(item.pos)
+            atoms = item.batch.bincount() if item.batch is not None else [item.num_nodes]
+            counts.append(torch.as_tensor(atoms))
+            energies.append(target.select(item).double())
+        if not z:
+            raise StructureError("the dataset holds no molecules: give at least one")
+        number = torch.cat(counts).cpu()
+        start = number.cumsum(0) - number
+        return cls(torch.cat(z), torch.cat(pos), number, torch.cat(energies), start, target)
+
+    def check(self) -> None:
+        """Check every molecule; raises :class:`~hipnn_pyg.checks.StructureError`."""
+        if not bool((self.counts > 0).all()):
+            empty = int((self.counts == 0).nonzero()[0])
+            raise StructureError(f"molecule {empty} of the dataset has no atoms: leave it out")
+        check_graphs(self.z, self.pos)
+        check_targets(self.target, len(self))
+        for molecules in torch.arange(len(self)).split(_CHECK_BLOCK):
+            block = self.gather(molecules)
+            r = molecule_pairs(block.pos, block.batch, block.ptr, block.max_atoms).r
+            try:
+                check_distances(r)
+            except StructureError as error:
+                close = int(molecules[int(block.batch[r.amin(1).argmin()])])
+                raise StructureError(f"molecule {close} of the dataset: {error}") from None
+            if int(molecules[0]) == 0 and block.max_atoms > 1:
+                warn_unlikely_unit(block.z, r.amin(1), "the dataset")
+
+    def __len__(self) -> int:
+        return self.counts.numel()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the atoms are."""
+        return self.z.device
+
+    def to(self, device: torch.device | str) -> PackedMolecules:
+        """The same molecules on another device (the counts stay on the CPU)."""
+        return replace(
+            self,
+            z=self.z.to(device),
+            pos=self.pos.to(device),
+            target=self.target.to(device),
+            start=self.start.to(device),
+        )
+
+    def subset(self, index: Tensor) -> PackedMolecules:
+        """Some of the molecules; nothing but the index lists is copied.
+
+        Args:
+            index: molecules, int64, ``[m]``, in any order.
+        """
+        index = index.cpu()
+        there = index.to(self.device)
+        return replace(
+            self, counts=self.counts[index], target=self.target[there], start=self.start[there]
+        )
+
+    def gather(self, index: Tensor) -> MoleculeBatch:
+        """The mini-batch of some molecules.
+
+        Args:
+            index: molecules, int64 on the CPU, ``[G]``.
+        """
+        counts = self.counts[index]
+        total, largest = int(counts.sum()), int(counts.max())
+        index, counts = index.to(self.device), counts.to(self.device)
+        ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+        graphs = torch.arange(index.numel(), device=self.device)
+        batch = graphs.repeat_interleave(counts, output_size=total)
+        offset = self.start[index] - ptr[:-1]
+        atoms = torch.arange(total, device=self.device) + offset[batch]
+        return MoleculeBatch(
+            self.z[atoms], self.pos[atoms], batch, ptr, largest, self.target[index]
+        )
+
+
+class PackedLoader:
+    """Iterate mini-batches of packed molecules, with the fields of PyG's ``DataLoader`` batches.
+
+    Each item is a ``Data`` with ``z``, ``pos``, ``batch``, ``ptr`` and the target under its own key
+    (float64, ``[G]``).
+
+    Args:
+        molecules: the packed molecules.
+        batch_size: molecules per mini-batch.
+        shuffle: a new random partition every epoch.
+        seed: of the shuffling; epoch e always has the partition that (seed, e) gives.
+    """
+
+    def __init__(
+        self, molecules: PackedMolecules, batch_size: int, shuffle: bool = False, seed: int = 0
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        self.molecules = molecules
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.molecules) // self.batch_size)
+
+    def partition(self, epoch: int) -> tuple[Tensor, ...]:
+        """Indices of each mini-batch of an epoch."""
+        return partition(len(self.molecules), self.batch_size, self.shuffle, self.seed, epoch)
+
+    def __iter__(self) -> Iterator[Data]:
+        batches = self.partition(self.epoch)
+        self.epoch += 1
+        for index in batches:
+            item = self.molecules.gather(index)
+            data = Data(z=item.z, pos=item.pos, batch=item.batch, ptr=item.ptr)
+            data[self.molecules.spec.key] = item.target
+            yield data
+
+
+def partition(
+    num: int, batch_size: int, shuffle: bool, seed: int, epoch: int
+) -> tuple[Tensor, ...]:
+    """Split ``range(num)`` into mini-batches; a function of its arguments alone.
+
+    Args:
+        num: number of molecules.
+        batch_size: molecules per mini-batch; the last one may be smaller.
+        shuffle: random order, drawn from (seed, epoch), or the given one.
+        seed: of the run.
+        epoch: which partition.
+    """
+    if not shuffle:
+        return torch.arange(num).split(batch_size)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(num, generator=generator).split(batch_size)
