@@ -1,0 +1,53 @@
+"""Checkpoints: everything a run needs to go on, readable with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hipnn_pyg.models.files import ModelFileError, atomic_write
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint; after any failure the old one is intact.
+
+    Args:
+        path: the file.
+        state: tensors, numbers, strings and containers of these.
+    """
+    buffer = io.BytesIO()
+    torch.save({**state, "rng": rng_state()}, buffer)
+    atomic_write(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any]:
+    """Read a checkpoint and restore the random number generators.
+
+    Raises:
+        ModelFileError: missing, truncated or foreign.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        rng = state.pop("rng")
+    except FileNotFoundError as error:
+        raise ModelFileError(
+            f"{path} does not exist: nothing to resume; leave --resume out to start this run"
+        ) from error
+    except Exception as error:  # torch.load raises many kinds on damaged files
+        raise ModelFileError(
+            f"{path} is truncated or not a checkpoint ({type(error).__name__}): start the run anew "
+            "in another folder"
+        ) from error
+    torch.set_rng_state(rng["cpu"].cpu())
+    if torch.cuda.is_available() and rng["cuda"]:
+        torch.cuda.set_rng_state_all([cuda.cpu() for cuda in rng["cuda"]])
+    return state
+
+
+def rng_state() -> dict[str, Any]:
+    """States of torch's random number generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}

@@ -1,0 +1,91 @@
+"""Settings of a training run, as typed dataclasses; the command line is made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from hipnn_pyg.units import Bohr
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network (defaults: the paper's QM9 model). Lengths in Å.
+
+    Args:
+        hidden_channels: N_feature.
+        num_interactions: N_interaction.
+        num_onsite: N_on-site.
+        num_sensitivities: N_sensitivity.
+        r_low: shortest initial sensitivity centre (Å).
+        r_high: longest initial sensitivity centre (Å).
+        cutoff: R_cut (Å).
+        hierarchical: false for the paper's "no hierarchy" (Table II).
+    """
+
+    hidden_channels: int = 80
+    num_interactions: int = 2
+    num_onsite: int = 3
+    num_sensitivities: int = 20
+    r_low: float = round(1.7 * Bohr, 6)
+    r_high: float = round(10 * Bohr, 6)
+    cutoff: float = round(15 * Bohr, 6)
+    hierarchical: bool = True
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train.
+
+    Args:
+        recipe: "paper" (Secs. II.E.2, II.F: annealing on plateaus) or "fast" (warm-up, cosine,
+            average of the weights).
+        epochs: most epochs; null for the recipe's own, 2000 (paper) or 100 (fast).
+        batch_size: molecules per mini-batch.
+        learning_rate: initial (paper) or highest (fast) learning rate of Adam.
+        lambda_l2: weight of the L2 term (Eq. 16).
+        lambda_r: weight of the non-hierarchicality term (Eq. 17).
+        t_init: paper: epochs before annealing may begin.
+        t_patience: paper: epochs without a new best before the learning rate falls.
+        decay: paper: factor by which it falls.
+        warmup_steps: fast: steps of linear warm-up.
+        average_decay: fast: decay of the weight average per update.
+        average_every: fast: steps between updates of the average.
+        seed: of weights and mini-batches (and of the split).
+        device: "auto", "cpu" or "cuda".
+        compile: compile the training step: "on", "off" or "auto" (long runs where a C++ compiler
+            is found).
+        checkpoint_seconds: time between checkpoints.
+    """
+
+    recipe: Literal["paper", "fast"] = "fast"
+    epochs: int | None = None
+    batch_size: int = 30
+    learning_rate: float = 1e-3
+    lambda_l2: float = 1e-6
+    lambda_r: float = 1e-2
+    t_init: int = 100
+    t_patience: int = 50
+    decay: float = 0.5
+    warmup_steps: int = 500
+    average_decay: float = 0.999
+    average_every: int = 5
+    seed: int = 0
+    device: str = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("warmup_steps", 0), ("average_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, not {self.epochs}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
+
+    def resolved(self) -> Training:
+        """The same settings with the recipe's own number of epochs filled in."""
+        return (
+            self if self.epochs else replace(self, epochs=2000 if self.recipe == "paper" else 100)
+        )
