@@ -1,0 +1,101 @@
+"""Learning curves: error, loss and learning rate against the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+from numpy.typing import ArrayLike
+
+from hipnn_pyg.plots.arrays import finite_array
+from hipnn_pyg.plots.style import (
+    COLOURS,
+    GREY,
+    LABEL_SIZE,
+    TEXT_SIZE,
+    finish_axes,
+    new_figure,
+)
+
+
+def learning_curves(
+    epochs: ArrayLike,
+    curves: Mapping[str, ArrayLike],
+    unit: str = "kcal/mol",
+    learning_rate: ArrayLike | None = None,
+    reference: Mapping[str, float] | None = None,
+    loss: ArrayLike | None = None,
+) -> Figure:
+    """Errors per epoch on a logarithmic axis, with loss and learning rate below.
+
+    Args:
+        epochs: epoch numbers, [num_epochs].
+        curves: label -> error per epoch, [num_epochs], in ``unit``.
+        unit: the energy unit of ``curves`` and ``reference``.
+        learning_rate: [num_epochs], dimensionless; given, it gets a panel of its own.
+        reference: label -> error in ``unit``, drawn as horizontal lines, for example
+            ``{"paper": 0.256}``.
+        loss: training loss, [num_epochs], dimensionless (the errors in it are divided by
+            sigma_E, Eq. 12); given, it gets a panel of its own.
+
+    Returns:
+        A figure with one to three panels that share the epoch axis.
+
+    Raises:
+        ValueError: no curve, unequal lengths, or a value that is not finite and positive.
+    """
+    if not curves:
+        raise ValueError("curves is empty: pass at least one label with its error per epoch")
+    x = finite_array("epochs", epochs, (None,))
+    below = {
+        label: finite_array(name, value, x.shape, above=0)
+        for name, label, value in (
+            ("loss", "Training loss\n(dimensionless)", loss),
+            ("learning_rate", "Learning rate\n(dimensionless)", learning_rate),
+        )
+        if value is not None
+    }
+    figure = new_figure(2.4 + 1.15 * len(below))
+    ratios = [1.9] + [1.15] * len(below)
+    panels = figure.subplots(len(ratios), sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+
+    for (label, values), colour in zip(curves.items(), cycle(COLOURS), strict=False):
+        y = finite_array(f"curves[{label!r}]", values, x.shape, above=0)
+        panels[0].plot(x, y, color=colour, linewidth=1.0, label=label)
+    _reference_lines(panels[0], reference or {})
+    for ax, (label, y) in zip(panels[1:], below.items(), strict=True):
+        ax.plot(x, y, color="black", linewidth=1.0)
+        finish_axes(ax, "", label)
+    finish_axes(panels[0], "", f"Error ({unit})")
+
+    for ax in panels:
+        _log_axis(ax)
+    panels[-1].set_xlabel("Epoch", fontsize=LABEL_SIZE)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    figure.align_ylabels()
+    figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT_SIZE, frameon=False)
+    return figure
+
+
+def _reference_lines(ax: Axes, reference: Mapping[str, float]) -> None:
+    for (label, value), dashes in zip(reference.items(), cycle((":", "--", "-.")), strict=False):
+        y = float(finite_array(f"reference[{label!r}]", value, (), above=0))
+        ax.axhline(y, color=GREY, linestyle=dashes, linewidth=1.0, label=f"{label}, {y:g}")
+
+
+def _log_axis(ax: Axes) -> None:
+    """Log y with plain numbers on the ticks, also where the data span less than a decade."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    decades = np.log10(high / low)
+    if decades > 0.7:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,)))
+    else:
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+        ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
