@@ -1,0 +1,85 @@
+"""The ``hipnn`` command: ``hipnn data | train | evaluate | predict | plot``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from hipnn_pyg.checks import StructureError
+from hipnn_pyg.cli import data, evaluate, plot, predict, train
+from hipnn_pyg.data.unavailable import DatasetUnavailableError
+from hipnn_pyg.models.files import ModelFileError
+from hipnn_pyg.train.trainer import TrainingStopped
+
+COMMANDS = {
+    "data": data,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "plot": plot,
+}
+DESCRIPTION = """HIP-NN on PyTorch Geometric: molecular energies, and how far to trust them.
+
+Start with:
+  hipnn train qm9 --epochs 2
+  hipnn evaluate runs/qm9
+  hipnn predict --model runs/qm9 CCO "c1ccccc1"
+"""
+EXPECTED_ERRORS = (
+    DatasetUnavailableError,
+    ImportError,
+    ModelFileError,
+    OSError,
+    StructureError,
+    TrainingStopped,
+    ValueError,
+)
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Keep the line breaks of descriptions, which hold examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in text.strip().splitlines())
+
+
+def parser() -> ArgumentParser:
+    """The parser of ``hipnn`` with all its commands."""
+    top = ArgumentParser(
+        prog="hipnn",
+        formatter_class=HelpFormatter,
+        description=DESCRIPTION,
+    )
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = top.add_subcommands(title="commands", metavar="COMMAND", dest="command")
+    for name, module in COMMANDS.items():
+        assert module.__doc__
+        first_line, *_ = module.__doc__.split("\n")
+        command = ArgumentParser(description=module.__doc__, formatter_class=HelpFormatter)
+        commands.add_subcommand(name, command, help=first_line)
+        module.add_options(command)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; expected errors end in one line on stderr and exit status 1."""
+    arguments = parser().parse_args(argv)
+    command = arguments.command
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            COMMANDS[command].run(arguments[command])
+    except EXPECTED_ERRORS as error:
+        if arguments.debug:
+            raise
+        print(f"hipnn {command}: {error}", file=sys.stderr)
+        return 130 if isinstance(error, TrainingStopped) and error.interrupted else 1
+    return 0
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """One line on stderr instead of Python's two."""
+    print(f"warning: {message}", file=sys.stderr)

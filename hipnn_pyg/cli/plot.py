@@ -1,0 +1,126 @@
+"""Draw a run: learning curves, parity, sensitivities (Fig. 2), errors against R (Fig. 3)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from matplotlib.figure import Figure
+
+from hipnn_pyg.cli.run_folder import RunFolder
+from hipnn_pyg.models.files import load_model
+from hipnn_pyg.nn import Sensitivity, cosine_cutoff
+from hipnn_pyg.plots import (
+    error_quantiles,
+    learning_curves,
+    parity,
+    plot_error_quantiles,
+    sensitivities,
+)
+from hipnn_pyg.units import ENERGY_UNITS, convert
+
+
+def add_options(options: ArgumentParser) -> None:
+    """Options of ``hipnn plot``."""
+    options.add_argument("run", type=str, help="run folder of hipnn train")
+
+
+def run(arguments: Namespace) -> None:
+    """Draw everything the run folder has data for."""
+    for path in plot(Path(arguments.run)):
+        print(path)
+
+
+def plot(path: Path) -> list[Path]:
+    """Write ``plots/*.png`` of a run folder.
+
+    Args:
+        path: run folder; parity and errors against R need ``hipnn evaluate`` first.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        ModelFileError: the folder holds no run.
+        ValueError: nothing to draw yet.
+    """
+    folder = RunFolder(path)
+    folder.read_config()
+    drawings: dict[str, Callable[[RunFolder], Figure]] = {"sensitivities": draw_sensitivities}
+    if folder.metrics.is_file():
+        drawings["learning"] = draw_learning
+    if folder.predictions.is_file():
+        drawings["parity"] = draw_parity
+        if load_model(path).hierarchical:  # else R counts atoms
+            drawings["quantiles"] = draw_quantiles
+    folder.plots.mkdir(exist_ok=True)
+    written = []
+    for name, draw in drawings.items():
+        written.append(folder.plots / f"{name}.png")
+        draw(folder).savefig(written[-1], dpi=200)
+    return written
+
+
+def draw_learning(folder: RunFolder) -> Figure:
+    """Validation errors, training loss and learning rate per epoch."""
+    with open(folder.metrics, newline="") as file:
+        rows = list(csv.DictReader(file))
+    column = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+    paper = {}
+    if folder.results.is_file():
+        mae = json.loads(folder.results.read_text())["paper"].get("mae")
+        paper = {"paper": float(mae.split()[0])} if mae else {}
+    return learning_curves(
+        column["epoch"],
+        {
+            "validation MAE": column["validation_mae"],
+            "validation RMSE": column["validation_rmse"],
+        },
+        learning_rate=np.maximum(column["learning_rate"], 1e-9),
+        reference=paper,
+        loss=column["train_loss"],
+    )
+
+
+def _errors(folder: RunFolder) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Target and prediction in kcal/mol where they are energies, R, and the unit."""
+    with np.load(folder.predictions) as stored:
+        unit = str(stored["unit"])
+        is_energy = unit in ENERGY_UNITS
+        factor = convert(1.0, unit, "kcal/mol") if is_energy else 1.0
+        target, prediction = stored["target"] * factor, stored["prediction"] * factor
+        return target, prediction, stored["nonhierarchicality"], "kcal/mol" if is_energy else unit
+
+
+def draw_parity(folder: RunFolder) -> Figure:
+    """Predicted against true energies."""
+    target, prediction, _, unit = _errors(folder)
+    return parity(target, prediction, unit)
+
+
+def draw_quantiles(folder: RunFolder) -> Figure:
+    """Fig. 3: quantiles of the error against R."""
+    target, prediction, r, unit = _errors(folder)
+    return plot_error_quantiles(error_quantiles(r, np.abs(prediction - target)), unit=unit)
+
+
+@torch.no_grad()
+def draw_sensitivities(folder: RunFolder) -> Figure:
+    """Fig. 2: the first layer's sensitivities as trained (blue) and initially (grey)."""
+    model = load_model(folder.path)
+    trained = model.blocks[0].interaction.sensitivity
+    assert isinstance(trained, Sensitivity)
+    initial = Sensitivity(trained.mu.numel(), trained.r_low, trained.r_high, trained.cutoff)
+    r = torch.linspace(0.5, trained.cutoff, 600)
+    return sensitivities(
+        r.numpy(),
+        trained(r).numpy(),
+        cosine_cutoff(r, trained.cutoff).numpy(),
+        r_cut=trained.cutoff,
+        initial=initial(r).numpy(),
+    )

@@ -1,0 +1,113 @@
+"""What ``hipnn train`` leaves in a run folder, and how the other commands read it back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from hipnn_pyg.data.packed import PackedMolecules
+from hipnn_pyg.data.sets import SETS, MoleculeSet, describe
+from hipnn_pyg.data.splits import Split
+from hipnn_pyg.models.files import ModelFileError, atomic_write
+from hipnn_pyg.train.config import Network, Training
+
+T = TypeVar("T")
+
+RESUME_MAY_CHANGE = {"device", "compile", "checkpoint_seconds", "root", "source", "path"}
+"""Settings that do not change what is computed, so a resumed run may differ in them."""
+
+
+def of_class(kind: type[T], values: dict[str, Any]) -> T:
+    """The instance of a dataclass whose fields stand among ``values``."""
+    return kind(**{field.name: values[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of the files of a run.
+
+    Args:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Every setting, resolved (YAML)."""
+        return self.path / "config.yaml"
+
+    @property
+    def split(self) -> Path:
+        """Training, validation and test indices."""
+        return self.path / "split.npz"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def predictions(self) -> Path:
+        """What ``hipnn evaluate`` predicted."""
+        return self.path / "predictions.npz"
+
+    @property
+    def results(self) -> Path:
+        """Test statistics (JSON)."""
+        return self.path / "results.json"
+
+    @property
+    def plots(self) -> Path:
+        """Pictures."""
+        return self.path / "plots"
+
+    def write_config(self, molecules: MoleculeSet, network: Network, training: Training) -> None:
+        """Keep the settings; an older configuration of the same folder must agree."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        settings = {**describe(molecules), **asdict(network), **asdict(training)}
+        atomic_write(self.config, yaml.safe_dump(settings, sort_keys=False).encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """Every setting of the run.
+
+        Raises:
+            ModelFileError: the folder holds no run, or a damaged one.
+        """
+        if not self.config.is_file():
+            raise ModelFileError(f"{self.path} holds no run (no config.yaml): see hipnn train")
+        settings = yaml.safe_load(self.config.read_text())
+        if not isinstance(settings, dict) or settings.get("dataset") not in SETS:
+            raise ModelFileError(f"{self.config} is damaged: start the run anew")
+        return settings
+
+    def check_same(self, molecules: MoleculeSet, network: Network, training: Training) -> None:
+        """A resumed run must have the settings it began with.
+
+        Raises:
+            ModelFileError: naming the first setting that differs.
+        """
+        old = self.read_config()
+        new = {**describe(molecules), **asdict(network), **asdict(training)}
+        for name in (old.keys() | new.keys()) - RESUME_MAY_CHANGE:
+            if old.get(name) != new.get(name):
+                raise ModelFileError(
+                    f"{self.path} was trained with {name} = {old.get(name)}, not {new.get(name)}: "
+                    f"resume with the old value, or choose another --run folder"
+                )
+
+    def molecules(self, root: str | None = None) -> tuple[MoleculeSet, PackedMolecules, Split]:
+        """The data set of the run, loaded, and its split.
+
+        Args:
+            root: another folder for the data set than the one in the configuration.
+        """
+        settings = self.read_config()
+        if root is not None:
+            settings["path" if settings["dataset"] == "file" else "root"] = root
+        chosen: MoleculeSet = of_class(SETS[settings["dataset"]], settings)
+        packed, _ = chosen.load()
+        return chosen, packed, Split.load(self.split)

@@ -1,0 +1,126 @@
+"""Train a model on QM9, MD17 or your own structures; Ctrl-C loses nothing, --resume goes on.
+
+The run folder then holds config.yaml, split.npz, metrics.csv, model.safetensors, model.json,
+checkpoint.pt and TensorBoard logs. Examples:
+
+  hipnn train qm9 --recipe fast --epochs 10
+  hipnn train md17 --molecule benzene
+  hipnn train file --path structures.extxyz --num_train 900 --num_validation 100
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from hipnn_pyg.cli.run_folder import RunFolder, of_class
+from hipnn_pyg.data.sets import SETS, FileSet, MD17Set, MoleculeSet, QM9Set, describe, split
+from hipnn_pyg.models.hipnn import HIPNN
+from hipnn_pyg.train.config import Network, Training
+from hipnn_pyg.train.trainer import Trainer
+
+DEFAULTS: dict[type, dict[str, object]] = {
+    QM9Set: {},
+    MD17Set: {"hidden_channels": 20, "num_onsite": 0, "epochs": 2000},  # Table III's model
+    FileSet: {},
+}
+HELP = {
+    "qm9": "QM9, the paper's main data set",
+    "md17": "a trajectory of MD17 or revised MD17 (Table III's model by default)",
+    "file": "your own structures with energies",
+}
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of ``hipnn train``: one sub-command per data set."""
+    sets = parser.add_subcommands(title="data sets", metavar="DATASET", dest="dataset")
+    for name, kind in SETS.items():
+        options = ArgumentParser(description=f"Train on {HELP[name]}.")
+        options.add_argument("--config", action="config", help="a YAML file of these options")
+        options.add_argument("--run", type=str, default=f"runs/{name}", help="run folder")
+        options.add_argument("--resume", action="store_true", help="go on with the run in --run")
+        for group in (kind, Network, Training):
+            options.add_class_arguments(group)
+        options.set_defaults(DEFAULTS[kind])
+        sets.add_subcommand(name, options, help=HELP[name])
+
+
+def run(arguments: Namespace) -> None:
+    """Train as told."""
+    name = arguments.dataset
+    options = arguments[name].as_dict()
+    molecules: MoleculeSet = of_class(SETS[name], options)
+    train(
+        molecules,
+        of_class(Network, options),
+        of_class(Training, options),
+        Path(options["run"]),
+        resume=options["resume"],
+    )
+
+
+def train(
+    molecules: MoleculeSet,
+    network: Network,
+    training: Training,
+    path: Path,
+    resume: bool = False,
+    progress: bool = True,
+) -> HIPNN:
+    """Load, split, fit E^0, train; everything goes to the run folder.
+
+    Args:
+        molecules: the data set.
+        network: the network.
+        training: the settings of training.
+        path: run folder.
+        resume: go on with the run there.
+        progress: show a progress bar and the result.
+
+    Returns:
+        The model with the best validation MAE.
+
+    Raises:
+        FileExistsError: the folder holds a run and ``resume`` is false.
+        ModelFileError: nothing to resume, or a run with other settings.
+    """
+    training = training.resolved()
+    folder = RunFolder(path)
+    if resume:
+        folder.check_same(molecules, network, training)
+    elif folder.config.exists():
+        raise FileExistsError(f"{path} holds a run: go on with --resume, or choose another --run")
+    packed, candidates = molecules.load()
+    parts = split(molecules, len(packed), candidates, training.seed)
+    if not resume:
+        folder.write_config(molecules, network, training)
+        parts.save(folder.split)
+
+    torch.manual_seed(training.seed)
+    fit = packed.subset(parts.train)
+    species = sorted(set(packed.z.tolist()))
+    model = HIPNN(species=species, **asdict(network)).fit_e0(fit, packed.spec)
+    provenance = {**describe(molecules), "seed": training.seed, "recipe": training.recipe}
+    provenance["split_sha256"] = parts.checksum
+    trainer = Trainer(
+        model,
+        fit,
+        packed.subset(parts.validation),
+        training,
+        path,
+        provenance,
+        progress,
+    )
+    if resume:
+        trainer.resume()
+    model = trainer.fit()
+    if progress:
+        print(
+            f"best validation MAE {trainer.best_mae:.4f} {trainer.metric_unit} in epoch "
+            f"{trainer.best_epoch} of {trainer.epoch}, {trainer.seconds:.0f} s of training; "
+            f"next: hipnn evaluate {path}"
+        )
+    return model
