@@ -38,7 +38,9 @@ def atomic_write(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(
-            error.errno, f"could not save ({error.strerror}); the previous file is intact", str(path)
+            error.errno,
+            f"could not save ({error.strerror}); the previous file is intact",
+            str(path),
         ) from error
 
 

@@ -24,9 +24,7 @@ class Sensitivity(nn.Module):
         cutoff: R_cut in Å.
     """
 
-    def __init__(
-        self, num_sensitivities: int, r_low: float, r_high: float, cutoff: float
-    ) -> None:
+    def __init__(self, num_sensitivities: int, r_low: float, r_high: float, cutoff: float) -> None:
         super().__init__()
         self.r_low, self.r_high, self.cutoff = r_low, r_high, cutoff
         self.mu = nn.Parameter(torch.empty(num_sensitivities))
