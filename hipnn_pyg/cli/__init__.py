@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from hipnn_pyg.checks import StructureError
@@ -66,6 +67,7 @@ def parser() -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; expected errors end in one line on stderr and exit status 1."""
+    torch.set_flush_denormal(True)  # before any worker thread exists: they inherit it
     arguments = parser().parse_args(argv)
     command = arguments.command
     try:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
@@ -58,7 +57,6 @@ def evaluate(
     Returns:
         Our statistics (kcal/mol where the target is an energy), and the paper's as text.
     """
-    torch.set_flush_denormal(True)
     folder = RunFolder(path)
     model = load_model(path, device)
     molecules, packed, split = folder.molecules(root)

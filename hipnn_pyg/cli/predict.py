@@ -79,7 +79,6 @@ def add_options(options: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Predict and write."""
-    torch.set_flush_denormal(True)
     model = load_model(arguments.model, arguments.device)
     unit = arguments.unit or model.energy_unit
     structures = read_inputs(arguments.inputs, arguments.seed)[: arguments.limit]

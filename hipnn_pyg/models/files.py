@@ -129,7 +129,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> HIPNN:
     model = model.to(getattr(torch, card["dtype"]))
     try:
         with safe_open(path, "pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ModelFileError(
             f"{path} is missing, truncated or not a model ({error}): restore it from a copy, or "
