@@ -1,0 +1,49 @@
+# Every target is a few plain commands; `make demo` and `make test` need only Python 3.11+ and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+OPS = $(VENV)-ops
+
+.PHONY: demo test test-ops lint types tables clean
+
+# QM9 from the qm9pack wheel, a short real training, the table beside the paper's numbers, plots.
+demo: $(VENV)/installed
+	$(BIN)/hipnn train qm9 --source qm9pack --epochs 3 --run runs/demo $(DEMO)
+	$(BIN)/hipnn evaluate runs/demo
+	$(BIN)/hipnn plot runs/demo
+	$(BIN)/hipnn predict --model runs/demo CCO "c1ccccc1" "CC(=O)N"
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(PYTEST)
+
+# Neighbour, layer and SchNet tests with torch-cluster and torch-scatter (built from source) and
+# torch-geometric 2.7, whose radius_graph uses them.
+test-ops: $(OPS)/installed
+	$(OPS)/bin/python -m pytest -m "ops or not ops" tests/graph tests/nn tests/models
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+# The tables of the README, from the files in results/.
+tables: $(VENV)/installed
+	$(BIN)/python benchmarks/readme_tables.py
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(OPS)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OPS)
+	sed 's/^torch-geometric==.*/torch-geometric==2.7.0/' constraints.txt > $(OPS)/constraints.txt
+	$(OPS)/bin/pip install -q -c $(OPS)/constraints.txt torch "setuptools<81" wheel
+	$(OPS)/bin/pip install -q -c $(OPS)/constraints.txt --no-build-isolation -e ".[ops,test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OPS)
