@@ -1,4 +1,4 @@
-"""Every check of input, in one place; called where data enters (loader, packed source, predict, model).
+"""Every check of input, in one place; called where data enters: loaders, predict, the model.
 
 Compiled and captured steps call none of these: there a finite flag is read instead.
 """
@@ -134,8 +134,8 @@ def _check_edges(edge_index: Tensor, shift: Tensor | None, z: Tensor) -> None:
     own = edge_index[0] == edge_index[1]
     if shift is None and bool(own.any()):
         raise StructureError(
-            f"edge_index joins atom {int(edge_index[0][own][0])} to itself: remove self loops, e.g. "
-            "with torch_geometric.utils.remove_self_loops (the layer has its own self term)"
+            f"edge_index joins atom {int(edge_index[0][own][0])} to itself: remove self loops, "
+            "e.g. with torch_geometric.utils.remove_self_loops (the layer has its own self term)"
         )
 
 
@@ -168,9 +168,10 @@ def check_distances(r: Tensor) -> None:
     Raises:
         StructureError: the smallest distance is below :data:`MIN_DISTANCE`.
     """
-    if r.numel() and float(r.detach().min()) < MIN_DISTANCE:
+    closest = float(r.detach().min()) if r.numel() else torch.inf
+    if closest < MIN_DISTANCE:
         raise StructureError(
-            f"two atoms are {float(r.detach().min()):.2e} Å apart, closer than {MIN_DISTANCE} Å: remove the "
+            f"two atoms are {closest:.2e} Å apart, closer than {MIN_DISTANCE} Å: remove the "
             "duplicate atom, or check that positions are in Å"
         )
 

@@ -1,4 +1,4 @@
-"""Figures printed in the paper (J. Chem. Phys. 148, 241715, 2018), in kcal/mol, to stand beside ours.
+"""Figures printed in the paper (J. Chem. Phys. 148, 241715, 2018), in kcal/mol.
 
 The same numbers, with their source, are in ``datasets/paper/``.
 """

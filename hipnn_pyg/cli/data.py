@@ -17,8 +17,8 @@ def add_options(parser: ArgumentParser) -> None:
     sets.add_subcommand("qm9", qm9, help="fetch QM9, or build it from the qm9pack wheel")
 
     raw = ArgumentParser(
-        description="Write gdb9.sdf, gdb9.sdf.csv and uncharacterized.txt from the qm9pack wheel, so "
-        "that torch_geometric.datasets.QM9(ROOT) loads QM9 with its bonds and no download."
+        description="Write gdb9.sdf, gdb9.sdf.csv and uncharacterized.txt from the qm9pack wheel, "
+        "so that torch_geometric.datasets.QM9(ROOT) loads QM9 with its bonds and no download."
     )
     raw.add_argument("root", type=str, help="folder of the data set; files go to ROOT/raw")
     sets.add_subcommand("qm9-raw", raw, help="write PyG's raw QM9 files from the wheel")

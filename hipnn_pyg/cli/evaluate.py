@@ -109,7 +109,7 @@ def published(molecules: MoleculeSet, card: dict[str, Any]) -> dict[str, str]:
 
 def report(statistics: ErrorStatistics, paper: dict[str, str], part: str) -> Table:
     """The table that ``hipnn evaluate`` prints."""
-    table = Table(title=f"{part} set, {statistics.count:,} molecules")
+    table = Table(title=f"{part} set, {statistics.num:,} molecules")
     for heading in ("statistic", "this run", "paper"):
         table.add_column(heading, justify="left" if heading == "statistic" else "right")
     unit = statistics.unit

@@ -107,7 +107,7 @@ def read_inputs(inputs: Iterable[str], seed: int = 0) -> list[Named]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            dataset: Sequence[Data] = StoredDataset(path)  # type: ignore[assignment]
+            dataset: Sequence[Data] = StoredDataset(path)
             found += [
                 Named(str(data.get("name") or f"{text}#{number}"), data)
                 for number, data in enumerate(dataset)

@@ -10,7 +10,10 @@ checkpoint.pt and TensorBoard logs. Examples:
 
 from __future__ import annotations
 
+import os
+import platform
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -105,6 +108,11 @@ def train(
     model = HIPNN(species=species, **asdict(network)).fit_e0(fit, packed.spec)
     provenance = {**describe(molecules), "seed": training.seed, "recipe": training.recipe}
     provenance["split_sha256"] = parts.checksum
+    provenance["trained_on"] = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+    }
     trainer = Trainer(
         model,
         fit,

@@ -1,4 +1,4 @@
-"""Model files: ``model.safetensors`` (weights) beside ``model.json`` (everything needed to use them)."""
+"""Model files: ``model.safetensors`` (weights) beside ``model.json`` (how to use them)."""
 
 from __future__ import annotations
 

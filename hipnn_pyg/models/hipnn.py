@@ -149,10 +149,11 @@ class HIPNN(nn.Module):
 
         index = torch.full((max(self.species) + 1,), -1)
         index[torch.tensor(self.species)] = torch.arange(len(self.species))
+        self._species_index: Tensor
         self.register_buffer("_species_index", index, persistent=False)
         self.reference = ReferenceEnergy(len(self.species))
         sizes = [len(self.species)] + [hidden_channels] * num_interactions
-        self.blocks = nn.ModuleList(
+        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(
                 sizes[n - 1],
                 hidden_channels,

@@ -1,4 +1,4 @@
-"""What on-site and interaction layers share: softplus (Eq. 6), the residual step (Eq. 7), Glorot."""
+"""What on-site and interaction layers share: the residual step (Eq. 7) and Glorot weights."""
 
 from __future__ import annotations
 

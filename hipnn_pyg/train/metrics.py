@@ -64,14 +64,14 @@ class ErrorStatistics(NamedTuple):
         rmse: root-mean-square error (Eq. 13).
         above_1_kcal: percentage of errors above 1 kcal/mol; None if the unit is no energy.
         unit: of mae and rmse.
-        count: molecules.
+        num: molecules.
     """
 
     mae: float
     rmse: float
     above_1_kcal: float | None
     unit: str
-    count: int
+    num: int
 
     def to(self, unit: str) -> ErrorStatistics:
         """The same statistics in another energy unit."""

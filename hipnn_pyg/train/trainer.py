@@ -14,11 +14,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers import TensorBoardLogger
+from lightning.fabric.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.swa_utils import AveragedModel
@@ -101,7 +101,9 @@ class Trainer:
         self.folder = None if folder is None else Path(folder)
         self.provenance = provenance or {}
         self.progress = progress
-        loggers = [] if self.folder is None else [TensorBoardLogger(self.folder, name="logs")]
+        loggers: list[Logger] = (
+            [] if self.folder is None else [TensorBoardLogger(self.folder, name="logs")]
+        )
         accelerator = "auto" if config.device == "auto" else config.device
         self.fabric = Fabric(accelerator=accelerator, devices=1, loggers=loggers)
         self.device = self.fabric.device
@@ -130,7 +132,7 @@ class Trainer:
         loss = HIPNNLoss(model, config.lambda_l2, config.lambda_r)
         self.compiled = self._compile_wanted(total_steps)
         step = torch.compile(loss, dynamic=True) if self.compiled else loss
-        self.loss, self.optimizer = self.fabric.setup(step, optimizer)
+        self.loss, self.optimizer = self.fabric.setup(cast(HIPNNLoss, step), optimizer)
 
         self.epoch = 0  # epochs done
         self.step = 0  # steps done in this epoch
@@ -138,10 +140,12 @@ class Trainer:
         self.metric_unit = "kcal/mol" if train.spec.unit in ENERGY_UNITS else train.spec.unit
         self.best_mae = math.inf
         self.best_epoch = 0
+        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # this epoch's
         self.best_state = copy.deepcopy(model.state_dict())
         self.history: list[dict[str, float]] = []
         self.first_bad = torch.tensor(-1, device=self.device)  # first step whose loss is not finite
         self.interrupted = False
+        self.stopped = False  # by the schedule
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -153,15 +157,10 @@ class Trainer:
         """
         if self.compiled and self.progress:
             tqdm.write("compiling the training step (up to a minute, cached between runs)")
-        stop = False
+        self._counted_at = time.monotonic()
         with self._bar() as bar, self._interrupts():
-            while self.epoch < self.epochs and not stop:
-                totals = torch.zeros(3, dtype=torch.float64, device=self.device)
-                batches = partition(
-                    len(self.train), self.config.batch_size, True, self.config.seed, self.epoch
-                )
-                began, first = time.monotonic(), self.step
-                for index in batches[first:]:
+            while self.epoch < self.epochs and not self.stopped:
+                for index in self._batches()[self.step :]:
                     out = self.loss(self.train.gather(index))
                     self.fabric.backward(out.loss)
                     self.optimizer.step()
@@ -170,25 +169,31 @@ class Trainer:
                     self.step += 1
                     if self.average is not None and self.step % self.config.average_every == 0:
                         self.average.update_parameters(self.model)
-                    totals += torch.stack((out.loss, out.mae, out.r)).detach()
+                    self.totals += torch.stack((out.loss, out.mae, out.r)).detach()
                     self._watch(out.loss.detach())
                     bar.update(index.numel())
                     self._checkpoint_if_due()
-                means = (totals / max(1, self.step - first)).tolist()
-                stop = self._end_of_epoch(means, time.monotonic() - began, bar)
+                self._end_of_epoch(bar)
         self._save()
         self.model.load_state_dict(self.best_state)
         return self.model.eval()
 
-    def _end_of_epoch(self, means: list[float], seconds: float, bar: tqdm) -> bool:
-        """Validate, log, keep the best, step the schedule; True ends the training."""
+    def _batches(self) -> tuple[Tensor, ...]:
+        """The mini-batches of the present epoch, a new random partition each time."""
+        config = self.config
+        return partition(len(self.train), config.batch_size, True, config.seed, self.epoch)
+
+    def _end_of_epoch(self, bar: tqdm) -> None:
+        """Validate, log, keep the best, step the schedule, which may stop the training."""
         self._raise_if_bad()
-        judged = self.model if self.average is None else self.average.module
+        self._count_time()
+        means = (self.totals / self.step).tolist()
+        self.totals.zero_()
+        judged = self.model if self.average is None else cast(HIPNN, self.average.module)
         prediction = predict(judged, self.validation).energy
         statistics = error_statistics(prediction, self.validation.target, self.train.spec.unit)
         improved = statistics.mae < self.best_mae
         self.epoch, self.step = self.epoch + 1, 0
-        self.seconds += seconds
         row = {
             "epoch": self.epoch,
             "seconds": self.seconds,
@@ -202,15 +207,18 @@ class Trainer:
         self.history.append(row)
         self.fabric.log_dict(row, step=self.epoch)
         bar.set_postfix_str(f"validation MAE {statistics.mae:.3f} {statistics.unit}")
-        stop = self.schedule.after_epoch(improved)
+        self.stopped = self.schedule.after_epoch(improved)
         if improved:
             self.best_mae, self.best_epoch = statistics.mae, self.epoch
             self.best_state = copy.deepcopy(judged.state_dict())
             if self.folder is not None:
-                provenance = {"epoch": self.epoch, "validation_mae": statistics.mae}
+                provenance = {
+                    "epoch": self.epoch,
+                    "validation_mae": statistics.mae,
+                    "training_seconds": round(self.seconds, 1),
+                }
                 units = {"validation_unit": statistics.unit, "target": self.train.spec.name}
                 save_model(judged, self.folder, **{**self.provenance, **provenance, **units})
-        return stop
 
     # -- what can go wrong ---------------------------------------------------------------------
 
@@ -225,10 +233,7 @@ class Trainer:
         step = int(self.first_bad)
         if step < 0:
             return
-        batches = partition(
-            len(self.train), self.config.batch_size, True, self.config.seed, self.epoch
-        )
-        molecules = batches[step].tolist()
+        molecules = self._batches()[step].tolist()
         raise TrainingStopped(
             f"the loss of batch {step} of epoch {self.epoch + 1} is not finite (training molecules "
             f"{molecules[:5]} ...); the last checkpoint is intact: resume with a lower "
@@ -272,12 +277,15 @@ class Trainer:
             self._save()
 
     _saved_at = -math.inf
+    _counted_at = 0.0
 
     def _save(self) -> None:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._count_time()
         state = {
+            "totals": self.totals,
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -289,7 +297,12 @@ class Trainer:
         self._write_metrics()
         self._saved_at = time.monotonic()
 
-    _progress_names = ("epoch", "step", "seconds", "best_mae", "best_epoch")
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.seconds += now - self._counted_at
+        self._counted_at = now
+
+    _progress_names = ("epoch", "step", "seconds", "best_mae", "best_epoch", "stopped")
 
     def resume(self) -> None:
         """Go on from the checkpoint in the run folder.
@@ -307,6 +320,7 @@ class Trainer:
         for name in self._progress_names:
             setattr(self, name, state["progress"][name])
         self.history = state["history"]
+        self.totals = state["totals"]
         if self.best_epoch:
             self.best_state = load_model(self.folder, self.device).state_dict()
 
