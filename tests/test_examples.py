@@ -1,0 +1,180 @@
+"""Every example runs with --quick, learns, and returns figures of the right unit and shape."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import shutil
+from collections.abc import Callable, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hipnn_pyg import HIPNN, save_model
+from hipnn_pyg.data.qm9 import QM9Pack
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+MD17_FRAMES = 500  # of a trajectory the tests write themselves
+
+Main = Callable[[Sequence[str]], dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def process_settings() -> Any:
+    """Examples are scripts: they seed torch and flush denormals for their whole process."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def main_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Main]:
+    """``main`` of an example; importable by name, so that it may start processes."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return lambda name: importlib.import_module(name).main
+
+
+@pytest.fixture(scope="module")
+def qm9(tmp_path_factory: pytest.TempPathFactory) -> QM9Pack:
+    return QM9Pack(tmp_path_factory.mktemp("qm9"))
+
+
+def energy_of_bonds(positions: np.ndarray) -> np.ndarray:
+    """kcal/mol: springs on the C-C and C-H bonds of benzene frames ``[M, 12, 3]``."""
+    carbon, hydrogen = positions[:, :6], positions[:, 6:]
+    cc = np.linalg.norm(carbon - np.roll(carbon, 1, axis=1), axis=2) - 1.39
+    ch = np.linalg.norm(carbon - hydrogen, axis=2) - 1.09
+    return -146_530 + 120 * (cc**2).sum(1) + 80 * (ch**2).sum(1)
+
+
+def write_benzene(path: Path) -> None:
+    """A trajectory in the official format, whose energies are a function of the positions."""
+    random = np.random.default_rng(0)
+    angles = np.arange(6) * np.pi / 3
+    ring = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1)
+    still = np.concatenate([1.39 * ring, 2.48 * ring])
+    positions = still + random.normal(scale=0.05, size=(MD17_FRAMES, 12, 3))
+    z = np.array([6] * 6 + [1] * 6, dtype=np.uint8)
+    energies = energy_of_bonds(positions)[:, None]
+    np.savez(path, z=z, R=positions, E=energies, F=np.zeros_like(positions))
+
+
+@pytest.fixture
+def md17_file(tmp_path: Path, data_dir: Path | None) -> Path:
+    """Benzene's raw file where PyG looks for it below ``tmp_path``."""
+    path = tmp_path / "benzene" / "raw" / "md17_benzene2017.npz"
+    path.parent.mkdir(parents=True)
+    if data_dir is None:
+        write_benzene(path)
+    else:
+        shutil.copy(data_dir / "md17" / path.name, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["01_qm9", "02_qm9_schnet"])
+def test_plain_loop(
+    name: str, main_of: Callable[[str], Main], qm9: QM9Pack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = main_of(name)(["--quick", "--root", qm9.root])
+    loss, error = result["train_loss"], result["validation_mae"]
+    assert len(loss) == len(error) == 5 and all(map(isfinite, loss + error))
+    assert loss[-1] < 0.7 * loss[0] and error[-1] < 0.7 * error[0]
+    # far below what predicting the mean gives, which it would not be in another unit
+    spread = qm9._data.y[:, 12]
+    assert error[-1] < 0.25 * (spread - spread.mean()).abs().mean() and result["unit"] == "eV"
+    assert result["shape"] == (30, 1)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        f"epoch 5: validation MAE {error[-1] * 23.060548:.3f} kcal/mol = {error[-1] * 1e3:.1f} meV"
+    )
+
+
+def statements(name: str) -> list[str]:
+    """The code of an example, one statement a line, without its docstring."""
+    tree = ast.parse((EXAMPLES / f"{name}.py").read_text())
+    assert ast.get_docstring(tree)
+    tree.body.pop(0)
+    return [line.strip() for line in ast.unparse(tree).splitlines()]
+
+
+def test_schnet_is_swapped_in_by_one_line() -> None:
+    lines = list(difflib.ndiff(statements("01_qm9"), statements("02_qm9_schnet")))
+    removed, added = ([line[2:] for line in lines if line.startswith(mark)] for mark in "-+")
+    code = [[line for line in part if "import" not in line] for part in (removed, added)]
+    (hipnn,), (schnet,) = code
+    assert hipnn.startswith("model = HIPNN(") and schnet.startswith("model = SchNet(")
+    assert removed[0] == "from hipnn_pyg import HIPNN" and len(removed) == 2
+    assert sorted(set(added) - {schnet}) == [
+        "from hipnn_pyg import RadiusGraph",
+        "from torch_geometric.nn.models import SchNet",
+    ]
+
+
+def test_md17(main_of: Callable[[str], Main], md17_file: Path, tmp_path: Path) -> None:
+    result = main_of("03_md17")(["--quick", "--root", str(tmp_path)])
+    energies = np.load(md17_file)["E"]
+    assert result["train_loss"][-1] < 0.9 * result["train_loss"][0]
+    deviation = np.abs(energies - energies.mean()).mean()
+    assert 0 < result["test_mae"] < 0.9 * deviation and isfinite(result["validation_mae"])
+    assert result["unit"] == "kcal/mol" and result["published_mae"] == 0.162
+    num_test = len(energies) - 2 * 180
+    assert result["sizes"] == {"train": 180, "validation": 180, "test": num_test}
+    assert result["shape"] == (num_test,)
+
+
+def test_smiles(main_of: Callable[[str], Main], qm9: QM9Pack) -> None:
+    result = main_of("04_predict_smiles")(["--quick", "--root", qm9.root, "O", "CCO"])
+    assert result["unit"] == "eV" and result["shape"] == (2, 3)
+    for row, smiles in zip(result["rows"], ["O", "CCO"], strict=True):
+        assert list(row) == ["smiles", "energy", "E0", "E1", "E2", "R"] and row["smiles"] == smiles
+        assert row["energy"] == pytest.approx(row["E0"] + row["E1"] + row["E2"], abs=1e-9)
+        assert 0 <= row["R"] <= 2
+        reference = float(qm9._data.y[qm9._data.smiles.index(smiles), 12])
+        assert row["energy"] == pytest.approx(reference, rel=0.15)
+
+
+def test_smiles_with_a_model_file(
+    main_of: Callable[[str], Main], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = HIPNN((1, 6, 8), hidden_channels=4, e0=[-1.0, -2.0, -3.0], energy_unit="Hartree")
+    with torch.no_grad():  # leave E^0 alone
+        for block in model.blocks:
+            block.readout.weight.zero_()
+    save_model(model, tmp_path)
+    result = main_of("04_predict_smiles")(["--model", str(tmp_path), "O", "CCO"])
+    assert [row["energy"] for row in result["rows"]] == [-5.0, -13.0]
+    assert result["unit"] == "Hartree" and "energies in Hartree" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main_of("04_predict_smiles")(["O"])
+    assert "--model RUN_FOLDER" in capsys.readouterr().err
+
+
+def test_features(main_of: Callable[[str], Main], qm9: QM9Pack) -> None:
+    result = main_of("05_features")(["--quick", "--root", qm9.root])
+    for errors in (result["energy_mae"], result["gap_mae"]):
+        assert len(errors) == 4 and all(map(isfinite, errors)) and errors[-1] < 0.6 * errors[0]
+    assert result["unit"] == "eV" and result["features"] == (result["atoms"], 16)
+
+
+def test_compare(main_of: Callable[[str], Main], qm9: QM9Pack) -> None:
+    result = main_of("06_compare")(["--quick", "--root", qm9.root])
+    assert set(result) == {"HIPNN", "SchNet"}
+    figures = (
+        "mae_kcal_per_mol",
+        "rmse_kcal_per_mol",
+        "molecules_per_second",
+        "parameters",
+        "peak_memory_mb",
+        "epochs",
+    )
+    for name in result:
+        for figure in figures:
+            assert isfinite(result[name][figure]) and result[name][figure] > 0, (name, figure)
+        assert result[name]["mae_kcal_per_mol"] <= result[name]["rmse_kcal_per_mol"]
+    assert result["HIPNN"]["parameters"] != result["SchNet"]["parameters"]
+    assert result["HIPNN"]["test_molecules"] == result["SchNet"]["test_molecules"]
