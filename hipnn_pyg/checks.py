@@ -131,6 +131,14 @@ def _check_edges(edge_index: Tensor, shift: Tensor | None, z: Tensor) -> None:
             f"shift must have shape [{edge_index.size(1)}, 3] (Å), one vector per edge, not "
             f"{list(shift.shape)}"
         )
+    degree = torch.bincount(edge_index[1]) if edge_index.numel() else edge_index.new_zeros(1)
+    if int((degree == 32).sum()) > 1 and int(degree.max()) == 32:
+        warnings.warn(
+            f"{int((degree == 32).sum())} atoms have exactly 32 neighbours and none has more: "
+            "edge_index looks cut off by a default max_num_neighbors=32; raise that limit",
+            HIPNNWarning,
+            stacklevel=5,
+        )
     own = edge_index[0] == edge_index[1]
     if shift is None and bool(own.any()):
         raise StructureError(

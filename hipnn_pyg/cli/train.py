@@ -107,6 +107,8 @@ def train(
     species = sorted(set(packed.z.tolist()))
     model = HIPNN(species=species, **asdict(network)).fit_e0(fit, packed.spec)
     provenance = {**describe(molecules), "seed": training.seed, "recipe": training.recipe}
+    for machine_path in ("root", "path"):
+        provenance.pop(machine_path, None)
     provenance["split_sha256"] = parts.checksum
     provenance["trained_on"] = {
         "date": date.today().isoformat(),

@@ -60,6 +60,7 @@ def from_hippynn(
     readouts = henergy.layers[0 if henergy.first_is_interacting else 1 :]
     for ours, layers, readout in zip(model.blocks, network.blocks, readouts, strict=True):
         ours.load_state_dict(_block_state(layers, readout, to_angstrom))
+    model.warn_unfitted = False
     return model.eval()
 
 

@@ -146,6 +146,7 @@ class HIPNN(nn.Module):
         self.layout = layout
         self.backend = backend
         self.validate = validate
+        self.warn_unfitted = True
 
         index = torch.full((max(self.species) + 1,), -1)
         index[torch.tensor(self.species)] = torch.arange(len(self.species))
@@ -238,9 +239,9 @@ class HIPNN(nn.Module):
 
     def _warn_if_unfitted(self) -> None:
         """One warning per model, when it is first trained without an energy scale."""
-        if not self.training or getattr(self, "_fit_checked", False):
+        if not self.training or not self.warn_unfitted:
             return
-        self._fit_checked = True
+        self.warn_unfitted = False
         if self.sigma_e == 1.0 and not bool(self.reference.weight.any()):
             warnings.warn(
                 "E^0 is 0 and sigma_E is 1: call model.fit_e0(train_dataset, target=...) before "

@@ -36,12 +36,13 @@ def predict(model: HIPNN, molecules: PackedMolecules, batch_size: int = 256) -> 
 
     Args:
         model: the model; its mode is left as it was.
-        molecules: on the model's device.
+        molecules: moved to the model's device.
         batch_size: molecules per pass.
     """
     training, validate = model.training, model.validate
     model.eval()
     model.validate = False
+    molecules = molecules.to(model.reference.weight.device)
     parts = []
     try:
         for index in torch.arange(len(molecules)).split(batch_size):
