@@ -61,7 +61,7 @@ def evaluate(
     model = load_model(path, device)
     molecules, packed, split = folder.molecules(root)
     index = getattr(split, part)
-    chosen = packed.subset(index).to(device)
+    chosen = packed.subset(index)
     prediction = predict(model, chosen)
     target = chosen.target.cpu()
     statistics = error_statistics(prediction.energy, target, model.energy_unit)

@@ -144,7 +144,7 @@ def predict_rows(
     factor = 1.0 if unit == model.energy_unit else convert(1.0, model.energy_unit, unit)
     no_target = Target("none", model.energy_unit, "none")
     items = [Data(z=d.z, pos=d.pos, none=torch.zeros(1)) for _, d in structures]
-    packed = PackedMolecules.pack(items, no_target).to(model.reference.weight.device)
+    packed = PackedMolecules.pack(items, no_target)
     result: Predictions = predict(model, packed)
     return [
         {
