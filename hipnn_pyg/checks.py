@@ -49,6 +49,8 @@ def check_graphs(
         _check_batch(batch, z, num_graphs)
     if edge_index is not None:
         _check_edges(edge_index, shift, z)
+        if batch is not None:
+            _check_edges_inside(edge_index, batch)
 
 
 def _check_atoms(z: Tensor, pos: Tensor) -> None:
@@ -78,7 +80,7 @@ def _check_atoms(z: Tensor, pos: Tensor) -> None:
 
 
 def _check_batch(batch: Tensor, z: Tensor, num_graphs: int | None) -> None:
-    if batch.shape != z.shape or batch.is_floating_point():
+    if batch.shape != z.shape or batch.is_floating_point() or batch.dtype == torch.bool:
         raise StructureError(
             f"batch must be integers of shape [{z.size(0)}], one molecule number per atom, "
             f"not {batch.dtype} of shape {list(batch.shape)}"
@@ -131,6 +133,11 @@ def _check_edges(edge_index: Tensor, shift: Tensor | None, z: Tensor) -> None:
             f"shift must have shape [{edge_index.size(1)}, 3] (Å), one vector per edge, not "
             f"{list(shift.shape)}"
         )
+    if shift is not None and not bool(torch.isfinite(shift).all()):
+        edge = int((~torch.isfinite(shift).all(dim=1)).nonzero()[0])
+        raise StructureError(
+            f"shift of edge {edge} is {shift[edge].tolist()}, not finite: repair it"
+        )
     degree = torch.bincount(edge_index[1]) if edge_index.numel() else edge_index.new_zeros(1)
     if int((degree == 32).sum()) > 1 and int(degree.max()) == 32:
         warnings.warn(
@@ -144,6 +151,17 @@ def _check_edges(edge_index: Tensor, shift: Tensor | None, z: Tensor) -> None:
         raise StructureError(
             f"edge_index joins atom {int(edge_index[0][own][0])} to itself: remove self loops, "
             "e.g. with torch_geometric.utils.remove_self_loops (the layer has its own self term)"
+        )
+
+
+def _check_edges_inside(edge_index: Tensor, batch: Tensor) -> None:
+    across = batch[edge_index[0]] != batch[edge_index[1]]
+    if bool(across.any()):
+        j, i = edge_index[:, across][:, 0].tolist()
+        raise StructureError(
+            f"edge_index joins atom {j} of molecule {int(batch[j])} to atom {i} of molecule "
+            f"{int(batch[i])}: molecules of a batch must not touch; add each graph's first atom to "
+            "its edges, as torch_geometric.data.Batch does"
         )
 
 

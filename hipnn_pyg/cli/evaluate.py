@@ -78,7 +78,7 @@ def evaluate(
     card = read_card(path)
     paper = published(molecules, card)
     results = {"part": part, **statistics._asdict(), "paper": paper, "model": card}
-    atomic_write(folder.results, json.dumps(results, indent=2).encode())
+    atomic_write({folder.results: json.dumps(results, indent=2).encode()})
     return statistics, paper
 
 

@@ -86,7 +86,7 @@ def run(arguments: Namespace) -> None:
     if arguments.output is None:
         Console().print(as_table(rows, unit))
     elif Path(arguments.output).suffix == ".csv":
-        atomic_write(Path(arguments.output), as_csv(rows).encode())
+        atomic_write({Path(arguments.output): as_csv(rows).encode()})
     elif Path(arguments.output).suffix in (".xyz", ".extxyz"):
         write_extxyz(Path(arguments.output), structures, rows, unit)
     else:

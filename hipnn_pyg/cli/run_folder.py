@@ -69,7 +69,7 @@ class RunFolder:
         """Keep the settings; an older configuration of the same folder must agree."""
         self.path.mkdir(parents=True, exist_ok=True)
         settings = {**describe(molecules), **asdict(network), **asdict(training)}
-        atomic_write(self.config, yaml.safe_dump(settings, sort_keys=False).encode())
+        atomic_write({self.config: yaml.safe_dump(settings, sort_keys=False).encode()})
 
     def read_config(self) -> dict[str, Any]:
         """Every setting of the run.

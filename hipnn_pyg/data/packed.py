@@ -131,16 +131,18 @@ class PackedMolecules:
         if not bool((self.counts > 0).all()):
             empty = int((self.counts == 0).nonzero()[0])
             raise StructureError(f"molecule {empty} of the dataset has no atoms: leave it out")
-        check_graphs(self.z, self.pos)
         check_targets(self.target, len(self))
         for molecules in torch.arange(len(self)).split(_CHECK_BLOCK):
             block = self.gather(molecules)
             r = molecule_pairs(block.pos, block.batch, block.ptr, block.max_atoms).r
+            finite = torch.isfinite(block.pos).all(dim=1)
             try:
+                check_graphs(block.z, block.pos)
                 check_distances(r)
             except StructureError as error:
-                close = int(molecules[int(block.batch[r.amin(1).argmin()])])
-                raise StructureError(f"molecule {close} of the dataset: {error}") from None
+                first = (~finite).nonzero() if not bool(finite.all()) else r.amin(1).argmin()
+                number = int(molecules[int(block.batch[first.flatten()[0]])])
+                raise StructureError(f"molecule {number} of the dataset: {error}") from None
             if int(molecules[0]) == 0 and block.max_atoms > 1:
                 warn_unlikely_unit(block.z, r.amin(1), "the dataset")
 
@@ -246,6 +248,8 @@ def partition(
         seed: of the run.
         epoch: which partition.
     """
+    if not num:
+        return ()
     if not shuffle:
         return torch.arange(num).split(batch_size)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

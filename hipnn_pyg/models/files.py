@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,30 @@ class ModelFileError(RuntimeError):
     """A model file that is missing, damaged, or not ours."""
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file so that after any failure (full disk, kill) the old one is intact.
+def atomic_write(contents: Mapping[Path, bytes]) -> None:
+    """Write files so that after a failure (full disk, kill) the old ones are intact.
 
     Args:
-        path: the file.
-        content: its new bytes: written beside it, flushed to disk, then renamed.
+        contents: new bytes of each file. All are written beside the old ones and flushed to disk
+            before any is renamed.
+
+    Raises:
+        OSError: the disk is full or not writable.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = {path: path.with_name(path.name + ".tmp") for path in contents}
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, content in contents.items():
+            with open(temporary[path], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(temporary[path], path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        for leftover in temporary.values():
+            leftover.unlink(missing_ok=True)
         raise OSError(
-            error.errno,
-            f"could not save ({error.strerror}); the previous file is intact",
-            str(path),
+            error.errno, f"could not save ({error.strerror}); the previous file is intact", str(path)
         ) from error
 
 
@@ -77,8 +82,12 @@ def save_model(model: HIPNN, folder: str | Path, **provenance: Any) -> Path:
         **provenance,
     }
     content = {name: tensor.contiguous() for name, tensor in weights.items()}
-    atomic_write(folder / "model.safetensors", serialize(content, metadata={"format": FORMAT}))
-    atomic_write(folder / "model.json", json.dumps(card, indent=2).encode())
+    atomic_write(
+        {
+            folder / "model.safetensors": serialize(content, metadata={"format": FORMAT}),
+            folder / "model.json": json.dumps(card, indent=2).encode(),
+        }
+    )
     return folder
 
 
@@ -102,10 +111,13 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         raise ModelFileError(f"{path} is damaged ({error}): restore it from a copy") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ModelFileError(f"{path} was not written by hipnn_pyg")
-    if card["format_version"] > FORMAT_VERSION:
+    version = card.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise ModelFileError(f"{path} is damaged (format_version {version!r}): restore it")
+    if version > FORMAT_VERSION:
         raise ModelFileError(
-            f"{path} has format version {card['format_version']}, newer than {FORMAT_VERSION}, the "
-            "newest this hipnn_pyg reads: upgrade hipnn_pyg"
+            f"{path} has format version {version}, newer than {FORMAT_VERSION}, the newest this "
+            "hipnn_pyg reads: upgrade hipnn_pyg"
         )
     return card
 
@@ -125,8 +137,13 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> HIPNN:
     """
     card = read_card(folder)
     path = _folder(folder) / "model.safetensors"
-    model = HIPNN(**card["hyperparameters"], energy_unit=card["energy_unit"])
-    model = model.to(getattr(torch, card["dtype"]))
+    try:
+        model = HIPNN(**card["hyperparameters"], energy_unit=card["energy_unit"])
+        model = model.to(getattr(torch, card["dtype"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelFileError(
+            f"{path.with_suffix('.json')} is incomplete or damaged ({error!r}): restore it"
+        ) from error
     try:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}

@@ -164,11 +164,22 @@ class HIPNN(nn.Module):
             )
             for n in range(1, num_interactions + 1)
         )
-        if not hierarchical:
-            for block in self.blocks[:-1]:
-                for parameter in block.readout.parameters():
-                    nn.init.zeros_(parameter).requires_grad_(False)
+        self._fix_lower_orders()
         self.set_e0(e0, sigma_e)
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew (global seed); E^0 and sigma_E stay."""
+        for module in self.modules():
+            reset: Any = getattr(module, "reset_parameters", None)
+            if reset is not None and module is not self:
+                reset()
+        self._fix_lower_orders()
+
+    def _fix_lower_orders(self) -> None:
+        """Without hierarchy w^n = b^n = 0 below the last order (Table II)."""
+        for block in () if self.hierarchical else self.blocks[:-1]:
+            for parameter in block.readout.parameters():
+                nn.init.zeros_(parameter).requires_grad_(False)
 
     # -- the energy scale ----------------------------------------------------------------------
 

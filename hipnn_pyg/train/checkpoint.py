@@ -20,7 +20,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save({**state, "rng": rng_state()}, buffer)
-    atomic_write(path, buffer.getvalue())
+    atomic_write({path: buffer.getvalue()})
 
 
 def load_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any]:

@@ -331,7 +331,7 @@ class Trainer:
             writer = csv.DictWriter(text, self.history[0])
             writer.writeheader()
             writer.writerows(self.history)
-            atomic_write(self.folder / "metrics.csv", text.getvalue().encode())
+            atomic_write({self.folder / "metrics.csv": text.getvalue().encode()})
 
     # -- small decisions -----------------------------------------------------------------------
 

@@ -1,0 +1,124 @@
+"""HIPNN where PyG's SchNet stands: the same script, the same loop, one line changed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import ase.build
+import pytest
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import SchNet
+
+from hipnn_pyg import HIPNN, HIPNNWarning, PackedLoader, PackedMolecules, RadiusGraph, Target
+
+SCHNET_LINE = """model = SchNet(
+    hidden_channels=16, num_filters=16, num_interactions=2, num_gaussians=20, cutoff=5.0,
+    interaction_graph=RadiusGraph(5.0),
+)"""
+
+HIPNN_LINE = "model = HIPNN(species=(1, 6, 7, 8), hidden_channels=16, num_onsite=1)"
+
+SCRIPT = f"""
+import torch
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import SchNet
+from hipnn_pyg import HIPNN, RadiusGraph
+
+torch.manual_seed(0)
+{SCHNET_LINE}
+optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+loader = DataLoader(dataset, batch_size=8, shuffle=True)
+losses = []
+for epoch in range(15):
+    total = 0.0
+    for data in loader:
+        optimizer.zero_grad()
+        prediction = model(data.z, data.pos, data.batch)
+        loss = torch.nn.functional.mse_loss(prediction.view(-1), data.y)
+        loss.backward()
+        optimizer.step()
+        total += float(loss.detach()) * data.num_graphs
+    losses.append(total / len(dataset))
+"""
+
+
+def pair_energy(pos: Tensor) -> Tensor:
+    """Something to learn: a smooth sum over pairs."""
+    return (torch.exp(-torch.nn.functional.pdist(pos)).sum() - 2.0).reshape(1)
+
+
+@pytest.fixture
+def dataset() -> list[Data]:
+    """24 shaken molecules of four kinds."""
+    items = []
+    for number in range(24):
+        atoms = ase.build.molecule(("CH4", "NH3", "H2O", "CH3OH")[number % 4])
+        atoms.rattle(0.1, seed=number)
+        pos = torch.tensor(atoms.positions).float()
+        items.append(Data(z=torch.tensor(atoms.numbers), pos=pos, y=pair_energy(pos)))
+    return items
+
+
+def run_script(script: str, dataset: list[Data]) -> dict[str, Any]:
+    scope: dict[str, Any] = {"dataset": dataset}
+    exec(compile(script, "train.py", "exec"), scope)
+    return scope
+
+
+def test_only_the_constructor_line_changes(dataset: list[Data]) -> None:
+    """A plain SchNet training script runs with HIPNN: the loss falls for both, one warning."""
+    assert SCRIPT.count(SCHNET_LINE) == 1
+    for script in (SCRIPT, SCRIPT.replace(SCHNET_LINE, HIPNN_LINE)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", HIPNNWarning)
+            result = run_script(script, dataset)
+        losses, model = result["losses"], result["model"]
+        assert losses[-1] < 0.2 * losses[0], losses
+        ours = [warning for warning in caught if warning.category is HIPNNWarning]
+        if isinstance(model, SchNet):
+            assert not ours
+        else:
+            assert len(ours) == 1 and "fit_e0" in str(ours[0].message)
+            data = result["data"]
+            terms = model.energy_terms(data.z, data.pos, data.batch)
+            assert bool(torch.isfinite(terms.nonhierarchicality).all())
+
+
+def models() -> list[torch.nn.Module]:
+    torch.manual_seed(0)
+    schnet = SchNet(8, 8, 1, 8, cutoff=5.0, interaction_graph=RadiusGraph(5.0))
+    return [schnet, HIPNN((1, 6, 7, 8), 8, num_onsite=0)]
+
+
+def test_same_call_same_shape(dataset: list[Data], dtype: torch.dtype) -> None:
+    for data in DataLoader(dataset, batch_size=5):
+        for model in models():
+            energy = model.to(dtype).eval()(data.z, data.pos.to(dtype), data.batch)
+            assert energy.shape == (data.num_graphs, 1) and energy.dtype == dtype
+            single = model(data[0].z, data[0].pos.to(dtype))  # batch is optional in both
+            torch.testing.assert_close(single[0], energy[0], rtol=1e-4, atol=1e-4)
+
+
+def test_same_numbers_from_both_loaders(dataset: list[Data]) -> None:
+    packed = PackedMolecules.pack(dataset, Target("energy", "eV", "y"))
+    for model in models():
+        model.eval()
+        ours, theirs = PackedLoader(packed, 7), DataLoader(dataset, batch_size=7)
+        for first, second in zip(ours, theirs, strict=True):
+            expected = model(second.z, second.pos, second.batch)
+            torch.testing.assert_close(model(first.z, first.pos, first.batch), expected)
+
+
+def test_forces_by_one_gradient(dataset: list[Data]) -> None:
+    data = next(iter(DataLoader(dataset, batch_size=4)))
+    for model in models():
+        pos = data.pos.clone().requires_grad_()
+        energy = model.eval()(data.z, pos, data.batch)
+        forces = -torch.autograd.grad(energy.sum(), pos)[0]
+        assert forces.shape == pos.shape and bool(forces.any())
+        net = torch.zeros(4, 3).index_add(0, data.batch, forces)
+        torch.testing.assert_close(net, torch.zeros(4, 3), rtol=0, atol=1e-5)  # Newton's third law
