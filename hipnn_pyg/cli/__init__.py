@@ -79,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"hipnn {command}: {error}", file=sys.stderr)
         return 130 if isinstance(error, TrainingStopped) and error.interrupted else 1
+    except KeyboardInterrupt:  # before or after the training loop, which saves first
+        print(f"hipnn {command}: stopped", file=sys.stderr)
+        return 130
     return 0
 
 

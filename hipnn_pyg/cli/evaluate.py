@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from hipnn_pyg.cli.run_folder import RunFolder
+from hipnn_pyg.cli.run_folder import RunFolder, usable_device
 from hipnn_pyg.data.sets import MD17Set, MoleculeSet, QM9Set
 from hipnn_pyg.models.files import atomic_write, load_model, read_card
 from hipnn_pyg.paper import TABLE_1, TABLE_2, TABLE_3
@@ -58,9 +58,11 @@ def evaluate(
         Our statistics (kcal/mol where the target is an energy), and the paper's as text.
     """
     folder = RunFolder(path)
-    model = load_model(path, device)
+    model = load_model(path, usable_device(device))
     molecules, packed, split = folder.molecules(root)
     index = getattr(split, part)
+    if not len(index):
+        raise ValueError(f"{path} has no {part} molecules: choose another --part")
     chosen = packed.subset(index)
     prediction = predict(model, chosen)
     target = chosen.target.cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
 
+from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.models.files import load_model
 from hipnn_pyg.nn import Sensitivity, cosine_cutoff
@@ -61,8 +63,13 @@ def plot(path: Path) -> list[Path]:
     folder.plots.mkdir(exist_ok=True)
     written = []
     for name, draw in drawings.items():
+        try:
+            figure = draw(folder)
+        except ValueError as error:  # too few molecules for quantiles, say
+            warnings.warn(f"no {name}.png: {error}", HIPNNWarning, stacklevel=2)
+            continue
         written.append(folder.plots / f"{name}.png")
-        draw(folder).savefig(written[-1], dpi=200)
+        figure.savefig(written[-1], dpi=200)
     return written
 
 

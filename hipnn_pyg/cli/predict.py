@@ -22,6 +22,7 @@ from rich.table import Table
 from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg.checks import StructureError
+from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.data.molecules import from_smiles, read_structures, to_atoms
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.targets import Target
@@ -79,7 +80,7 @@ def add_options(options: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Predict and write."""
-    model = load_model(arguments.model, arguments.device)
+    model = load_model(arguments.model, usable_device(arguments.device))
     unit = arguments.unit or model.energy_unit
     structures = read_inputs(arguments.inputs, arguments.seed)[: arguments.limit]
     rows = predict_rows(model, structures, unit)
@@ -150,6 +151,7 @@ def predict_rows(
         {
             "name": name,
             "energy": float(energy) * factor,
+            "unit": unit,
             **{f"E{n}": float(order) * factor for n, order in enumerate(orders)},
             "R": float(r),
         }

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 
 from hipnn_pyg.data.packed import PackedMolecules
@@ -25,6 +26,19 @@ def of_class(kind: type[T], values: dict[str, Any]) -> T:
     return kind(**{field.name: values[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of a ``--device`` option.
+
+    Raises:
+        ValueError: this machine's PyTorch has no such device.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used ({reason}): try cpu") from error
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Names of the files of a run.
@@ -39,6 +53,11 @@ class RunFolder:
     def config(self) -> Path:
         """Every setting, resolved (YAML)."""
         return self.path / "config.yaml"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where training goes on from."""
+        return self.path / "checkpoint.pt"
 
     @property
     def split(self) -> Path:
@@ -66,7 +85,7 @@ class RunFolder:
         return self.path / "plots"
 
     def write_config(self, molecules: MoleculeSet, network: Network, training: Training) -> None:
-        """Keep the settings; an older configuration of the same folder must agree."""
+        """Keep the settings; ``hipnn train DATASET --config`` takes them back."""
         self.path.mkdir(parents=True, exist_ok=True)
         settings = {**describe(molecules), **asdict(network), **asdict(training)}
         atomic_write({self.config: yaml.safe_dump(settings, sort_keys=False).encode()})
@@ -79,7 +98,10 @@ class RunFolder:
         """
         if not self.config.is_file():
             raise ModelFileError(f"{self.path} holds no run (no config.yaml): see hipnn train")
-        settings = yaml.safe_load(self.config.read_text())
+        try:
+            settings = yaml.safe_load(self.config.read_text())
+        except yaml.YAMLError:
+            settings = None
         if not isinstance(settings, dict) or settings.get("dataset") not in SETS:
             raise ModelFileError(f"{self.config} is damaged: start the run anew")
         return settings

@@ -12,15 +12,20 @@ from __future__ import annotations
 
 import os
 import platform
+from argparse import SUPPRESS
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from hipnn_pyg.cli.run_folder import RunFolder, of_class
 from hipnn_pyg.data.sets import SETS, FileSet, MD17Set, MoleculeSet, QM9Set, describe, split
+from hipnn_pyg.data.splits import Split
+from hipnn_pyg.models.files import ModelFileError
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.train.config import Network, Training
 from hipnn_pyg.train.trainer import Trainer
@@ -37,12 +42,28 @@ HELP = {
 }
 
 
+class ConfigFile(ActionConfigFile):
+    """``--config FILE``; names a key that is no option (jsonargparse loses it two levels deep)."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        known = {action.dest for action in parser._actions}
+        try:
+            keys = yaml.safe_load(Path(values).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            parser.error(f"--config {values}: {error}")
+        unknown = [key for key in keys or () if key not in known]
+        if unknown:
+            parser.error(f"--config {values}: {unknown[0]!r} is no option of this command")
+        super().__call__(parser, namespace, values, option)
+
+
 def add_options(parser: ArgumentParser) -> None:
     """Options of ``hipnn train``: one sub-command per data set."""
     sets = parser.add_subcommands(title="data sets", metavar="DATASET", dest="dataset")
     for name, kind in SETS.items():
         options = ArgumentParser(description=f"Train on {HELP[name]}.")
-        options.add_argument("--config", action="config", help="a YAML file of these options")
+        options.add_argument("--config", action=ConfigFile, help="a YAML file of these options")
+        options.add_argument("--dataset", type=Literal[name], default=name, help=SUPPRESS)
         options.add_argument("--run", type=str, default=f"runs/{name}", help="run folder")
         options.add_argument("--resume", action="store_true", help="go on with the run in --run")
         for group in (kind, Network, Training):
@@ -94,10 +115,15 @@ def train(
     folder = RunFolder(path)
     if resume:
         folder.check_same(molecules, network, training)
-    elif folder.config.exists():
+    elif folder.checkpoint.exists():
         raise FileExistsError(f"{path} holds a run: go on with --resume, or choose another --run")
     packed, candidates = molecules.load()
     parts = split(molecules, len(packed), candidates, training.seed)
+    if resume and Split.load(folder.split).checksum != parts.checksum:
+        raise ModelFileError(
+            f"{path} was trained on another split: the data set now has {len(packed)} molecules; "
+            "resume with the data it began with, or choose another --run folder"
+        )
     if not resume:
         folder.write_config(molecules, network, training)
         parts.save(folder.split)

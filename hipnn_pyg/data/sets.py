@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from hipnn_pyg.checks import StructureError
 from hipnn_pyg.data.md17 import load_md17
 from hipnn_pyg.data.molecules import read_structures
 from hipnn_pyg.data.packed import PackedMolecules
@@ -87,6 +88,12 @@ class FileSet:
             raise ValueError(
                 f"{self.path} holds periodic structures: training on cells is not built yet; "
                 "remove cell and pbc if they do not matter"
+            )
+        bare = [number for number, data in enumerate(structures) if "energy" not in data]
+        if bare:
+            raise StructureError(
+                f"{self.path}, structure {bare[0]}: no energy to learn; write one that ASE finds "
+                "(extxyz: energy=... in the comment line, in eV) or leave the structure out"
             )
         packed = PackedMolecules.pack(structures, ASE_ENERGY)
         return packed, torch.arange(len(packed))

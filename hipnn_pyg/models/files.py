@@ -45,7 +45,9 @@ def atomic_write(contents: Mapping[Path, bytes]) -> None:
         for leftover in temporary.values():
             leftover.unlink(missing_ok=True)
         raise OSError(
-            error.errno, f"could not save ({error.strerror}); the previous file is intact", str(path)
+            error.errno,
+            f"could not save ({error.strerror}); the previous file is intact",
+            str(path),
         ) from error
 
 

@@ -24,14 +24,14 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """Read a checkpoint and restore the random number generators.
+    """Read a checkpoint; :func:`restore_rng` is for the end of resuming.
 
     Raises:
         ModelFileError: missing, truncated or foreign.
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-        rng = state.pop("rng")
+        state["rng"]["cpu"], state["progress"]
     except FileNotFoundError as error:
         raise ModelFileError(
             f"{path} does not exist: nothing to resume; leave --resume out to start this run"
@@ -41,9 +41,6 @@ def load_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any]:
             f"{path} is truncated or not a checkpoint ({type(error).__name__}): start the run anew "
             "in another folder"
         ) from error
-    torch.set_rng_state(rng["cpu"].cpu())
-    if torch.cuda.is_available() and rng["cuda"]:
-        torch.cuda.set_rng_state_all([cuda.cpu() for cuda in rng["cuda"]])
     return state
 
 
@@ -51,3 +48,10 @@ def rng_state() -> dict[str, Any]:
     """States of torch's random number generators."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_rng(rng: dict[str, Any]) -> None:
+    """Go on from ``rng_state()``; last of all, since building a model draws numbers too."""
+    torch.set_rng_state(rng["cpu"].cpu())
+    if torch.cuda.is_available() and rng["cuda"]:
+        torch.cuda.set_rng_state_all([cuda.cpu() for cuda in rng["cuda"]])

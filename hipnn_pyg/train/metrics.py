@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, MetricCollection
 
+from hipnn_pyg.checks import StructureError, check_species
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.units import ENERGY_UNITS, convert
@@ -38,11 +39,17 @@ def predict(model: HIPNN, molecules: PackedMolecules, batch_size: int = 256) -> 
         model: the model; its mode is left as it was.
         molecules: moved to the model's device.
         batch_size: molecules per pass.
+
+    Raises:
+        StructureError: no molecules, or species that the model does not know.
     """
+    if not len(molecules):
+        raise StructureError("there are no molecules to predict: give at least one")
+    molecules = molecules.to(model.reference.weight.device)
+    check_species(molecules.z, model.species_index(molecules.z) >= 0, model.species)
     training, validate = model.training, model.validate
     model.eval()
     model.validate = False
-    molecules = molecules.to(model.reference.weight.device)
     parts = []
     try:
         for index in torch.arange(len(molecules)).split(batch_size):

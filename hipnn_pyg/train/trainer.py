@@ -28,7 +28,7 @@ from hipnn_pyg.checks import check_species
 from hipnn_pyg.data.packed import PackedMolecules, partition
 from hipnn_pyg.models.files import atomic_write, load_model, save_model
 from hipnn_pyg.models.hipnn import HIPNN
-from hipnn_pyg.train.checkpoint import load_checkpoint, save_checkpoint
+from hipnn_pyg.train.checkpoint import load_checkpoint, restore_rng, save_checkpoint
 from hipnn_pyg.train.config import Training
 from hipnn_pyg.train.loss import HIPNNLoss
 from hipnn_pyg.train.metrics import error_statistics, predict
@@ -96,7 +96,9 @@ class Trainer:
     ) -> None:
         self.config = config = (config or Training()).resolved()
         assert config.epochs is not None
-        for molecules in (train, validation):
+        for name, molecules in (("train", train), ("validation", validation)):
+            if not len(molecules):
+                raise ValueError(f"there are no {name} molecules: make num_{name} at least 1")
             check_species(molecules.z, model.species_index(molecules.z) >= 0, model.species)
         self.folder = None if folder is None else Path(folder)
         self.provenance = provenance or {}
@@ -264,6 +266,7 @@ class Trainer:
 
     def _checkpoint_if_due(self) -> None:
         if self.interrupted:
+            self._raise_if_bad()
             self._save()
             raise TrainingStopped(
                 f"stopped in epoch {self.epoch + 1} at step {self.step} of {self.steps_per_epoch}"
@@ -323,6 +326,7 @@ class Trainer:
         self.totals = state["totals"]
         if self.best_epoch:
             self.best_state = load_model(self.folder, self.device).state_dict()
+        restore_rng(state["rng"])
 
     def _write_metrics(self) -> None:
         assert self.folder is not None

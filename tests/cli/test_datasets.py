@@ -1,0 +1,209 @@
+"""QM9 and MD17 through the command line, from files of their official form."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import ase.build
+import ase.io
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch_geometric.data import Data, InMemoryDataset
+
+from hipnn_pyg.cli import main
+from hipnn_pyg.cli.evaluate import published
+from hipnn_pyg.data.qm9 import HARD_TO_CONVERGE
+from hipnn_pyg.data.sets import MD17Set, QM9Set
+from hipnn_pyg.data.splits import Split
+from hipnn_pyg.paper import TABLE_1, TABLE_2, TABLE_3
+
+FAST = "--compile off --device cpu --epochs 2 --num_sensitivities 6".split()
+HARD = HARD_TO_CONVERGE[0] - 1
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def qm9_root(tmp_path: Path) -> Path:
+    """A saved QM9 pack of 100 molecules, one of which is hard to converge."""
+    names, items = ("CH4", "NH3", "H2O", "CH3OH", "CH3Cl"), []
+    for index in range(100):
+        atoms = ase.build.molecule(names[index % 4])
+        atoms.rattle(0.1, seed=index)
+        y = torch.zeros(1, 19)
+        y[0, 12] = -3.0 * len(atoms) + 0.1 * float(np.sin(index))  # U0_atom in eV
+        y[0, 0] = 1.0 + 0.1 * index % 3  # mu in Debye
+        items.append(
+            Data(
+                z=torch.tensor(atoms.numbers),
+                pos=torch.tensor(atoms.positions).float(),
+                y=y,
+                idx=torch.tensor([HARD if index == 99 else index]),
+                name=f"gdb_{index + 1}",
+                smiles="",
+            )
+        )
+    folder = tmp_path / "qm9" / "qm9pack" / "processed"
+    folder.mkdir(parents=True)
+    InMemoryDataset.save(items, str(folder / "qm9pack_v1.pt"))
+    # what PyG checks before it takes a processed file
+    torch.save("None", folder / "pre_transform.pt")
+    torch.save("None", folder / "pre_filter.pt")
+    return tmp_path / "qm9"
+
+
+@pytest.fixture
+def md17_root(tmp_path: Path, data_dir: Path | None) -> Path:
+    """The benzene trajectory where PyG looks for it: the real one, or 200 frames made here."""
+    path = tmp_path / "md17" / "benzene" / "raw" / "md17_benzene2017.npz"
+    path.parent.mkdir(parents=True)
+    if data_dir is not None:
+        shutil.copy(data_dir / "md17" / "md17_benzene2017.npz", path)
+        return tmp_path / "md17"
+    random = np.random.default_rng(0)
+    atoms = ase.build.molecule("C6H6")
+    displaced = random.normal(scale=0.05, size=(200, 12, 3))
+    energies = -146_530.0 + 20 * np.square(displaced).sum((1, 2))
+    np.savez(
+        path,
+        z=atoms.numbers.astype(np.uint8),
+        R=atoms.positions + displaced,
+        E=energies[:, None],
+        F=np.zeros((200, 12, 3)),
+    )
+    return tmp_path / "md17"
+
+
+def test_qm9(qm9_root: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["data", "qm9", "--root", str(qm9_root)]) == 0
+    assert "100 molecules, 99 after exclusions" in capsys.readouterr().out
+    run = tmp_path / "run"
+    line = ["train", "qm9", "--root", str(qm9_root), "--run", str(run), "--hidden_channels", "4"]
+    assert main([*line, *FAST, "--num_train", "70", "--num_validation", "15"]) == 0
+    split = Split.load(run / "split.npz")
+    assert split.sizes == {"train": 70, "validation": 15, "test": 14}
+    drawn = torch.cat((split.train, split.validation, split.test))
+    assert 99 not in drawn.tolist()  # the hard one is in no part
+    card = json.loads((run / "model.json").read_text())
+    assert card["energy_unit"] == "eV" and card["target"] == "U0_atom"
+    assert set(card["e0"]) == {"1", "6", "7", "8"}
+    assert card["e0"]["1"] == pytest.approx(-3.0, abs=0.2)  # the formula's energy per atom
+    capsys.readouterr()
+    assert main(["evaluate", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "14 molecules" in printed and "MAE (kcal/mol)" in printed and "MAE (meV)" in printed
+    # a copy of the data elsewhere
+    moved = qm9_root.rename(tmp_path / "moved")
+    assert main(["evaluate", str(run), "--root", str(moved)]) == 0
+
+
+def test_qm9_target_that_is_no_energy(qm9_root: Path, tmp_path: Path, capsys: Capture) -> None:
+    run = tmp_path / "run"
+    line = ["train", "qm9", "--root", str(qm9_root), "--run", str(run), "--hidden_channels", "4"]
+    sizes = ["--num_train", "70", "--num_validation", "15"]
+    assert main([*line, *FAST, *sizes, "--target", "mu"]) == 0
+    assert "Debye" in capsys.readouterr().out
+    assert main(["evaluate", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "MAE (Debye)" in printed and "kcal" not in printed and "meV" not in printed
+    line[5] = str(tmp_path / "other")
+    assert main([*line, *sizes, "--target", "U0_atoms"]) == 1
+    assert "QM9 has no target 'U0_atoms'" in capsys.readouterr().err
+
+
+def test_md17(md17_root: Path, tmp_path: Path, capsys: Capture) -> None:
+    run = tmp_path / "run"
+    assert main(["data", "md17", "--root", str(md17_root)]) == 0
+    assert "frames, kcal/mol" in capsys.readouterr().out
+    line = ["train", "md17", "--root", str(md17_root), "--run", str(run)]
+    assert main([*line, *FAST, "--num_train", "60", "--num_validation", "40"]) == 0
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["hidden_channels"] == 20 and settings["num_onsite"] == 0  # Table III's model
+    card = json.loads((run / "model.json").read_text())
+    assert card["energy_unit"] == "kcal/mol" and card["molecule"] == "benzene"
+    whole = 6 * card["e0"]["1"] + 6 * card["e0"]["6"]
+    assert whole == pytest.approx(-146_530, abs=100)  # the energy of the molecule, kcal/mol
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--part", "validation"]) == 0
+    assert "40 molecules" in capsys.readouterr().out
+    results = json.loads((run / "results.json").read_text())
+    assert results["mae"] == pytest.approx(card["validation_mae"], rel=1e-6)
+    assert results["mae"] < 20  # kcal/mol: nothing of the 146,530 is left, in any unit
+
+
+def test_structures_without_energies(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "bare.xyz"
+    ase.io.write(path, [ase.build.molecule("H2O")] * 4)
+    line = ["train", "file", "--path", str(path), "--num_train", "2", "--num_validation", "1"]
+    assert main([*line, "--run", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert "energy" in error and error.count("\n") == 1
+    assert not (tmp_path / "run" / "config.yaml").exists()  # the name is free for the next try
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "train"])
+def test_unknown_device(
+    command: str, qm9_root: Path, tmp_path: Path, trained: Path, capsys: Capture
+) -> None:
+    lines = {
+        "predict": ["predict", "--model", str(trained), "O"],
+        "evaluate": ["evaluate", str(trained)],
+        "train": [
+            *("train", "qm9", "--root", str(qm9_root), "--run", str(tmp_path / "run")),
+            *("--num_train", "70", "--num_validation", "15"),
+        ],
+    }
+    assert main([*lines[command], "--device", "abacus"]) == 1
+    error = capsys.readouterr().err
+    assert "abacus" in error and error.count("\n") == 1
+
+
+# --- which of the paper's figures stand beside ours -------------------------------------------
+
+
+def card(hidden: int = 80, onsite: int = 3, interactions: int = 2, hierarchical: bool = True):  # type: ignore[no-untyped-def]
+    return {
+        "hyperparameters": {
+            "hidden_channels": hidden,
+            "num_onsite": onsite,
+            "num_interactions": interactions,
+            "hierarchical": hierarchical,
+        }
+    }
+
+
+def test_published_figures() -> None:
+    qm9, md17 = QM9Set(), MD17Set()
+    assert published(qm9, card()) == {
+        "mae": "0.256 ± 0.003",
+        "rmse": "0.527 ± 0.020",
+        "above_1_kcal": "2.26 ± 0.07",
+    }
+    assert TABLE_2[80, True].mae == TABLE_1[110_426] == (0.256, 0.003)
+    assert published(qm9, card(60, hierarchical=False))["mae"] == "0.278 ± 0.008"
+    assert published(QM9Set(num_train=49_000), card()) == {"mae": "0.354 ± 0.004"}
+    assert published(md17, card(20, 0)) == {"mae": "0.162 ± 0.002"}
+    assert published(MD17Set(molecule="toluene"), card(20, 0)) == {
+        "mae": "{:.3f} ± {:.3f}".format(*TABLE_3["toluene"])
+    }
+
+
+@pytest.mark.parametrize(
+    "molecules, model",
+    [
+        (QM9Set(target="gap"), card()),
+        (QM9Set(num_train=2_000), card()),
+        (QM9Set(), card(hidden=33)),
+        (QM9Set(), card(onsite=2)),
+        (QM9Set(), card(interactions=1)),
+        (MD17Set(molecule="revised benzene"), card(20, 0)),
+        (MD17Set(num_train=500), card(20, 0)),
+        (MD17Set(), card(20, 3)),
+    ],
+)
+def test_no_figure_for_another_experiment(molecules: QM9Set | MD17Set, model: dict) -> None:  # type: ignore[type-arg]
+    assert published(molecules, model) == {}

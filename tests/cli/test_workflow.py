@@ -1,0 +1,383 @@
+"""Train, evaluate, plot and predict, one command after the other, on a file of structures."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import ase.build
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from PIL import Image
+from torch_geometric.data import Data, InMemoryDataset
+
+from hipnn_pyg import load_model
+from hipnn_pyg.cli import main
+from hipnn_pyg.cli.predict import read_inputs
+from hipnn_pyg.data.sets import FileSet
+from hipnn_pyg.data.splits import Split
+
+EV_IN_KCAL = 23.060547830619
+
+Capture = pytest.CaptureFixture[str]
+Training = Callable[..., list[str]]
+
+
+def energies(model: Path, images: list[Atoms]) -> np.ndarray:
+    """What the model says, straight from Python (eV)."""
+    loaded = load_model(model)
+    return np.array(
+        [
+            loaded.energy_terms(
+                torch.tensor(atoms.numbers), torch.tensor(atoms.positions, dtype=torch.float32)
+            ).energy.item()
+            for atoms in images
+        ]
+    )
+
+
+def one_line(capsys: Capture, command: str) -> str:
+    """The error message: one line on stderr, nothing on stdout."""
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith(f"hipnn {command}: ")
+    assert shown.err.count("\n") == 1 and "Traceback" not in shown.err
+    return shown.err
+
+
+# --- train ------------------------------------------------------------------------------------
+
+
+def test_what_training_leaves(trained: Path, molecule_file: Path) -> None:
+    names = {"config.yaml", "split.npz", "metrics.csv", "model.safetensors", "model.json"}
+    assert names | {"checkpoint.pt", "logs"} <= {path.name for path in trained.iterdir()}
+    split = Split.load(trained / "split.npz")
+    assert split.sizes == {"train": 160, "validation": 20, "test": 20}
+    with open(trained / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    maes = [float(row["validation_mae"]) for row in rows]
+    assert len(rows) == 8 and min(maes) < 0.5 * maes[0]
+    card = json.loads((trained / "model.json").read_text())
+    assert card["energy_unit"] == "eV" and card["length_unit"] == "Angstrom"
+    assert card["dataset"] == "file" and card["split_sha256"] == split.checksum
+    assert card["validation_mae"] == min(maes) and card["validation_unit"] == "kcal/mol"
+    assert str(molecule_file.parent) not in json.dumps(card)  # no path of this machine
+
+
+def test_what_training_says(tmp_path: Path, training: Training, capsys: Capture) -> None:
+    assert main(training(tmp_path / "run", "--epochs", "1")) == 0
+    out = capsys.readouterr().out
+    assert "best validation MAE" in out and "kcal/mol in epoch 1 of 1" in out
+    assert f"next: hipnn evaluate {tmp_path / 'run'}" in out
+
+
+def test_an_existing_run_is_not_overwritten(
+    trained: Path, training: Training, capsys: Capture
+) -> None:
+    before = (trained / "checkpoint.pt").read_bytes()
+    assert main(training(trained)) == 1
+    assert "holds a run: go on with --resume, or choose another --run" in one_line(capsys, "train")
+    assert (trained / "checkpoint.pt").read_bytes() == before
+
+
+def test_ctrl_c_while_the_data_load(
+    tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def press(self: FileSet) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FileSet, "load", press)
+    try:
+        status = main(training(tmp_path / "run"))
+    except KeyboardInterrupt:  # it would end the test session
+        pytest.fail("Ctrl-C came through as a traceback")
+    assert status == 130 and "stopped" in one_line(capsys, "train")
+
+
+def test_full_disk(
+    tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def no_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hipnn_pyg.models.files.os.fsync", no_space)
+    assert main(training(tmp_path / "run")) == 1
+    assert "No space left on device" in one_line(capsys, "train")
+
+
+# --- resume: what is refused ------------------------------------------------------------------
+
+SAME = ("--epochs", "8", "--batch_size", "8", "--learning_rate", "0.01", "--resume")
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may damage."""
+    shutil.copytree(trained, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_resume_of_a_finished_run(copy: Path, training: Training, capsys: Capture) -> None:
+    assert main(training(copy, *SAME, "--checkpoint_seconds", "5")) == 0
+    assert "of 8," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, setting",
+    [
+        (("--hidden_channels", "7"), "hidden_channels = 6, not 7"),
+        (("--epochs", "9"), "epochs = 8, not 9"),
+        (("--seed", "1"), "seed = 0, not 1"),
+        (("--num_train", "150"), "num_train = 160, not 150"),
+    ],
+)
+def test_resume_with_other_settings(
+    options: tuple[str, str], setting: str, copy: Path, training: Training, capsys: Capture
+) -> None:
+    assert main(training(copy, *SAME, *options)) == 1
+    assert setting in one_line(capsys, "train")
+
+
+def test_resume_with_another_file(
+    copy: Path, tmp_path: Path, molecule_file: Path, training: Training, capsys: Capture
+) -> None:
+    """The path may change, the molecules may not: the split would be another one."""
+    images = ase.io.read(molecule_file, index=":")
+    ase.io.write(tmp_path / "same.extxyz", images)
+    assert main(training(copy, *SAME, "--path", str(tmp_path / "same.extxyz"))) == 0
+    capsys.readouterr()
+    ase.io.write(tmp_path / "more.extxyz", [*images, *images[:7]])
+    assert main(training(copy, *SAME, "--path", str(tmp_path / "more.extxyz"))) == 1
+    assert "split" in one_line(capsys, "train")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("checkpoint.pt", b"PK\x03\x04 torn", "truncated or not a checkpoint"),
+        ("checkpoint.pt", None, "nothing to resume"),
+        ("config.yaml", None, "holds no run"),
+        ("config.yaml", b"a: [1", "damaged"),
+        ("config.yaml", b"epochs: 3", "damaged"),
+    ],
+)
+def test_resume_of_a_damaged_run(
+    name: str,
+    content: bytes | None,
+    message: str,
+    copy: Path,
+    training: Training,
+    capsys: Capture,
+) -> None:
+    (copy / name).unlink()
+    if content is not None:
+        (copy / name).write_bytes(content)
+    assert main(training(copy, *SAME)) == 1
+    assert message in one_line(capsys, "train")
+
+
+def test_sets_that_do_not_fit(tmp_path: Path, training: Training, capsys: Capture) -> None:
+    assert main(training(tmp_path / "run", "--num_train", "190")) == 1
+    assert "200" in one_line(capsys, "train")
+    assert main(training(tmp_path / "run", "--num_validation", "0")) == 1
+    assert "num_validation" in one_line(capsys, "train")
+    assert main(training(tmp_path / "run", "--path", "nowhere.extxyz")) == 1
+    assert "nowhere.extxyz" in one_line(capsys, "train")
+
+
+# --- evaluate and plot ------------------------------------------------------------------------
+
+
+def test_evaluate_and_plot(trained: Path, molecule_file: Path, capsys: Capture) -> None:
+    assert main(["evaluate", str(trained)]) == 0
+    printed = capsys.readouterr().out
+    images = ase.io.read(molecule_file, index=":")
+    test = [images[k] for k in Split.load(trained / "split.npz").test.tolist()]
+    target = np.array([atoms.get_potential_energy() for atoms in test])
+    error = (energies(trained, test) - target) * EV_IN_KCAL
+    results = json.loads((trained / "results.json").read_text())
+    assert results["part"] == "test" and results["unit"] == "kcal/mol" and results["num"] == 20
+    assert results["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-4)
+    assert results["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-4)
+    assert results["above_1_kcal"] == pytest.approx(100 * (np.abs(error) > 1).mean())
+    assert "test set, 20 molecules" in printed and "MAE (kcal/mol)" in printed
+    assert f"{results['mae']:.3f}" in printed
+    assert f"{results['mae'] / EV_IN_KCAL * 1000:.2f}" in printed  # meV
+    assert results["paper"] == {}
+    with np.load(trained / "predictions.npz") as stored:
+        np.testing.assert_allclose(stored["target"], target, rtol=1e-9)
+        np.testing.assert_allclose(stored["orders"].sum(1), stored["prediction"], rtol=1e-9)
+        assert str(stored["unit"]) == "eV" and (stored["nonhierarchicality"] > 0).all()
+
+    assert main(["plot", str(trained)]) == 0
+    shown = capsys.readouterr()
+    pictures = [Path(line) for line in shown.out.split()]
+    assert "no quantiles.png" in shown.err and shown.err.count("\n") == 1  # 20 are too few
+    assert {path.stem for path in pictures} == {"sensitivities", "learning", "parity"}
+    for path in pictures:
+        pixels = np.asarray(Image.open(path).convert("L"))
+        assert pixels.std() > 5 and min(pixels.shape) > 300  # not blank
+
+    assert main(["evaluate", str(trained), "--part", "train"]) == 0
+    assert main(["plot", str(trained)]) == 0
+    assert str(trained / "plots" / "quantiles.png") in capsys.readouterr().out  # 160 suffice
+    assert main(["evaluate", str(trained), "--part", "validation"]) == 0
+    card = json.loads((trained / "model.json").read_text())
+    results = json.loads((trained / "results.json").read_text())
+    assert results["mae"] == pytest.approx(card["validation_mae"], rel=1e-6)
+
+
+def test_evaluate_with_the_data_elsewhere(
+    trained: Path, molecule_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    moved = tmp_path / "moved.extxyz"
+    shutil.copy(molecule_file, moved)
+    assert main(["evaluate", str(trained), "--root", str(moved)]) == 0
+    assert "20 molecules" in capsys.readouterr().out
+    assert main(["evaluate", str(trained), "--root", str(tmp_path / "none.extxyz")]) == 1
+    assert "none.extxyz" in one_line(capsys, "evaluate")
+
+
+def test_evaluate_without_test_molecules(
+    tmp_path: Path, training: Training, capsys: Capture
+) -> None:
+    run = tmp_path / "run"
+    assert main(training(run, "--epochs", "1", "--num_train", "180")) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run)]) == 1
+    assert "test" in one_line(capsys, "evaluate")
+    assert main(["evaluate", str(run), "--part", "validation"]) == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "plot"])
+def test_a_folder_without_a_run(command: str, tmp_path: Path, capsys: Capture) -> None:
+    assert main([command, str(tmp_path)]) == 1
+    assert str(tmp_path) in one_line(capsys, command)
+
+
+# --- predict ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def xyz(tmp_path: Path) -> Path:
+    path = tmp_path / "three.xyz"
+    ase.io.write(path, [ase.build.molecule(name) for name in ("H2O", "CH4", "CH3OH")])
+    return path
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predict_smiles(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["predict", "--model", str(trained), "CO", "N"]) == 0
+    printed = capsys.readouterr().out
+    assert "energies in eV" in printed and "CO" in printed
+    data = [named.data for named in read_inputs(["CO", "N"])]
+    expected = [load_model(trained).energy_terms(d.z, d.pos).energy.item() for d in data]
+    assert all(f"{energy:.5f}" in printed for energy in expected)
+    assert expected[0] != pytest.approx(expected[1], rel=0.05)
+
+    output = tmp_path / "out.csv"
+    line = ["predict", "--model", str(trained), "CO", "N", "--output", str(output)]
+    for unit, factor in (("eV", 1.0), ("kcal/mol", EV_IN_KCAL)):
+        assert main([*line, "--unit", unit]) == 0
+        rows = read_csv(output)
+        assert [row["name"] for row in rows] == ["CO", "N"]
+        assert {row["unit"] for row in rows} == {unit}
+        for row, energy in zip(rows, expected, strict=True):
+            assert float(row["energy"]) == pytest.approx(energy * factor, rel=1e-6)
+            orders = sum(float(row[f"E{n}"]) for n in range(3))
+            assert orders == pytest.approx(float(row["energy"]), rel=1e-9)
+            assert 0 < float(row["R"])
+    assert float(rows[0]["R"]) != float(rows[1]["R"])
+
+
+def test_predict_file_to_extxyz(trained: Path, xyz: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.extxyz"
+    line = ["predict", "--model", str(trained), str(xyz), "--output", str(output)]
+    assert main([*line, "--unit", "kcal/mol"]) == 0
+    before, after = ase.io.read(xyz, index=":"), ase.io.read(output, index=":")
+    expected = energies(trained, before)
+    for atoms, original, energy in zip(after, before, expected, strict=True):
+        assert (atoms.numbers == original.numbers).all()
+        np.testing.assert_allclose(atoms.positions, original.positions, atol=1e-6)
+        assert atoms.get_potential_energy() == pytest.approx(energy, rel=1e-5)  # eV, always
+        assert sum(atoms.info[f"E{n}"] for n in range(3)) == pytest.approx(energy, rel=1e-5)
+    assert [atoms.info["name"] for atoms in after] == [f"three.xyz#{n}" for n in range(3)]
+
+    assert main(["predict", "--model", str(trained), str(output), "--output",
+                 str(tmp_path / "out.csv"), "--limit", "2"]) == 0  # fmt: skip
+    rows = read_csv(tmp_path / "out.csv")
+    assert [float(row["energy"]) for row in rows] == pytest.approx(expected[:2], rel=1e-5)
+
+
+class Stored(InMemoryDataset):
+    """A PyG data set of two molecules."""
+
+    @property
+    def processed_file_names(self) -> str:
+        return "two.pt"
+
+    def process(self) -> None:
+        water, methane = ase.build.molecule("H2O"), ase.build.molecule("CH4")
+        self.save(
+            [
+                Data(z=torch.tensor(a.numbers), pos=torch.tensor(a.positions).float())
+                for a in (water, methane)
+            ],
+            self.processed_paths[0],
+        )
+
+
+def test_predict_a_pyg_data_set(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    Stored(str(tmp_path / "pyg"))
+    output = tmp_path / "out.csv"
+    line = ["predict", "--model", str(trained), str(tmp_path / "pyg"), "--output", str(output)]
+    assert main(line) == 0
+    expected = energies(trained, [ase.build.molecule("H2O"), ase.build.molecule("CH4")])
+    assert [float(row["energy"]) for row in read_csv(output)] == pytest.approx(expected, rel=1e-5)
+    (tmp_path / "empty").mkdir()
+    capsys.readouterr()
+    assert main(["predict", "--model", str(trained), str(tmp_path / "empty")]) == 1
+    assert "0 files processed" in one_line(capsys, "predict")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["C1CC"], "C1CC"),
+        (["O.O"], "fragments"),
+        (["missing.xyz"], "missing.xyz does not exist"),
+        (["FC"], "9"),  # fluorine was not in the training data
+        (["O", "--unit", "furlong"], "furlong"),
+        (["O", "--output", "result.pdf"], "result.pdf must end in"),
+        (["O", "--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_predict_refuses(
+    arguments: list[str], message: str, trained: Path, capsys: Capture
+) -> None:
+    assert main(["predict", "--model", str(trained), *arguments]) == 1
+    assert message in one_line(capsys, "predict")
+    assert not Path("result.pdf").exists()
+
+
+def test_debug_shows_where(trained: Path) -> None:
+    with pytest.raises(ValueError, match="C1CC"):
+        main(["--debug", "predict", "--model", str(trained), "C1CC"])
+
+
+def test_periodic_input_is_refused(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "cell.extxyz"
+    atoms = ase.build.molecule("H2O", cell=[8, 8, 8], pbc=True)
+    ase.io.write(path, atoms)
+    assert main(["predict", "--model", str(trained), str(path)]) == 1
+    assert "periodic" in one_line(capsys, "predict")

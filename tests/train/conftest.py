@@ -1,0 +1,78 @@
+"""A small learning problem: stretched molecules whose energies follow a known formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ase.build
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import Data
+
+from hipnn_pyg import HIPNN, PackedMolecules
+from hipnn_pyg.data.targets import ASE_ENERGY
+from hipnn_pyg.train import Training
+
+FREE_ATOM = {1: -0.1, 6: -0.6, 7: -0.5, 8: -0.4}
+"""eV."""
+
+
+def make_structures(number: int, seed: int = 0) -> list[Data]:
+    """Stretched molecules; energy (eV) = free atoms - sum over pairs of 3 exp(-r / 1 Å)."""
+    names = ("CH4", "NH3", "H2O", "H2", "OH")
+    stretch = np.random.default_rng(seed).uniform(0.8, 1.4, number)
+    structures = []
+    for count in range(number):
+        atoms = ase.build.molecule(names[count % len(names)])
+        atoms.positions *= stretch[count]
+        atoms.rattle(0.02, seed=count)
+        r = atoms.get_all_distances()[np.triu_indices(len(atoms), 1)]
+        energy = sum(FREE_ATOM[z] for z in atoms.numbers) - 3.0 * np.exp(-r).sum()
+        structures.append(
+            Data(
+                z=torch.tensor(atoms.numbers),
+                pos=torch.tensor(atoms.positions, dtype=torch.float32),
+                energy=torch.tensor([energy], dtype=torch.float64),
+            )
+        )
+    return structures
+
+
+@pytest.fixture(scope="session")
+def structures() -> list[Data]:
+    """120 molecules."""
+    return make_structures(120)
+
+
+@pytest.fixture
+def parts(structures: list[Data]) -> tuple[PackedMolecules, PackedMolecules]:
+    """90 to train on, 30 to validate with."""
+    packed = PackedMolecules.pack(structures, ASE_ENERGY)
+    return packed.subset(torch.arange(90)), packed.subset(torch.arange(90, 120))
+
+
+@pytest.fixture
+def new_model(parts: tuple[PackedMolecules, PackedMolecules]) -> Callable[..., HIPNN]:
+    """``new_model(seed=0)``: a small model with its energy scale fitted to the training part."""
+
+    def build(seed: int = 0, **options: Any) -> HIPNN:
+        torch.manual_seed(seed)
+        defaults = dict(
+            species=(1, 6, 7, 8), hidden_channels=6, num_onsite=1, num_sensitivities=6, cutoff=5.0
+        )
+        return HIPNN(**(defaults | options)).fit_e0(parts[0], ASE_ENERGY)
+
+    return build
+
+
+@pytest.fixture
+def settings() -> Callable[..., Training]:
+    """``settings(**changes)``: short, eager training on the CPU with a checkpoint every step."""
+
+    def build(**changes: Any) -> Training:
+        defaults = dict(epochs=3, batch_size=9, device="cpu", compile="off", checkpoint_seconds=0.0)
+        return Training(**(defaults | changes))
+
+    return build

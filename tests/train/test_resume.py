@@ -1,0 +1,200 @@
+"""A run that was interrupted and resumed is the uninterrupted run, bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hipnn_pyg import HIPNN, ModelFileError, PackedMolecules
+from hipnn_pyg.train import Trainer, Training, TrainingStopped
+
+Parts = tuple[PackedMolecules, PackedMolecules]
+Models = Callable[..., HIPNN]
+Settings = Callable[..., Training]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """One order of summation; and the flushing of denormals is taken back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+def interrupt_after(trainer: Trainer, steps: int) -> None:
+    """Press Ctrl-C during this step of the run."""
+    after_step, done = trainer.schedule.after_step, [0]
+
+    def count() -> None:
+        after_step()
+        done[0] += 1
+        trainer.interrupted = trainer.interrupted or done[0] == steps
+
+    trainer.schedule.after_step = count  # type: ignore[method-assign]
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    """A checkpoint without the times."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    del state["progress"]["seconds"]
+    for row in state["history"]:
+        del row["seconds"]
+    return state
+
+
+def assert_same(ours: Any, theirs: Any, where: str = "checkpoint") -> None:
+    """Equal to the last bit, through dictionaries and lists."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in ours:
+            assert_same(ours[key], theirs[key], f"{where}[{key!r}]")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), where
+        for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(a, b, f"{where}[{number}]")
+    elif isinstance(ours, Tensor):
+        assert torch.equal(ours, theirs), where
+    else:
+        assert ours == theirs, where
+
+
+@pytest.mark.parametrize("recipe", ["paper", "fast"])
+@pytest.mark.parametrize("steps", [1, 7, 10, 24], ids=lambda steps: f"after_{steps}_steps")
+def test_bit_for_bit(
+    recipe: str, steps: int, new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    """Ten steps an epoch: interrupted in the first step, mid-epoch, at an epoch's end, late."""
+    config = settings(recipe=recipe, t_init=1, t_patience=1, average_every=2)
+    whole = Trainer(new_model(), *parts, config, tmp_path / "whole", progress=False)
+    whole.fit()
+
+    first = Trainer(new_model(), *parts, config, tmp_path / "run", progress=False)
+    interrupt_after(first, steps)
+    with pytest.raises(TrainingStopped, match="go on with --resume") as stopped:
+        first.fit()
+    assert stopped.value.interrupted
+    torch.manual_seed(99)  # whatever happened in between
+    second = Trainer(new_model(seed=7), *parts, config, tmp_path / "run", progress=False)
+    second.resume()
+    assert 10 * second.epoch + second.step == steps
+    second.fit()
+
+    assert_same(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "whole"))
+    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("run", "whole")]
+    assert weights[0] == weights[1]
+    for ours, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert second.best_epoch == whole.best_epoch and second.seconds > 0
+
+
+def test_another_seed_is_another_run(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    """Control for the test above: the data order alone changes the weights."""
+    states = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        Trainer(new_model(), *parts, settings(seed=seed), folder, progress=False).fit()
+        states.append(checkpoint(folder)["model"])
+    name = "blocks.0.interaction.V"
+    assert not torch.allclose(states[0][name], states[1][name], rtol=1e-6)
+
+
+def test_random_numbers_go_on(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    trainer = Trainer(new_model(), *parts, settings(epochs=1), tmp_path, progress=False)
+    trainer.fit()
+    expected = torch.rand(3)
+    torch.manual_seed(1234)
+    trainer.resume()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_finished_run_stays_as_it_is(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    """Also one that the schedule stopped before its last epoch."""
+    config = settings(recipe="paper", epochs=40, t_init=1, t_patience=1, learning_rate=1e-30)
+    trainer = Trainer(new_model(), *parts, config, tmp_path, progress=False)
+    trainer.fit()
+    assert 3 <= trainer.epoch < 40
+    before = checkpoint(tmp_path)
+    again = Trainer(new_model(), *parts, config, tmp_path, progress=False)
+    again.resume()
+    again.fit()
+    assert again.epoch == trainer.epoch
+    assert_same(checkpoint(tmp_path), before)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing", "a model"])
+def test_bad_checkpoints(
+    damage: str, new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    trainer = Trainer(new_model(), *parts, settings(epochs=1), tmp_path, progress=False)
+    trainer.fit()
+    path = tmp_path / "checkpoint.pt"
+    trainer.resume()  # control
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage == "foreign":
+        path.write_text("epoch: 3\n")
+    elif damage == "a model":
+        torch.save(trainer.model.state_dict(), path)
+    else:
+        path.unlink()
+    message = "nothing to resume" if damage == "missing" else "truncated or not a checkpoint"
+    with pytest.raises(ModelFileError, match=message) as caught:
+        trainer.resume()
+    assert str(path) in str(caught.value)
+
+
+def test_compiled_training(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    """50 steps: eager, compiled, and compiled with an interrupt, to 1e-5.
+
+    A C++ compiler is part of the test environment: without one this test fails.
+    """
+    assert shutil.which("g++") or shutil.which("clang++")
+
+    def train(compile: str, folder: str, interrupt: int | None = None) -> Trainer:
+        config = settings(
+            recipe="paper", epochs=5, compile=compile, checkpoint_seconds=60.0, learning_rate=1e-3
+        )
+        model = new_model(hidden_channels=4, num_onsite=0, num_sensitivities=4)
+        trainer = Trainer(model, *parts, config, tmp_path / folder, progress=False)
+        assert trainer.compiled is (compile == "on")
+        if interrupt:
+            interrupt_after(trainer, interrupt)
+            with pytest.raises(TrainingStopped):
+                trainer.fit()
+            trainer.interrupted = False
+            with torch.no_grad():
+                for parameter in trainer.model.parameters():
+                    parameter.mul_(1.5)  # all of it must come from the checkpoint
+            trainer.resume()
+        trainer.fit()
+        assert 10 * trainer.epoch == 50
+        return trainer
+
+    eager = train("off", "eager")
+    compiled = train("on", "compiled")
+    resumed = train("on", "resumed", interrupt=23)
+    for other in (compiled, resumed):
+        for ours, theirs in zip(other.model.parameters(), eager.model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        assert other.best_mae == pytest.approx(eager.best_mae, rel=1e-5)
+    moved = new_model(hidden_channels=4, num_onsite=0, num_sensitivities=4)
+    assert not torch.allclose(
+        moved.blocks[0].interaction.V, eager.model.blocks[0].interaction.V, atol=1e-3
+    )

@@ -1,0 +1,255 @@
+"""The training loop: it learns, averages, keeps the best, and stops cleanly when it must."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+
+from hipnn_pyg import HIPNN, PackedLoader, PackedMolecules, StructureError, load_model, save_model
+from hipnn_pyg.data.targets import ASE_ENERGY
+from hipnn_pyg.models.files import read_card
+from hipnn_pyg.train import Trainer, Training, TrainingStopped, error_statistics, predict
+from hipnn_pyg.train.trainer import running_average
+
+Parts = tuple[PackedMolecules, PackedMolecules]
+Models = Callable[..., HIPNN]
+Settings = Callable[..., Training]
+
+
+@pytest.fixture(autouse=True)
+def restored_flush_denormal() -> Iterator[None]:
+    """The trainer flushes denormals for the whole process; other tests keep what they had."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+# --- learning ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["paper", "fast"])
+def test_training_learns(
+    recipe: str, new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    model = new_model()
+    target = parts[1].target
+    e0_only = error_statistics(predict(model, parts[1]).orders[:, 0], target, "eV").mae
+    config = settings(
+        recipe=recipe, epochs=15, batch_size=3, learning_rate=1e-2, checkpoint_seconds=60.0
+    )
+    trainer = Trainer(model, *parts, config, tmp_path / "run", progress=False)
+    best = trainer.fit()
+
+    mae = error_statistics(predict(best, parts[1]).energy, target, "eV").mae
+    assert mae < 0.5 * e0_only
+    assert mae == pytest.approx(trainer.best_mae, rel=1e-9) and not best.training
+    assert trainer.best_mae == min(row["validation_mae"] for row in trainer.history)
+    assert trainer.history[trainer.best_epoch - 1]["validation_mae"] == trainer.best_mae
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["validation_mae"]) for row in rows] == [
+        row["validation_mae"] for row in trainer.history
+    ]
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 16))
+    stored = load_model(tmp_path / "run")  # the best one, not the last one
+    assert torch.equal(predict(stored, parts[1]).energy, predict(best, parts[1]).energy)
+    card = read_card(tmp_path / "run")
+    assert card["epoch"] == trainer.best_epoch and card["validation_unit"] == "kcal/mol"
+    assert card["energy_unit"] == "eV" and card["target"] == "energy"
+
+
+def test_train_columns_are_means_over_the_epoch(
+    new_model: Models, parts: Parts, settings: Settings
+) -> None:
+    """With a learning rate of practically 0 the epoch's mean is the loss of the fixed model."""
+    config = settings(recipe="paper", epochs=1, batch_size=45, learning_rate=1e-30)
+    trainer = Trainer(new_model(), *parts, config, progress=False)
+    trainer.fit()
+    error = (predict(trainer.model, parts[0]).energy - parts[0].target).abs().mean().item()
+    assert trainer.history[0]["train_mae"] == pytest.approx(error, rel=1e-4)
+    assert trainer.history[0]["learning_rate"] == 1e-30
+
+
+def test_e0_stays_exactly(new_model: Models, parts: Parts, settings: Settings) -> None:
+    model = new_model()
+    e0, sigma = model.reference.weight.detach().clone(), model.sigma_e
+    moved = model.blocks[0].interaction.V.detach().clone()
+    trainer = Trainer(model, *parts, settings(average_every=1), progress=False)
+    trainer.fit()
+    assert trainer.average is not None
+    for kept in (trainer.model, trainer.average.module):
+        assert kept.reference.weight.dtype == torch.float64
+        assert torch.equal(kept.reference.weight, e0) and kept.sigma_e == sigma
+        assert not torch.equal(kept.blocks[0].interaction.V, moved)
+
+
+def test_a_loader_goes_in_through_pack(
+    new_model: Models, structures: list[Data], parts: Parts, settings: Settings
+) -> None:
+    loader = DataLoader(structures[:90], batch_size=4)
+    sources = (parts[0], loader, structures[:90], PackedLoader(parts[0], batch_size=32))
+    weights = []
+    for source in sources:
+        train = PackedMolecules.pack(source, ASE_ENERGY)
+        trainer = Trainer(new_model(), train, parts[1], settings(epochs=1), progress=False)
+        weights.append(trainer.fit().blocks[0].interaction.V)
+    assert all(torch.equal(other, weights[0]) for other in weights[1:])
+
+
+def test_foreign_species_are_refused(parts: Parts, settings: Settings) -> None:
+    with pytest.raises(StructureError, match=r"7"):
+        Trainer(HIPNN(species=(1, 6, 8)), *parts, settings(), progress=False)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, not nan"),
+    ],
+)
+def test_impossible_settings(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Training(**change)  # type: ignore[arg-type]
+
+
+# --- the weight average -----------------------------------------------------------------------
+
+
+def test_running_average_by_hand() -> None:
+    """Weights of the old average: 1/10, 2/11, 3/12, then decay = 0.25 caps them."""
+    average = [torch.tensor([1.0, 1.0], dtype=torch.float64)]
+    update = running_average(0.25)
+    expected = 1.0
+    for count, (new, old_weight) in enumerate(
+        [(3.0, 1 / 10), (5.0, 2 / 11), (-2.0, 3 / 12), (8.0, 0.25), (0.5, 0.25)]
+    ):
+        update(average, [torch.tensor([new, new], dtype=torch.float64)], count)
+        expected = old_weight * expected + (1 - old_weight) * new
+        assert average[0].tolist() == pytest.approx([expected, expected], rel=1e-14)
+    frozen = torch.tensor([-1029.8631529], dtype=torch.float64)
+    kept = [frozen.clone()]
+    update(kept, [frozen], 3)
+    assert torch.equal(kept[0], frozen)
+
+
+def test_the_average_is_what_is_judged(new_model: Models, parts: Parts, settings: Settings) -> None:
+    """Every second step of 10: 5 updates, followed by hand from the weights at those steps."""
+    config = settings(epochs=1, average_every=2, average_decay=0.3)
+    trainer = Trainer(new_model(), *parts, config, progress=False)
+    bias = trainer.model.blocks[0].readout.bias
+    seen = []
+    after_step = trainer.schedule.after_step
+    trainer.schedule.after_step = lambda: (seen.append(bias.item()), after_step())[1]  # type: ignore
+    trainer.fit()
+    # AveragedModel copies at its first update
+    expected = seen[1]
+    for count, new in enumerate(seen[3::2], start=1):
+        old_weight = min(0.3, (1 + count) / (10 + count))
+        expected = old_weight * expected + (1 - old_weight) * new
+    assert len(seen) == 10 and trainer.average is not None
+    assert trainer.average.module.blocks[0].readout.bias.item() == pytest.approx(expected, rel=1e-5)
+    energy = predict(trainer.average.module, parts[1]).energy
+    mae = error_statistics(energy, parts[1].target, "eV").mae
+    assert mae == pytest.approx(trainer.best_mae, rel=1e-9)
+
+
+# --- stopping ---------------------------------------------------------------------------------
+
+
+def poisoned(parts: Parts, molecule: int) -> PackedMolecules:
+    """The training part with one target that is not finite, as if no check had seen it."""
+    target = parts[0].target.clone()
+    target[molecule] = float("nan")
+    return PackedMolecules(**{**vars(parts[0]), "target": target})
+
+
+def test_non_finite_loss_names_the_batch(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    order = PackedLoader(parts[0], 9, shuffle=True, seed=0).partition(0)
+    molecule = int(order[6][4])  # in the seventh batch of the first epoch
+    trainer = Trainer(
+        new_model(), poisoned(parts, molecule), parts[1], settings(), tmp_path, progress=False
+    )
+    with pytest.raises(TrainingStopped, match=r"loss of batch 6 of epoch 1 is not") as stopped:
+        trainer.fit()
+    assert str(order[6][:5].tolist()) in str(stopped.value) and not stopped.value.interrupted
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert checkpoint["progress"]["step"] == 6  # the six good steps, none of the bad one
+    assert all(bool(weight.isfinite().all()) for weight in checkpoint["model"].values())
+
+
+def test_divergence_stops(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    config = settings(learning_rate=1e25, recipe="paper")
+    trainer = Trainer(new_model(), *parts, config, tmp_path, progress=False)
+    with pytest.raises(TrainingStopped, match="not finite .*lower learning_rate"):
+        trainer.fit()
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert all(bool(weight.isfinite().all()) for weight in checkpoint["model"].values())
+    calm = Trainer(new_model(), *parts, settings(epochs=1, recipe="paper"), progress=False)
+    assert calm.fit() is calm.model  # control
+
+
+def test_an_interrupt_does_not_save_a_bad_step(
+    new_model: Models, parts: Parts, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the loss is looked at late; an interrupt in the bad step must look first."""
+    order = PackedLoader(parts[0], 9, shuffle=True, seed=0).partition(0)
+    train = poisoned(parts, int(order[2][0]))
+    trainer = Trainer(new_model(), train, parts[1], settings(), progress=False)
+    saved: list[int] = []
+    monkeypatch.setattr(trainer, "_save", lambda: saved.append(trainer.step))
+
+    def watch_late(loss: torch.Tensor) -> None:
+        if not loss.isfinite():
+            trainer.first_bad, trainer.interrupted = torch.tensor(trainer.step - 1), True
+
+    monkeypatch.setattr(trainer, "_watch", watch_late)
+    with pytest.raises(TrainingStopped, match="loss of batch 2 of epoch 1 is not finite"):
+        trainer.fit()
+    assert saved == []
+
+
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("hipnn_pyg.models.files.os.fsync", no_space)
+
+
+def test_full_disk_keeps_the_old_checkpoint(
+    new_model: Models,
+    parts: Parts,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Trainer(new_model(), *parts, settings(epochs=1), tmp_path, progress=False).fit()
+    files = ("checkpoint.pt", "model.safetensors", "model.json", "metrics.csv")
+    before = {name: (tmp_path / name).read_bytes() for name in files}
+    trainer = Trainer(new_model(seed=1), *parts, settings(epochs=1), tmp_path, progress=False)
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch)
+        with pytest.raises(OSError, match="No space left on device.*file is intact"):
+            trainer.fit()
+        with pytest.raises(OSError, match="No space left on device"):
+            save_model(trainer.model, tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == before
+    assert not list(tmp_path.glob("*.tmp"))
+    resumed = Trainer(new_model(), *parts, settings(epochs=1), tmp_path, progress=False)
+    resumed.resume()
+    assert resumed.epoch == 1
+    save_model(trainer.model, tmp_path)  # control: with space the file changes
+    assert (tmp_path / "model.safetensors").read_bytes() != before["model.safetensors"]
