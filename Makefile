@@ -8,7 +8,7 @@ OPS = $(VENV)-ops
 
 # QM9 from the qm9pack wheel, a short real training, the table beside the paper's numbers, plots.
 demo: $(VENV)/installed
-	$(BIN)/hipnn train qm9 --source qm9pack --epochs 3 --run runs/demo $(DEMO)
+	$(BIN)/hipnn train qm9 --source qm9pack --epochs 2 --run runs/demo $(DEMO)
 	$(BIN)/hipnn evaluate runs/demo
 	$(BIN)/hipnn plot runs/demo
 	$(BIN)/hipnn predict --model runs/demo CCO "c1ccccc1" "CC(=O)N"
@@ -41,7 +41,7 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 $(OPS)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(OPS)
 	sed 's/^torch-geometric==.*/torch-geometric==2.7.0/' constraints.txt > $(OPS)/constraints.txt
-	$(OPS)/bin/pip install -q -c $(OPS)/constraints.txt torch "setuptools<81" wheel
+	$(OPS)/bin/pip install -q -c $(OPS)/constraints.txt torch "setuptools<81" wheel ninja
 	$(OPS)/bin/pip install -q -c $(OPS)/constraints.txt --no-build-isolation -e ".[ops,test]"
 	touch $@
 

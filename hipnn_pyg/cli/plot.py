@@ -78,6 +78,7 @@ def draw_learning(folder: RunFolder) -> Figure:
     with open(folder.metrics, newline="") as file:
         rows = list(csv.DictReader(file))
     column = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+    rate = column["learning_rate"]
     paper = {}
     if folder.results.is_file():
         mae = json.loads(folder.results.read_text())["paper"].get("mae")
@@ -88,7 +89,7 @@ def draw_learning(folder: RunFolder) -> Figure:
             "validation MAE": column["validation_mae"],
             "validation RMSE": column["validation_rmse"],
         },
-        learning_rate=np.maximum(column["learning_rate"], 1e-9),
+        learning_rate=np.maximum(rate, 1e-3 * rate.max()),  # a cosine ends at 0
         reference=paper,
         loss=column["train_loss"],
     )

@@ -5,6 +5,7 @@ Collating a list of ``Data`` objects costs more than a training step; indexing c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -12,17 +13,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.datasets import MD17
 from torch_geometric.loader import DataLoader
 
 from hipnn_pyg.checks import (
+    HIPNNWarning,
     StructureError,
     check_distances,
     check_graphs,
     check_targets,
     warn_unlikely_unit,
 )
+from hipnn_pyg.data.md17 import md17_energies
 from hipnn_pyg.data.targets import Target
-from hipnn_pyg.graph import molecule_pairs
+from hipnn_pyg.data.unavailable import DatasetUnavailableError
+from hipnn_pyg.graph import edge_distances, radius_graph
 
 _CHECK_BLOCK = 4096
 """Molecules whose distances are checked in one go."""
@@ -73,7 +78,8 @@ class PackedMolecules:
         """Pack a PyG dataset, a list of ``Data`` or a ``DataLoader``.
 
         An ``InMemoryDataset`` without transform is already packed and is only re-indexed; of a
-        ``DataLoader`` over a dataset the dataset is taken (in its own order).
+        ``DataLoader`` over a dataset the dataset is taken (in its own order). The energies of PyG's
+        ``MD17``, which it stores as float32, are read again from the raw file in float64.
 
         Args:
             source: where ``z``, ``pos`` and the target are.
@@ -91,6 +97,8 @@ class PackedMolecules:
             packed = cls._of_in_memory(source, target)
         else:
             packed = cls._of_items(source, target)
+        if isinstance(source, MD17) and target.key == "energy":
+            packed = replace(packed, target=_float64_energies(source, packed.target))
         if validate:
             packed.check()
         return packed
@@ -134,17 +142,17 @@ class PackedMolecules:
         check_targets(self.target, len(self))
         for molecules in torch.arange(len(self)).split(_CHECK_BLOCK):
             block = self.gather(molecules)
-            r = molecule_pairs(block.pos, block.batch, block.ptr, block.max_atoms).r
+            nearest = _nearest_distances(block)
             finite = torch.isfinite(block.pos).all(dim=1)
             try:
                 check_graphs(block.z, block.pos)
-                check_distances(r)
+                check_distances(nearest)
             except StructureError as error:
-                first = (~finite).nonzero() if not bool(finite.all()) else r.amin(1).argmin()
+                first = (~finite).nonzero() if not bool(finite.all()) else nearest.argmin()
                 number = int(molecules[int(block.batch[first.flatten()[0]])])
                 raise StructureError(f"molecule {number} of the dataset: {error}") from None
-            if int(molecules[0]) == 0 and block.max_atoms > 1:
-                warn_unlikely_unit(block.z, r.amin(1), "the dataset")
+            if int(molecules[0]) == 0:
+                warn_unlikely_unit(block.z, nearest, "the dataset")
 
     def __len__(self) -> int:
         return self.counts.numel()
@@ -193,6 +201,23 @@ class PackedMolecules:
         return MoleculeBatch(
             self.z[atoms], self.pos[atoms], batch, ptr, largest, self.target[index]
         )
+
+
+def _nearest_distances(block: MoleculeBatch, within: float = 3.0) -> Tensor:
+    """Distance of each atom to its nearest neighbour in Å, ``[N]``; inf if beyond ``within``."""
+    edge_index = radius_graph(block.pos, within, block.batch)
+    nearest = block.pos.new_full((block.pos.size(0),), torch.inf)
+    r = edge_distances(block.pos, edge_index)
+    return nearest.scatter_reduce(0, edge_index[1], r, "amin")
+
+
+def _float64_energies(dataset: MD17, stored: Tensor) -> Tensor:
+    """Energies of PyG's MD17 without the rounding of its float32 (0.008 to 0.03 kcal/mol)."""
+    try:
+        return md17_energies(dataset)
+    except (DatasetUnavailableError, ValueError) as error:
+        warnings.warn(f"MD17 energies stay float32: {error}", HIPNNWarning, stacklevel=3)
+        return stored
 
 
 class PackedLoader:

@@ -71,6 +71,9 @@ class MD17Set:
 class FileSet:
     """Structures with energies from any file ASE reads (extxyz, db, traj ...; energies in eV).
 
+    Where compositions differ, subtract free-atom energies first: sigma_E is the spread of the
+    energies, and that of total energies drowns the chemistry.
+
     Args:
         path: the file.
         num_train: training structures.

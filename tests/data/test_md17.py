@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch_geometric import datasets
 
+from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.data import md17
 from hipnn_pyg.data.md17 import load_md17, md17_energies, md17_molecules
+from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.targets import MD17_ENERGY
 from hipnn_pyg.data.unavailable import DatasetUnavailableError, download_timeout
 
@@ -87,6 +89,22 @@ def test_float64_energies(
     lost = (pyg._data.energy.double().reshape(-1) - energies).abs()
     assert 0.1 * FLOAT32_SPACING < lost.max() <= 0.5 * FLOAT32_SPACING
     assert lost.mean() == pytest.approx(0.25 * FLOAT32_SPACING, rel=0.3)
+
+
+def test_packing_pygs_own_object_reads_float64(
+    place: Callable[[str], Path], tmp_path: Path, no_network: None
+) -> None:
+    path = place("benzene")
+    raw = torch.from_numpy(np.load(path)["E"].reshape(-1))
+    pyg = datasets.MD17(str(tmp_path), "benzene")
+    assert torch.equal(PackedMolecules.pack(pyg, MD17_ENERGY).target, raw)
+    chosen = [7, 3, 30]
+    assert torch.equal(PackedMolecules.pack(pyg[chosen], MD17_ENERGY).target, raw[chosen])
+
+    path.unlink()  # control: without the raw file there is float32 only, and a warning
+    with pytest.warns(HIPNNWarning, match="float32"):
+        rounded = PackedMolecules.pack(pyg, MD17_ENERGY).target
+    assert torch.equal(rounded, raw.float().double()) and not torch.equal(rounded, raw)
 
 
 @pytest.mark.parametrize("name", ["benzene", "revised benzene"])
