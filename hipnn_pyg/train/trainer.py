@@ -35,7 +35,7 @@ from hipnn_pyg.train.metrics import error_statistics, predict
 from hipnn_pyg.train.schedule import PlateauAnnealing, Schedule, WarmupCosine
 from hipnn_pyg.units import ENERGY_UNITS
 
-COMPILE_PAYS_AFTER = 10_000
+COMPILE_PAYS_AFTER = 5_000
 """Steps from which ``compile="auto"`` compiles: about a minute once, against 10 ms a step."""
 
 
