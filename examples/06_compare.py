@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
             "date": date.today().isoformat(),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,
-            "options": arguments.as_dict(),
+            "options": {k: v for k, v in arguments.as_dict().items() if k not in ("json", "root")},
         }
         Path(arguments.json).write_text(json.dumps({**about, "results": results}, indent=2))
     return results
