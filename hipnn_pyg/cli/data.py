@@ -33,7 +33,11 @@ def run(arguments: Namespace) -> None:
     options = arguments[arguments.what]
     if arguments.what == "qm9-raw":
         written = write_qm9_raw(options.root, progress=True)
-        print(f"wrote {written}; load it with torch_geometric.datasets.QM9({options.root!r})")
+        print(
+            f"wrote {written.molecules:,} molecules and {written.placeholders:,} placeholders to "
+            f"{written.folder} ({len(written.unmatched)} without bonds, listed there); load them "
+            f"with torch_geometric.datasets.QM9({options.root!r})"
+        )
     elif arguments.what == "qm9":
         packed, kept = QM9Set(root=options.root, source=options.source).load()
         print(f"QM9 in {options.root}: {len(packed):,} molecules, {len(kept):,} after exclusions")

@@ -74,6 +74,9 @@ def add_options(options: ArgumentParser) -> None:
     options.add_argument("--output", type=str | None, help="a .csv, .xyz or .extxyz file")
     options.add_argument("--unit", type=str | None, help="energy unit; default: the model's")
     options.add_argument("--seed", type=int, default=0, help="of the conformers made from SMILES")
+    options.add_argument(
+        "--optimize", type=bool, default=True, help="relax conformers made from SMILES (MMFF94)"
+    )
     options.add_argument("--limit", type=int | None, help="first structures only")
     options.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
 
@@ -82,7 +85,8 @@ def run(arguments: Namespace) -> None:
     """Predict and write."""
     model = load_model(arguments.model, usable_device(arguments.device))
     unit = arguments.unit or model.energy_unit
-    structures = read_inputs(arguments.inputs, arguments.seed)[: arguments.limit]
+    structures = read_inputs(arguments.inputs, arguments.seed, arguments.optimize)
+    structures = structures[: arguments.limit]
     rows = predict_rows(model, structures, unit)
     if arguments.output is None:
         Console().print(as_table(rows, unit))
@@ -94,12 +98,13 @@ def run(arguments: Namespace) -> None:
         raise ValueError(f"--output {arguments.output} must end in .csv, .xyz or .extxyz")
 
 
-def read_inputs(inputs: Iterable[str], seed: int = 0) -> list[Named]:
+def read_inputs(inputs: Iterable[str], seed: int = 0, optimize: bool = True) -> list[Named]:
     """Structures of every input: an existing file or folder, else a SMILES.
 
     Args:
         inputs: SMILES strings, file names, folder names.
         seed: of the conformers made from SMILES.
+        optimize: relax those with MMFF94.
 
     Raises:
         StructureError: an input is none of these, or holds a bad structure.
@@ -119,7 +124,7 @@ def read_inputs(inputs: Iterable[str], seed: int = 0) -> list[Named]:
         elif path.suffix in (".xyz", ".extxyz", ".db", ".traj", ".cif", ".sdf", ".json"):
             raise StructureError(f"{text} does not exist: give a file, a folder or a SMILES")
         else:
-            found.append(Named(text, from_smiles(text, seed)))
+            found.append(Named(text, from_smiles(text, seed, optimize)))
     for name, data in found:
         if "cell" in data:
             raise StructureError(
