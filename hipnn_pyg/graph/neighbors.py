@@ -36,8 +36,11 @@ def _torch_search(pos: Tensor, cutoff: float, batch: Tensor) -> Tensor:
     return torch.cat(blocks, 1)
 
 
-def _sorted_by_receiver(edge_index: Tensor, num_atoms: int) -> Tensor:
-    return edge_index[:, (edge_index[1] * num_atoms + edge_index[0]).argsort()]
+def _uncapped(search: Callable[..., Tensor], pos: Tensor, cutoff: float, batch: Tensor) -> Tensor:
+    """A search of another package without its cap on neighbours, sorted as ours."""
+    largest = int(torch.bincount(batch).max())
+    edge_index = search(pos, cutoff, batch, max_num_neighbors=largest)
+    return edge_index[:, (edge_index[1] * pos.size(0) + edge_index[0]).argsort()]
 
 
 def _torch_cluster_search(pos: Tensor, cutoff: float, batch: Tensor) -> Tensor:
@@ -48,9 +51,7 @@ def _torch_cluster_search(pos: Tensor, cutoff: float, batch: Tensor) -> Tensor:
             'backend "torch_cluster" needs torch-cluster: pip install "hipnn_pyg[ops]", '
             'or use backend="torch"'
         ) from error
-    largest = int(torch.bincount(batch).max())
-    edge_index = torch_cluster.radius_graph(pos, cutoff, batch, max_num_neighbors=largest)
-    return _sorted_by_receiver(edge_index, pos.size(0))
+    return _uncapped(torch_cluster.radius_graph, pos, cutoff, batch)
 
 
 def _pyg_lib_search(pos: Tensor, cutoff: float, batch: Tensor) -> Tensor:
@@ -62,9 +63,7 @@ def _pyg_lib_search(pos: Tensor, cutoff: float, batch: Tensor) -> Tensor:
             'backend "pyg_lib" needs pyg-lib >= 0.6 and torch-geometric >= 2.8 '
             '(see https://github.com/pyg-team/pyg-lib), or use backend="torch"'
         ) from error
-    largest = int(torch.bincount(batch).max())
-    edge_index = pyg_radius_graph(pos, cutoff, batch, max_num_neighbors=largest)
-    return _sorted_by_receiver(edge_index, pos.size(0))
+    return _uncapped(pyg_radius_graph, pos, cutoff, batch)
 
 
 BACKENDS: dict[str, Search] = {

@@ -120,17 +120,7 @@ class Trainer:
         total_steps = self.epochs * self.steps_per_epoch
         learned = [p for p in model.parameters() if p.requires_grad]
         optimizer = Adam(learned, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
-        self.schedule: Schedule
-        self.average: AveragedModel | None = None
-        if config.recipe == "paper":
-            self.schedule = PlateauAnnealing(
-                optimizer, config.t_init, config.t_patience, config.decay
-            )
-        else:
-            self.schedule = WarmupCosine(
-                optimizer, config.learning_rate, config.warmup_steps, total_steps
-            )
-            self.average = AveragedModel(model, multi_avg_fn=running_average(config.average_decay))
+        self.schedule, self.average = self._recipe(optimizer, total_steps)
         loss = HIPNNLoss(model, config.lambda_l2, config.lambda_r)
         self.compiled = self._compile_wanted(total_steps)
         step = torch.compile(loss, dynamic=True) if self.compiled else loss
@@ -338,6 +328,14 @@ class Trainer:
             atomic_write({self.folder / "metrics.csv": text.getvalue().encode()})
 
     # -- small decisions -----------------------------------------------------------------------
+
+    def _recipe(self, optimizer: Adam, total_steps: int) -> tuple[Schedule, AveragedModel | None]:
+        """The schedule of the learning rate, and the average of the weights if there is one."""
+        c = self.config
+        if c.recipe == "paper":
+            return PlateauAnnealing(optimizer, c.t_init, c.t_patience, c.decay), None
+        schedule = WarmupCosine(optimizer, c.learning_rate, c.warmup_steps, total_steps)
+        return schedule, AveragedModel(self.model, multi_avg_fn=running_average(c.average_decay))
 
     def _compile_wanted(self, total_steps: int) -> bool:
         """Whether to compile the step: asked for, or long enough to pay and possible."""
