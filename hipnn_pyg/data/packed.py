@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.datasets import MD17
 from torch_geometric.loader import DataLoader
@@ -93,6 +94,7 @@ class PackedMolecules:
             return source
         if isinstance(source, DataLoader):
             source = source.dataset
+        source = _indexed(source)
         if isinstance(source, InMemoryDataset) and source.transform is None:
             packed = cls._of_in_memory(source, target)
         else:
@@ -209,6 +211,14 @@ def _nearest_distances(block: MoleculeBatch, within: float = 3.0) -> Tensor:
     nearest = block.pos.new_full((block.pos.size(0),), torch.inf)
     r = edge_distances(block.pos, edge_index)
     return nearest.scatter_reduce(0, edge_index[1], r, "amin")
+
+
+def _indexed(source: Any) -> Any:
+    """PyG's own part of a dataset instead of torch's ``Subset`` (``random_split``) of it."""
+    if not isinstance(source, Subset):
+        return source
+    whole = _indexed(source.dataset)
+    return whole[list(source.indices)] if isinstance(whole, InMemoryDataset) else source
 
 
 def _float64_energies(dataset: MD17, stored: Tensor) -> Tensor:

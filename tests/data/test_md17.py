@@ -13,6 +13,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Subset
 from torch_geometric import datasets
 
 from hipnn_pyg.checks import HIPNNWarning
@@ -100,6 +101,10 @@ def test_packing_pygs_own_object_reads_float64(
     assert torch.equal(PackedMolecules.pack(pyg, MD17_ENERGY).target, raw)
     chosen = [7, 3, 30]
     assert torch.equal(PackedMolecules.pack(pyg[chosen], MD17_ENERGY).target, raw[chosen])
+    part = Subset(Subset(pyg, range(40)), chosen)  # as torch.utils.data.random_split makes
+    packed = PackedMolecules.pack(part, MD17_ENERGY)
+    assert torch.equal(packed.target, raw[chosen])
+    assert torch.equal(packed.gather(torch.tensor([1])).pos, pyg[3].pos)
 
     path.unlink()  # control: without the raw file there is float32 only, and a warning
     with pytest.warns(HIPNNWarning, match="float32"):
