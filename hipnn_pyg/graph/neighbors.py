@@ -1,7 +1,8 @@
 """Neighbour search: every pair within the cutoff, no cap on their number, on the device of ``pos``.
 
-One signature, several backends. ``"torch"`` (plain PyTorch) is the default and the specification;
-the others are used only when named.
+One signature, several backends. ``"torch"`` (plain PyTorch) is the default and the specification:
+all pairs of small molecules, sorted columns (:mod:`hipnn_pyg.graph.cells`) for large ones, with
+the same result. The others are used only when named.
 """
 
 from __future__ import annotations
@@ -11,29 +12,59 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hipnn_pyg.checks import StructureError
+from hipnn_pyg.graph.cells import Block, block_size, near_blocks, squared_distance
 from hipnn_pyg.graph.pairs import edge_distances
+from hipnn_pyg.graph.vesin_search import vesin_search
 
 Search = Callable[[Tensor, float, Tensor], Tensor]
 
-_BLOCK = 1 << 24
-"""Candidate pairs looked at in one go by the plain-torch search (bounds its memory)."""
+ALL_PAIRS_LIMIT = 300
+"""Atoms of a molecule up to which looking at all pairs is faster than sorting."""
 
 
 def _torch_search(pos: Tensor, cutoff: float, batch: Tensor) -> Tensor:
-    """All pairs within each molecule, in blocks of receivers; sorted by receiver, then sender."""
+    """All pairs, or sorted columns where a molecule is large; sorted by receiver, then sender."""
     counts = torch.bincount(batch)
+    if int(counts.max()) <= ALL_PAIRS_LIMIT:
+        return _all_pairs(pos, cutoff, batch, counts)
+    atoms = torch.arange(pos.size(0), device=pos.device)
+    return joined(list(near_blocks(pos, batch, atoms, cutoff)), pos.device)
+
+
+def _all_pairs(pos: Tensor, cutoff: float, batch: Tensor, counts: Tensor) -> Tensor:
+    """Every pair within each molecule, in blocks of receivers."""
     first = (counts.cumsum(0) - counts)[batch]
     partners = counts[batch]
+    xyz = tuple(c.contiguous() for c in pos.unbind(1))
     blocks = []
-    per_block = max(1, _BLOCK // int(counts.max()))
+    per_block = max(1, block_size(pos.device) // int(counts.max()))
     for receivers in torch.arange(pos.size(0), device=pos.device).split(per_block):
         n = partners[receivers]
         i = receivers.repeat_interleave(n)
         j = torch.arange(i.numel(), device=pos.device) - (n.cumsum(0) - n).repeat_interleave(n)
         j = j + first[i]
-        near = ((pos[j] - pos[i]).square().sum(-1) < cutoff * cutoff) & (i != j)
+        square = squared_distance(
+            tuple(c.index_select(0, j) for c in xyz), tuple(c.index_select(0, i) for c in xyz)
+        )
+        near = (square < cutoff * cutoff) & (i != j)
         blocks.append(torch.stack((j[near], i[near])))
     return torch.cat(blocks, 1)
+
+
+def joined(blocks: list[Block], device: torch.device) -> Tensor:
+    """Edges ``[2, E]`` of the blocks, which are emptied meanwhile: both never stand in full."""
+    edges = sum(block.senders.numel() for block in blocks)
+    edge_index = torch.empty(2, edges, dtype=torch.long, device=device)
+    blocks.reverse()
+    begin = 0
+    while blocks:
+        block = blocks.pop()
+        end = begin + block.senders.numel()
+        edge_index[0, begin:end] = block.senders
+        edge_index[1, begin:end] = block.receivers
+        begin = end
+    return edge_index
 
 
 def _uncapped(search: Callable[..., Tensor], pos: Tensor, cutoff: float, batch: Tensor) -> Tensor:
@@ -70,7 +101,47 @@ BACKENDS: dict[str, Search] = {
     "torch": _torch_search,
     "torch_cluster": _torch_cluster_search,
     "pyg_lib": _pyg_lib_search,
+    "vesin": vesin_search,
 }
+
+
+def check_search(pos: Tensor, cutoff: float, batch: Tensor | None) -> None:
+    """Positions and cutoff that a search can take.
+
+    Args:
+        pos: positions in Å, ``[N, 3]``.
+        cutoff: R_cut in Å.
+        batch: structure of each atom, ``[N]``, or None.
+
+    Raises:
+        StructureError: wrong shapes, an unsorted batch, or a position that is not finite.
+        ValueError: a cutoff that is no positive finite number.
+    """
+    if not 0 < cutoff < torch.inf:
+        raise ValueError(f"the cutoff is {cutoff} Å: it must be positive and finite")
+    if pos.dim() != 2 or pos.size(1) != 3 or not pos.is_floating_point():
+        raise StructureError(
+            f"pos must be floating point of shape [N, 3] (Å), not {pos.dtype} of shape "
+            f"{list(pos.shape)}"
+        )
+    if batch is not None:
+        if batch.shape != pos.shape[:1] or batch.is_floating_point() or batch.dtype == torch.bool:
+            raise StructureError(
+                f"batch must be integers of shape [{pos.size(0)}], one structure number per atom, "
+                f"not {batch.dtype} of shape {list(batch.shape)}"
+            )
+        if bool((batch[1:] < batch[:-1]).any()):
+            raise StructureError(
+                "batch is not sorted: sort the atoms of all inputs by structure, e.g. with "
+                "batch.argsort(stable=True)"
+            )
+    finite = torch.isfinite(pos).all(dim=1)
+    if not bool(finite.all()):
+        atom = int((~finite).nonzero()[0])
+        raise StructureError(
+            f"position of atom {atom} is {pos[atom].tolist()}, which is not finite: "
+            "remove or repair that structure"
+        )
 
 
 def radius_graph(
@@ -82,23 +153,27 @@ def radius_graph(
         pos: positions in Å, ``[N, 3]``.
         cutoff: R_cut in Å.
         batch: molecule of each atom, sorted, ``[N]``; None for one molecule.
-        backend: ``"torch"`` (plain PyTorch, the default), ``"torch_cluster"`` or ``"pyg_lib"``.
+        backend: ``"torch"`` (plain PyTorch, the default), ``"torch_cluster"``, ``"pyg_lib"`` or
+            ``"vesin"`` (on the CPU, one molecule after the other).
 
     Returns:
         ``edge_index [2, E]``, row 0 = j (sends), row 1 = i (receives), sorted by i, then j.
 
     Raises:
-        ValueError: unknown backend.
+        StructureError: wrong shapes, an unsorted batch, or a position that is not finite.
+        ValueError: unknown backend, or a cutoff that is not positive and finite.
         ImportError: the backend's package is not installed.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown neighbour backend {backend!r}: choose from {sorted(BACKENDS)}")
+    check_search(pos, cutoff, batch)
     if batch is None:
         batch = torch.zeros(pos.size(0), dtype=torch.long, device=pos.device)
+    batch = batch.long()
     if not pos.size(0):
         return batch.new_empty(2, 0)
     with torch.no_grad():
-        return BACKENDS[backend](pos, cutoff, batch)
+        return BACKENDS[backend](pos, float(cutoff), batch)
 
 
 class RadiusGraph(torch.nn.Module):

@@ -12,8 +12,8 @@ import torch_geometric.nn
 from torch import Tensor
 from torch_geometric.data import Batch
 
-from hipnn_pyg import RadiusGraph, radius_graph
-from hipnn_pyg.graph import BACKENDS, neighbors
+from hipnn_pyg import RadiusGraph, StructureError, radius_graph
+from hipnn_pyg.graph import BACKENDS, cells, neighbors
 
 
 def crowd(edge: int = 6, spacing: float = 1.2) -> Tensor:
@@ -22,6 +22,41 @@ def crowd(edge: int = 6, spacing: float = 1.2) -> Tensor:
     return grid + 0.2 * torch.rand(
         grid.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
+
+
+def cloud(num_atoms: int, seed: int = 0, density: float = 0.1) -> Tensor:
+    """Atoms anywhere in a cube at the density of a liquid, 0.1 per Å^3."""
+    edge = (num_atoms / density) ** (1 / 3)
+    generator = torch.Generator().manual_seed(seed)
+    return edge * torch.rand(num_atoms, 3, dtype=torch.float64, generator=generator)
+
+
+CLUSTERS = {
+    "liquid": cloud(700),
+    "plane": cloud(500) * torch.tensor([3.0, 3.0, 0.0]),
+    "standing plane": cloud(500) * torch.tensor([0.0, 3.0, 3.0]),
+    "line": cloud(400) * torch.tensor([20.0, 0.0, 0.0]),
+    "diagonal": cloud(400)[:, :1] * torch.tensor([9.0, 9.0, 9.0]),
+    "fragments 1e4 Å apart": torch.cat((cloud(200), cloud(200, 1) + 1e4, cloud(200, 2) - 1e4)),
+    "far from the origin": cloud(300) + torch.tensor([1e5, -1e5, 3e4]),
+    "all in one cell": 0.5 * cloud(300) / cloud(300).max(),
+    "coincident on cell borders": torch.cartesian_prod(
+        *[2.0 * torch.arange(7).double()] * 3
+    ).repeat(2, 1),
+    "one place": torch.zeros(400, 3, dtype=torch.float64),
+}
+"""Shapes that a grid of cells could get wrong; distances of some are exactly the cutoff, 4 Å."""
+
+
+def both_ways(
+    pos: Tensor, cutoff: float, batch: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, Tensor]:
+    """The edges by sorted columns and by all pairs."""
+    found = []
+    for limit in (0, 10**9):
+        monkeypatch.setattr(neighbors, "ALL_PAIRS_LIMIT", limit)
+        found.append(radius_graph(pos, cutoff, batch))
+    return found[0], found[1]
 
 
 def by_loops(pos: Tensor, batch: Tensor, cutoff: float) -> list[list[int]]:
@@ -61,10 +96,77 @@ def test_no_cap_on_neighbours() -> None:
     assert torch.equal(degree, expected.sum(1) - 1)
 
 
-def test_blocks_of_the_search_agree(molecules: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", [0, 300], ids=["columns", "all pairs"])
+def test_blocks_of_the_search_agree(
+    molecules: Batch, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbors, "ALL_PAIRS_LIMIT", limit)
     whole = radius_graph(molecules.pos, 2.0, molecules.batch)
-    monkeypatch.setattr(neighbors, "_BLOCK", 20)  # two atoms at a time
+    for module in (neighbors, cells):
+        monkeypatch.setattr(module, "block_size", lambda device: 20)  # two atoms at a time
     assert torch.equal(radius_graph(molecules.pos, 2.0, molecules.batch), whole)
+
+
+@pytest.mark.parametrize("shape", CLUSTERS)
+def test_columns_find_what_all_pairs_find(
+    shape: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pos = CLUSTERS[shape].to(dtype)
+    for cutoff in (0.9, 4.0, 11.0):
+        columns, everything = both_ways(pos, cutoff, None, monkeypatch)
+        assert torch.equal(columns, everything)  # in the same order
+    assert columns.size(1) > 0
+    moved = pos.clone()
+    moved[0] += 50.0  # control: an atom leaves
+    assert not torch.equal(both_ways(moved, 11.0, None, monkeypatch)[0], columns)
+
+
+def test_columns_of_a_batch_do_not_mix(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large and small molecules that overlap in space, some with one atom."""
+    sizes = [400, 1, 5, 350, 2, 1, 30]
+    parts = [cloud(n, seed=n).to(dtype) for n in sizes]
+    batch = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    for cutoff in (50.0, 5.0):  # all of a molecule in one column, or not
+        columns, everything = both_ways(torch.cat(parts), cutoff, batch, monkeypatch)
+        assert torch.equal(columns, everything)
+    alone = [radius_graph(part, 5.0) for part in parts]
+    first = torch.tensor([0, *sizes]).cumsum(0)[:-1]
+    shifted = [edges + start for edges, start in zip(alone, first, strict=True)]
+    assert torch.equal(columns, torch.cat(shifted, 1))
+    merged = both_ways(torch.cat(parts), 5.0, None, monkeypatch)[0]  # control
+    assert merged.size(1) > columns.size(1)
+
+
+def test_large_molecules_take_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work grows as the number of atoms, and a block holds a bounded number of candidates."""
+    looked_at: list[int] = []
+    expand = cells._expand
+
+    def counting(start: Tensor, length: Tensor) -> Tensor:
+        places = expand(start, length)
+        looked_at.append(places.numel())
+        return places
+
+    monkeypatch.setattr(cells, "_expand", counting)
+    work, edges = [], []
+    for num_atoms in (200, 1000, 8000):
+        looked_at.clear()
+        edges.append(radius_graph(cloud(num_atoms), 4.0).size(1))
+        work.append(sum(looked_at))
+    limit = cells.block_size(torch.device("cpu"))
+    assert work[0] == 0  # small: all pairs
+    assert work[2] < 3 * edges[2] and work[2] < 12 * work[1]  # all pairs would be 64 times
+    assert len(looked_at) > 1 and max(looked_at) < 1.1 * limit
+
+
+def test_an_atom_crosses_the_cutoff(dtype: torch.dtype) -> None:
+    """r < cutoff, strictly, by either search."""
+    for others in (0, 400):
+        far = cloud(others).to(dtype) + 100.0
+        for distance, expected in ((2.999, 2), (3.0, 0), (3.001, 0)):
+            pair = torch.tensor([[0.0, 0, 0], [0, distance, 0]], dtype=dtype)
+            near = radius_graph(torch.cat((pair, far)), 3.0)
+            assert int((near[1] < 2).sum()) == expected
 
 
 def test_nothing_to_find() -> None:
@@ -85,12 +187,17 @@ def test_gradient_reaches_positions_through_the_module(molecules: Batch) -> None
 
 
 def test_unknown_backend_names_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"'scipy'.*pyg_lib.*torch.*torch_cluster"):
+    with pytest.raises(ValueError, match=r"'scipy'.*pyg_lib.*torch.*torch_cluster.*vesin"):
         radius_graph(torch.eye(3), 2.0, backend="scipy")
 
 
 @pytest.mark.parametrize(
-    ("backend", "remedy"), [("torch_cluster", r"hipnn_pyg\[ops\]"), ("pyg_lib", "pyg-lib >= 0.6")]
+    ("backend", "remedy"),
+    [
+        ("torch_cluster", r"hipnn_pyg\[ops\]"),
+        ("pyg_lib", "pyg-lib >= 0.6"),
+        ("vesin", r"hipnn_pyg\[vesin\]"),
+    ],
 )
 def test_missing_backend_names_the_remedy(
     backend: str, remedy: str, monkeypatch: pytest.MonkeyPatch
@@ -123,3 +230,37 @@ def test_extensions_are_called_without_cap_and_sorted(
     assert asked["cap"] >= 9 - 1
     radius_graph(crowd(), 4.0, backend=backend)
     assert asked["cap"] >= 216 - 1
+
+
+def test_vesin_finds_the_same(molecules: Batch, dtype: torch.dtype) -> None:
+    for cutoff in (0.5, 2.0, 50.0):
+        expected = radius_graph(molecules.pos.to(dtype), cutoff, molecules.batch)
+        found = radius_graph(molecules.pos.to(dtype), cutoff, molecules.batch, backend="vesin")
+        assert torch.equal(found, expected)
+    for shape in ("liquid", "one place", "fragments 1e4 Å apart"):
+        pos = CLUSTERS[shape].to(dtype)
+        assert torch.equal(radius_graph(pos, 4.0, backend="vesin"), radius_graph(pos, 4.0))
+
+
+@pytest.mark.parametrize("num_atoms", [3, 500])
+def test_bad_input_is_named(num_atoms: int) -> None:
+    pos = cloud(num_atoms)
+    batch = torch.zeros(num_atoms, dtype=torch.long)
+    assert radius_graph(pos, 5.0, batch.int()).dtype == torch.long  # control: any integers
+    for value in (float("nan"), float("inf")):
+        broken = pos.clone()
+        broken[1, 2] = value
+        with pytest.raises(StructureError, match=f"atom 1 .*{value}.*not finite"):
+            radius_graph(broken, 5.0)
+    for cutoff in (0.0, -2.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"cutoff is {cutoff} Å.*positive"):
+            radius_graph(pos, cutoff)
+    batch[0] = 1
+    with pytest.raises(StructureError, match="not sorted"):
+        radius_graph(pos, 5.0, batch)
+    for wrong in (batch[1:], batch.double()):
+        with pytest.raises(StructureError, match=rf"batch.*\[{num_atoms}\]"):
+            radius_graph(pos, 5.0, wrong)
+    for bad in (pos[:, :2], pos[0], pos.long()):
+        with pytest.raises(StructureError, match=r"\[N, 3\]"):
+            radius_graph(bad, 5.0)
