@@ -38,7 +38,7 @@ def test_model_gives_the_same_energies_and_forces(
 ) -> None:
     results = []
     for backend in ("torch", "torch_cluster"):
-        model = small_model(backend=backend, layout="edges")
+        model = small_model(backend=backend, kernel="reference")
         pos = molecules.pos.clone().requires_grad_()
         energy = model(molecules.z, pos, molecules.batch)
         results.append((energy.detach(), torch.autograd.grad(energy.sum(), pos)[0]))

@@ -1,0 +1,263 @@
+"""The kernels of ``kernels.cpp``: compiled once with the machine's C++ compiler, then called."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hipnn_pyg.ops import reference
+from hipnn_pyg.ops.operands import checked
+from hipnn_pyg.ops.pattern import Pattern
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+HEADER = Path(__file__).with_name("tiles.h")
+FLAGS = "-O3 -march=native -ffp-contract=fast -std=c++17 -fopenmp -shared -fPIC".split()
+if platform.machine() in ("x86_64", "AMD64"):
+    FLAGS.append("-mprefer-vector-width=512")
+SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
+
+
+class KernelUnavailableError(RuntimeError):
+    """The compiled kernels cannot be had on this machine; the message says why."""
+
+
+def compiler() -> list[str]:
+    """The C++ compiler: ``$CXX`` and its options, or the first of g++, clang++, c++ on the path.
+
+    Raises:
+        KernelUnavailableError: there is none.
+    """
+    named = os.environ.get("CXX", "").strip()
+    for name in [named] if named else ["g++", "clang++", "c++"]:
+        program, *options = shlex.split(name)
+        if found := shutil.which(program):
+            return [found, *options]
+    looked = f"CXX={named} names none" if named else "g++, clang++ and c++ are not on the path"
+    raise KernelUnavailableError(f"no C++ compiler was found: {looked}")
+
+
+def cache_folder() -> Path:
+    """Where the compiled kernels are kept: ``$HIPNN_CACHE`` or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("HIPNN_CACHE") or Path(base) / "hipnn_pyg")
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled kernels, from the cache or compiled now (about two seconds).
+
+    Raises:
+        KernelUnavailableError: no compiler, or it failed.
+    """
+    cxx = compiler()
+    source = SOURCE.read_bytes() + HEADER.read_bytes()
+    key = "\0".join((*cxx, *FLAGS, platform.machine(), cpu_flags(), sys.platform)).encode()
+    file = cache_folder() / f"kernels-{hashlib.sha256(source + key).hexdigest()[:16]}.so"
+    if not file.exists():
+        _compile(cxx, file)
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError as error:
+        raise KernelUnavailableError(
+            f"{file} cannot be loaded: {error}; delete it to have it compiled again"
+        ) from error
+
+
+def cpu_flags() -> str:
+    """What ``-march=native`` depends on, so that a shared cache serves different machines."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    return next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+
+
+def _compile(cxx: list[str], file: Path) -> None:
+    """Compile to a temporary name, then rename: two processes may do it at once."""
+    logger.warning("compiling the CPU kernels with %s: about 10 s, once", cxx[0])
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            made = Path(folder) / file.name
+            command = [*cxx, *FLAGS, str(SOURCE), "-o", str(made)]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            if result.returncode:
+                raise KernelUnavailableError(f"{cxx[0]} failed: {result.stderr.strip()[-500:]}")
+            made.replace(file)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelUnavailableError(f"the kernels were not compiled: {error}") from error
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the compiled kernels take such a tensor: real numbers on a CPU, not being traced."""
+    return x.device.type == "cpu" and x.dtype in SUFFIX and not torch.compiler.is_compiling()
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | Any | None) -> None:
+    """Call a kernel with contiguous tensors (one floating type, or int64), sizes, None for null."""
+    for a in arguments:
+        if isinstance(a, Tensor) and (a.dtype not in (dtype, torch.int64) or not a.is_contiguous()):
+            raise TypeError(f"{name} wants contiguous {dtype} and int64 tensors, not {a.dtype}")
+    getattr(library(), f"{name}_{SUFFIX[dtype]}")(*map(_as_c, arguments))
+
+
+def _as_c(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    return ctypes.c_double(argument) if isinstance(argument, float) else argument
+
+
+def molecule_edges(pos: Tensor, ptr: Tensor, num_edges: int) -> tuple[Pattern, Tensor]:
+    """All pairs inside each molecule; not differentiable.
+
+    Args:
+        pos: positions in Å, ``[N, 3]``.
+        ptr: first atom of each molecule and, last, N; ``[G + 1]``.
+        num_edges: E = sum of n (n - 1) over the molecules.
+
+    Returns:
+        The pattern and the distances in Å, ``[E]``.
+    """
+    row = ptr.new_empty(pos.size(0) + 1)
+    j, i, r = ptr.new_empty(num_edges), ptr.new_empty(num_edges), pos.new_empty(num_edges)
+    arguments = (pos.contiguous(), ptr.contiguous(), row, j, i, r, ptr.numel() - 1)
+    _call("molecule_edges", pos.dtype, *arguments)
+    return Pattern(j, i, row, j.new_empty(0), torch.zeros_like(row)), r
+
+
+def interact(
+    pattern: Pattern, cutoff: float, r: Tensor, mu: Tensor, sigma: Tensor, z: Tensor, V: Tensor
+) -> Tensor:
+    """See :func:`hipnn_pyg.ops.layers.interact`."""
+    (nu, in_channels, out_channels), z = V.shape, z.contiguous()
+    received = z.new_empty(z.size(0), out_channels)
+    where = (r.contiguous(), pattern.row, pattern.j, mu, sigma)
+    sizes = (z.size(0), nu, in_channels, out_channels)
+    _call("interact", z.dtype, *where, z, V, received, *sizes, cutoff)
+    return received
+
+
+def interact_backward(
+    pattern: Pattern,
+    cutoff: float,
+    r: Tensor,
+    mu: Tensor,
+    sigma: Tensor,
+    z: Tensor,
+    V: Tensor,
+    gradient: Tensor,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of :func:`interact` in r, mu, sigma, z, V; None where not needed."""
+    z, r, (nu, in_channels, out_channels) = z.contiguous(), r.contiguous(), V.shape
+    slopes = [
+        torch.empty_like(x) if n else None
+        for x, n in zip((r, mu, sigma, z, V), needed, strict=True)
+    ]
+    dr, _, _, dz, dV = slopes
+    dmu, dsigma = torch.empty_like(mu), torch.empty_like(sigma)
+    where = (r, pattern.row, pattern.j, mu, sigma)
+    sizes = (z.size(0), nu, in_channels, out_channels)
+    given = (z, V, gradient.contiguous())
+    _call("interact_backward", z.dtype, *where, *given, dmu, dsigma, dz, dV, dr, *sizes, cutoff)
+    return [dr, dmu if needed[1] else None, dsigma if needed[2] else None, dz, dV]
+
+
+def dense(
+    z: Tensor, received: Tensor, weights: Sequence[Tensor | None], keep: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """See :func:`hipnn_pyg.ops.layers.dense`.
+
+    Returns:
+        The result and, if ``keep``, what the backward pass needs: activations
+        ``[layers, N, out]`` and the layers' inputs from the second on ``[layers - 1, N, out]``.
+    """
+    z, received, layers = z.contiguous(), received.contiguous(), len(weights) // 5
+    atoms, out_channels = received.shape
+    result = torch.empty_like(received)
+    activations = between = None
+    if keep:
+        activations = z.new_empty(layers, atoms, out_channels)
+        between = z.new_empty(layers - 1, atoms, out_channels)
+    sizes = (atoms, z.size(1), out_channels, layers)
+    buffers = (activations, between, result)
+    _call("dense", z.dtype, z, received, _addresses(weights), *buffers, *sizes)
+    return result, activations, between
+
+
+def dense_backward(
+    z: Tensor,
+    weights: Sequence[Tensor | None],
+    activations: Tensor,
+    between: Tensor,
+    gradient: Tensor,
+    need_z: bool,
+) -> list[Tensor | None]:
+    """Gradients of :func:`dense` in z, received and the weights."""
+    z, gradient, layers = z.contiguous(), gradient.contiguous(), len(weights) // 5
+    present = [w for w in weights if w is not None]
+    dweights = z.new_empty(sum(w.numel() for w in present))
+    dreceived, dz = torch.empty_like(gradient), torch.empty_like(z) if need_z else None
+    sizes = (z.size(0), z.size(1), gradient.size(1), layers)
+    given = (z, _addresses(weights), activations, between, gradient)
+    _call("dense_backward", z.dtype, *given, dreceived, dz, dweights, *sizes)
+    parts = iter(dweights.split([w.numel() for w in present]))
+    return [dz, dreceived, *(None if w is None else next(parts).view_as(w) for w in weights)]
+
+
+def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    assert all(t is None or t.is_contiguous() for t in tensors)
+    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+
+
+def envsum(s: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
+    """See :func:`hipnn_pyg.ops.reference.envsum`, which also serves half precision."""
+    if z.dtype not in SUFFIX:
+        return reference.envsum(s, z, pattern)
+    pattern, s, z = checked(pattern, s=s, z=z)
+    rows, nu, width = pattern.num_receivers, s.size(1), z.size(1)
+    e = z.new_empty(rows, nu, width)
+    _call("envsum", z.dtype, s, z, pattern.row, pattern.j, e, rows, nu, width)
+    return e
+
+
+def sensesum(g: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
+    """See :func:`hipnn_pyg.ops.reference.sensesum`."""
+    if z.dtype not in SUFFIX:
+        return reference.sensesum(g, z, pattern)
+    pattern, g, z = checked(pattern, g=g, z=z)
+    rows, nu, width = g.shape
+    t = z.new_empty(pattern.j.numel(), nu)
+    _call("sensesum", z.dtype, g, z, pattern.row, pattern.j, t, rows, nu, width)
+    return t
+
+
+def featsum(g: Tensor, s: Tensor, pattern: Pattern) -> Tensor:
+    """See :func:`hipnn_pyg.ops.reference.featsum`."""
+    if g.dtype not in SUFFIX:
+        return reference.featsum(g, s, pattern)
+    pattern, g, s = checked(pattern.with_order(), g=g, s=s)
+    senders, nu, width = pattern.num_senders, g.size(1), g.size(2)
+    u = g.new_empty(senders, width)
+    where = (pattern.column, pattern.order, pattern.i)
+    _call("featsum", g.dtype, g, s, *where, u, senders, nu, width)
+    return u

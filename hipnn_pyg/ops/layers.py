@@ -1,0 +1,121 @@
+"""HIP-NN's layers as two compiled kernels on a CPU, first derivatives included.
+
+Second derivatives (training on forces) go through the readable layers: a backward pass that is to
+be differentiated computes the layer again with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hipnn_pyg.ops import cpu
+from hipnn_pyg.ops.pattern import Pattern
+
+Layers = Callable[..., Tensor]
+
+
+def differentiated(ctx: Any, inputs: Sequence[Tensor | None], gradient: Tensor) -> list[Any]:
+    """Gradients of the readable layers in ``inputs``, themselves differentiable."""
+    needed = ctx.needs_input_grad[-len(inputs) :]
+    with torch.enable_grad():
+        # One input may depend on another: views of them keep the derivatives partial.
+        views = [None if x is None else x.view_as(x) for x in inputs]
+        result = ctx.readable(*views)
+    wanted = [x for x, need in zip(views, needed, strict=True) if need and x is not None]
+    slopes = iter(
+        torch.autograd.grad(result, wanted, gradient, create_graph=True, allow_unused=True)
+    )
+    return [next(slopes) if need else None for need in needed]
+
+
+class _Interact(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, pattern: Pattern, cutoff: float, readable: Layers, *inputs: Tensor
+    ) -> Tensor:
+        ctx.pattern, ctx.cutoff, ctx.readable = pattern, cutoff, readable
+        ctx.save_for_backward(*inputs)
+        return cpu.interact(pattern, cutoff, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        r, mu, sigma, z, V = inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, None, None, *differentiated(ctx, inputs, gradients[0])
+        needed = ctx.needs_input_grad[3:]
+        slopes = cpu.interact_backward(
+            ctx.pattern, ctx.cutoff, r, mu, sigma, z, V, gradients[0], needed
+        )
+        return None, None, None, *slopes
+
+
+class _Dense(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, readable: Layers, z: Tensor, received: Tensor, *weights: Tensor | None
+    ) -> Tensor:
+        result, activations, between = cpu.dense(z, received, weights, any(ctx.needs_input_grad))
+        ctx.readable = readable
+        ctx.save_for_backward(z, received, activations, between, *weights)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        z, received, activations, between, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, *differentiated(ctx, (z, received, *weights), gradients[0])
+        slopes = cpu.dense_backward(
+            z, weights, activations, between, gradients[0], ctx.needs_input_grad[1]
+        )
+        return None, *slopes
+
+
+def interact(
+    r: Tensor,
+    mu: Tensor,
+    sigma: Tensor,
+    z: Tensor,
+    V: Tensor,
+    pattern: Pattern,
+    cutoff: float,
+    readable: Layers,
+) -> Tensor:
+    r"""What the neighbours send: :math:`\sum_{j,\nu,b} s_\nu(r_{ij}) z_{j,b} V_{\nu,ba}`.
+
+    Neither sensitivities nor environments are stored.
+
+    Args:
+        r: distances of the edges in Å, ``[E]``.
+        mu: centres of the sensitivities in Å, ``[nu]``.
+        sigma: their sigma in Å, ``[nu]``.
+        z: features, ``[N, in]``.
+        V: interaction weights, ``[nu, in, out]``.
+        pattern: the edges.
+        cutoff: R_cut in Å.
+        readable: the same as a function of ``(r, mu, sigma, z, V)``, for second derivatives.
+
+    Returns:
+        ``[N, out]``.
+    """
+    return _Interact.apply(pattern, cutoff, readable, r, mu, sigma, z, V)
+
+
+def dense(
+    z: Tensor, received: Tensor, weights: Sequence[Tensor | None], readable: Layers
+) -> Tensor:
+    r"""Layers :math:`z' = \tilde W f(W z + B + g) + \tilde M z + \tilde B`, one after the other.
+
+    Args:
+        z: features, ``[N, in]``.
+        received: g of the first layer, ``[N, out]``; the others have none.
+        weights: W, B, W~, B~, M~ of each layer; M~ is None for the identity.
+        readable: the same as a function of ``(z, received, *weights)``, for second derivatives.
+
+    Returns:
+        ``[N, out]``.
+    """
+    return _Dense.apply(readable, z, received, *weights)

@@ -1,0 +1,164 @@
+// Register tiles: small matrix products that stay in a core's registers and near caches.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace hipnn {
+
+using Index = std::int64_t;
+
+// W numbers in one register; the compiler splits what the machine lacks.
+template <typename T, int W> struct Lanes {
+    typedef T type __attribute__((vector_size(W * sizeof(T))));
+};
+template <typename T> struct Lanes<T, 1> {
+    typedef T type;
+};
+template <typename T, int W> using lanes = typename Lanes<T, W>::type;
+template <typename T> constexpr int kWidth = 64 / sizeof(T);
+
+template <typename V, typename T> inline V load(const T *from) {
+    V value;
+    std::memcpy(&value, from, sizeof(V));
+    return value;
+}
+template <typename V, typename T> inline void store(T *to, V value) {
+    std::memcpy(to, &value, sizeof(V));
+}
+
+// C[r, c] (+)= sum over k < depth of a(r, k) b(k)[c] for R rows and V registers of W columns.
+template <typename T, bool ADD, int R, int V, int W, typename A, typename B>
+inline void tile(Index depth, A a, B b, T *c, Index ldc) {
+    using vec = lanes<T, W>;
+    vec sum[R][V];
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) sum[r][v] = ADD ? load<vec>(c + r * ldc + v * W) : vec{};
+    for (Index k = 0; k < depth; ++k) {
+        const T *row = b(k);
+        vec value[V];
+        for (int v = 0; v < V; ++v) value[v] = load<vec>(row + v * W);
+        for (int r = 0; r < R; ++r) {
+            const T factor = a(r, k);
+            for (int v = 0; v < V; ++v) sum[r][v] += factor * value[v];
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) store(c + r * ldc + v * W, sum[r][v]);
+}
+
+template <typename T, bool ADD, int R, typename A, typename B>
+inline void columns(Index depth, Index width, A a, B b, T *c, Index ldc) {
+    constexpr int W = kWidth<T>;
+    Index n = 0;
+    auto at = [&](Index shift) { return [=](Index k) { return b(k) + shift; }; };
+    for (; n + 5 * W <= width; n += 5 * W) tile<T, ADD, R, 5, W>(depth, a, at(n), c + n, ldc);
+    for (; n + 2 * W <= width; n += 2 * W) tile<T, ADD, R, 2, W>(depth, a, at(n), c + n, ldc);
+    for (; n + W <= width; n += W) tile<T, ADD, R, 1, W>(depth, a, at(n), c + n, ldc);
+    for (; n + 4 <= width; n += 4) tile<T, ADD, R, 1, 4>(depth, a, at(n), c + n, ldc);
+    for (; n < width; ++n) tile<T, ADD, R, 1, 1>(depth, a, at(n), c + n, ldc);
+}
+
+// C[rows, width] (+)= sum over k < depth of a(row, k) b(k)[column]; any a and b.
+template <typename T, bool ADD, typename A, typename B>
+inline void product(Index rows, Index depth, Index width, A a, B b, T *c, Index ldc) {
+    Index r = 0;
+    auto from = [&](Index shift) { return [=](Index row, Index k) { return a(row + shift, k); }; };
+    for (; r + 5 <= rows; r += 5)
+        columns<T, ADD, 5>(depth, width, from(r), b, c + r * ldc, ldc);
+    switch (rows - r) {
+    case 4: return columns<T, ADD, 4>(depth, width, from(r), b, c + r * ldc, ldc);
+    case 3: return columns<T, ADD, 3>(depth, width, from(r), b, c + r * ldc, ldc);
+    case 2: return columns<T, ADD, 2>(depth, width, from(r), b, c + r * ldc, ldc);
+    case 1: return columns<T, ADD, 1>(depth, width, from(r), b, c + r * ldc, ldc);
+    }
+}
+
+// C[m, n] (+)= A[m, k] B[k, n], row-major; rows of C are `ldc` apart if it is given.
+template <typename T, bool ADD>
+inline void multiply(Index m, Index n, Index k, const T *a, const T *b, T *c, Index ldc = 0) {
+    product<T, ADD>(
+        m, k, n, [=](Index r, Index x) { return a[r * k + x]; },
+        [=](Index x) { return b + x * n; }, c, ldc ? ldc : n);
+}
+
+// C[m, n] += A[k, m]^T B[k, n]: a weight's gradient from k atoms.
+template <typename T>
+inline void add_outer(Index m, Index n, Index k, const T *a, const T *b, T *c) {
+    product<T, true>(
+        m, k, n, [=](Index r, Index x) { return a[x * m + r]; },
+        [=](Index x) { return b + x * n; }, c, n);
+}
+
+// to[n, m] = from[m, n]^T, whose rows are `ld` apart if it is given; 4 x 4 numbers at a time.
+template <typename T>
+inline void transpose(Index m, Index n, const T *from, T *to, Index ld = 0) {
+    using four = lanes<T, 4>;
+    if (!ld) ld = n;
+    Index r = 0;
+    for (; r + 4 <= m; r += 4) {
+        Index c = 0;
+        for (; c + 4 <= n; c += 4) {
+            const T *at = from + r * ld + c;
+            const four a = load<four>(at), b = load<four>(at + ld);
+            const four p = load<four>(at + 2 * ld), q = load<four>(at + 3 * ld);
+            const four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+            const four ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+            const four pq = __builtin_shufflevector(p, q, 0, 4, 1, 5);
+            const four pq2 = __builtin_shufflevector(p, q, 2, 6, 3, 7);
+            T *out = to + c * m + r;
+            store<four>(out, __builtin_shufflevector(ab, pq, 0, 1, 4, 5));
+            store<four>(out + m, __builtin_shufflevector(ab, pq, 2, 3, 6, 7));
+            store<four>(out + 2 * m, __builtin_shufflevector(ab2, pq2, 0, 1, 4, 5));
+            store<four>(out + 3 * m, __builtin_shufflevector(ab2, pq2, 2, 3, 6, 7));
+        }
+        for (; c < n; ++c)
+            for (Index k = r; k < r + 4; ++k) to[c * m + k] = from[k * ld + c];
+    }
+    for (; r < m; ++r)
+        for (Index c = 0; c < n; ++c) to[c * m + r] = from[r * ld + c];
+}
+
+// exp(x) for x <= 0 to rounding, without branches: 2^k times the series of the rest.
+template <typename T> inline T exponential(T x) {
+    constexpr bool single = sizeof(T) == 4;
+    using Bits = std::conditional_t<single, std::uint32_t, std::uint64_t>;
+    constexpr int mantissa = single ? 23 : 52;
+    constexpr T least = single ? T(-87) : T(-708);
+    constexpr T magic = single ? T(12582912.0) : T(6755399441055744.0);
+    const T inside = x < least ? least : x;
+    const T shifted = inside * T(1.4426950408889634074) + magic;
+    const T k = shifted - magic;
+    const T high = single ? T(0.693359375) : T(6.93147180369123816490e-01);
+    const T low = single ? T(-2.12194440e-4) : T(1.90821492927058770002e-10);
+    const T f = (inside - k * high) - k * low;
+    constexpr int terms = single ? 7 : 13;
+    constexpr double inverse[] = {1,        1. / 2,  1. / 3,  1. / 4,  1. / 5,  1. / 6, 1. / 7,
+                                  1. / 8,   1. / 9,  1. / 10, 1. / 11, 1. / 12, 1. / 13};
+    T series = 1;
+    for (int n = terms; n > 0; --n) series = 1 + f * T(inverse[n - 1]) * series;
+    Bits bits, power;
+    std::memcpy(&bits, &shifted, sizeof(T));
+    T one = 1;
+    std::memcpy(&power, &one, sizeof(T));
+    power += bits << mantissa;
+    T two;
+    std::memcpy(&two, &power, sizeof(T));
+    return x < least ? T(0) : series * two;
+}
+
+// softplus(x) = max(x, 0) + log(1 + t), t = exp(-|x|), by log(1 + t) = 2 artanh(t / (2 + t)).
+template <typename T> inline T softplus(T x) {
+    const T size = x < 0 ? x : -x;
+    const T t = exponential(size);
+    const T u = t / (2 + t), square = u * u;
+    constexpr int terms = sizeof(T) == 4 ? 8 : 17;
+    T series = T(1.0 / (2 * terms + 1));
+    for (int n = terms - 1; n >= 0; --n) series = T(1.0 / (2 * n + 1)) + square * series;
+    const T exact = (x > 0 ? x : T(0)) + 2 * u * series;
+    return x > T(20) ? x : exact;  // where PyTorch's softplus is linear
+}
+
+}  // namespace hipnn

@@ -1,0 +1,140 @@
+"""Compiling the C++ kernels: what can go wrong, and two processes at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hipnn_pyg.ops import KernelUnavailableError, available, cpu
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source that takes no time to compile."""
+    file = tmp_path_factory.mktemp("source") / "small.cpp"
+    file.write_text('extern "C" int answer() { return 42; }')
+    return file
+
+
+@pytest.fixture(scope="module")
+def good(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that the real compiler makes of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIPNN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(cpu, "SOURCE", small)
+        cpu.library.cache_clear()
+        file = Path(cpu.library()._name)
+    cpu.library.cache_clear()
+    return file
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache folder, and a process that has not loaded the kernels."""
+    with monkeypatch.context() as patch:
+        patch.setenv("HIPNN_CACHE", str(tmp_path / "cache"))
+        cpu.library.cache_clear()
+        yield tmp_path / "cache"
+    cpu.library.cache_clear()
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """``compiler(lines)``: a shell script is the compiler; $out is the file to make."""
+
+    def install(lines: str) -> Path:
+        script = tmp_path / "cxx"
+        script.write_text(f'#!/bin/sh\nfor out; do :; done\necho run >> "{script}.log"\n{lines}\n')
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+        return tmp_path / "cxx.log"
+
+    return install
+
+
+def test_compiles_into_an_empty_cache(
+    small: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "SOURCE", small)
+    assert cpu.library().answer() == 42
+    (file,) = cache.iterdir()
+    assert cpu.library()._name == str(file)
+
+
+def test_no_compiler(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(KernelUnavailableError, match=r"no C\+\+ compiler"):
+        cpu.library()
+    assert "compiler" in available.__wrapped__("cpu")
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    with pytest.raises(KernelUnavailableError, match="CXX=no-such-compiler -m64"):
+        cpu.library()
+
+
+def test_a_compiler_with_options(
+    good: Path, cache: Path, compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = compiler(f'cp "{good}" "$out"; echo "$1" >> "$0.log"')
+    monkeypatch.setenv("CXX", os.environ["CXX"] + " -m64")
+    cpu.library()
+    assert log.read_text() == "run\n-m64\n"
+
+
+def test_a_compiler_that_fails(cache: Path, compiler: Callable[[str], Path]) -> None:
+    compiler("echo 'unknown option' >&2; exit 1")
+    with pytest.raises(KernelUnavailableError, match="unknown option"):
+        cpu.library()
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_folder_that_cannot_be_made(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HIPNN_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(KernelUnavailableError, match="not compiled.*file"):
+        cpu.library()
+
+
+def test_a_corrupt_file(cache: Path, compiler: Callable[[str], Path]) -> None:
+    compiler('echo "not a library" > "$out"')
+    with pytest.raises(KernelUnavailableError, match=r"\.so cannot be loaded.*delete it"):
+        cpu.library()
+
+
+def test_compiled_once_and_again_for_another_processor(
+    good: Path, cache: Path, compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = compiler(f'cp "{good}" "$out"')
+    for _ in range(2):
+        cpu.library.cache_clear()
+        cpu.library()
+    assert log.read_text() == "run\n"
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: "another processor")
+    cpu.library.cache_clear()
+    cpu.library()
+    assert log.read_text() == "run\nrun\n" and len(list(cache.iterdir())) == 2
+
+
+def test_two_processes_at_once(good: Path, cache: Path, compiler: Callable[[str], Path]) -> None:
+    # Half a file, then wait until the other process compiles too, then all of it.
+    log = compiler(
+        f'head -c 4000 "{good}" > "$out"\n'
+        'until [ "$(wc -l < "$0.log")" -ge 2 ]; do sleep 0.02; done\n'
+        f'cp "{good}" "$out"'
+    )
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=cpu.library) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    (file,) = cache.iterdir()
+    assert file.read_bytes() == good.read_bytes()
+    assert log.read_text() == "run\nrun\n"

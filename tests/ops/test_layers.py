@@ -1,0 +1,221 @@
+"""The compiled layers against the readable ones: values, first and second derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from hipnn_pyg import ops
+from hipnn_pyg.graph.pairs import molecule_edges
+from hipnn_pyg.nn import Interaction, OnSite, Sensitivity, fused_layers
+from hipnn_pyg.nn.fused import layers
+from hipnn_pyg.nn.sensitivity import sensitivities
+from hipnn_pyg.ops import Pattern, edge_pattern
+
+CUTOFF = 4.0
+SIZES = [(3, 5, 7), (20, 5, 16), (20, 33, 20), (1, 1, 1), (17, 16, 81)]
+"""(nu, in, out): full registers and every kind of remainder."""
+
+
+def edges(atoms: int, number: int, seed: int = 0) -> tuple[Pattern, Tensor]:
+    """Random directed edges with duplicates, atoms without any, some beyond the cutoff."""
+    generator = torch.Generator().manual_seed(seed)
+    i = torch.randint(0, max(1, atoms - 2), (number,), generator=generator).sort().values
+    j = torch.randint(0, atoms, (number,), generator=generator)
+    r = 0.8 + 4.0 * torch.rand(number, generator=generator, dtype=torch.float64)
+    return edge_pattern(j, i, atoms), r
+
+
+def interaction_inputs(nu: int, wide: int, out: int, atoms: int, r: Tensor) -> list[Tensor]:
+    torch.manual_seed(1)
+    mu = 1 / torch.linspace(1.1, 0.2, nu, dtype=torch.float64)
+    sigma = torch.full((nu,), 5.0, dtype=torch.float64)
+    z = torch.randn(atoms, wide, dtype=torch.float64)
+    V = torch.randn(nu, wide, out, dtype=torch.float64)
+    return [r, mu, sigma, z, V]
+
+
+def readable_of(pattern: Pattern) -> Callable[..., Tensor]:
+    def readable(r: Tensor, mu: Tensor, sigma: Tensor, z: Tensor, V: Tensor) -> Tensor:
+        s = sensitivities(r, mu, sigma, CUTOFF)
+        return ops.reference.envsum(s, z, pattern).flatten(1) @ V.flatten(0, 1)
+
+    return readable
+
+
+def assert_same(
+    fast: Callable[..., Tensor],
+    slow: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Equal values and gradients in every input."""
+    rtol = 1e-4 if dtype == torch.float32 else 1e-11
+    results = []
+    for function in (fast, slow):
+        own = [x.to(dtype).clone().requires_grad_() for x in inputs]
+        value = function(*own)
+        torch.manual_seed(2)
+        cotangent = torch.randn(value.shape, dtype=torch.float64).to(dtype)
+        results.append([value, *torch.autograd.grad(value, own, cotangent)])
+    for actual, expected in zip(*results, strict=True):
+        scale = max(float(expected.abs().max()), 1e-30) if expected.numel() else 1.0
+        torch.testing.assert_close(actual, expected, rtol=0, atol=rtol * scale)
+
+
+@pytest.mark.parametrize("nu, wide, out", SIZES)
+@pytest.mark.parametrize("atoms, number", [(1, 0), (6, 20), (131, 700)])
+def test_interact(
+    nu: int, wide: int, out: int, atoms: int, number: int, dtype: torch.dtype
+) -> None:
+    pattern, r = edges(atoms, number)
+    readable = readable_of(pattern)
+
+    def fast(*inputs: Tensor) -> Tensor:
+        return ops.interact(*inputs, pattern, CUTOFF, readable)
+
+    assert_same(fast, readable, interaction_inputs(nu, wide, out, atoms, r), dtype)
+
+
+def dense_weights(wide: int, out: int, depth: int) -> list[Tensor | None]:
+    torch.manual_seed(3)
+    weights: list[Tensor | None] = []
+    for layer in range(depth):
+        n = out if layer else wide
+        shapes = [(out, n), (out,), (out, out), (out,), (out, n)]
+        weights += [torch.randn(shape, dtype=torch.float64) / out**0.5 for shape in shapes]
+        if n == out:
+            weights[-1] = None
+    return weights
+
+
+@pytest.mark.parametrize("wide, out, depth", [(5, 16, 4), (16, 16, 3), (7, 33, 1), (1, 1, 2)])
+@pytest.mark.parametrize("atoms", [0, 1, 4, 131])
+def test_dense(wide: int, out: int, depth: int, atoms: int, dtype: torch.dtype) -> None:
+    weights = dense_weights(wide, out, depth)
+    present = [n for n, weight in enumerate(weights) if weight is not None]
+    z = torch.randn(atoms, wide, dtype=torch.float64)
+    received = 30 * torch.randn(atoms, out, dtype=torch.float64)  # softplus far out on both sides
+
+    def filled(given: Sequence[Tensor]) -> list[Tensor | None]:
+        whole: list[Tensor | None] = [None] * len(weights)
+        for place, weight in zip(present, given, strict=True):
+            whole[place] = weight
+        return whole
+
+    def fast(z: Tensor, received: Tensor, *given: Tensor) -> Tensor:
+        return ops.dense(z, received, filled(given), layers)
+
+    def slow(z: Tensor, received: Tensor, *given: Tensor) -> Tensor:
+        return layers(z, received, *filled(given))
+
+    given = [weights[n] for n in present]
+    assert_same(fast, slow, [z, received, *given], dtype)  # type: ignore[list-item]
+
+
+def make_layers(dtype: torch.dtype = torch.float64) -> tuple[Interaction, list[OnSite]]:
+    torch.manual_seed(0)
+    interaction = Interaction(3, 4, Sensitivity(5, 0.9, 3.0, CUTOFF)).to(dtype)
+    return interaction, [OnSite(4, 4).to(dtype) for _ in range(2)]
+
+
+def test_first_and_second_derivatives() -> None:
+    """gradcheck and gradgradcheck of a whole block in positions and features."""
+    interaction, onsite = make_layers()
+    batch, ptr = torch.zeros(4, dtype=torch.long), torch.tensor([0, 4])
+    pos = torch.tensor(
+        [[0.0, 0, 0], [1.1, 0.1, 0], [0.2, 1.3, 0.1], [1.0, 1.2, 1.4]], dtype=torch.float64
+    ).requires_grad_()
+    z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+
+    def fused(pos: Tensor, z: Tensor) -> Tensor:
+        return fused_layers(interaction, onsite, z, molecule_edges(pos, batch, ptr, 12, True))
+
+    def readable(pos: Tensor, z: Tensor) -> Tensor:
+        pairs = molecule_edges(pos, batch, ptr, 12)._replace(pattern=None)
+        out = interaction(z, pairs)
+        for layer in onsite:
+            out = layer(out)
+        return out
+
+    torch.testing.assert_close(fused(pos, z), readable(pos, z), rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(fused, (pos, z))
+    assert torch.autograd.gradgradcheck(fused, (pos, z))
+
+
+def test_training_on_forces_reaches_every_weight() -> None:
+    """The gradient of a force in the weights equals that of the readable layers."""
+    interaction, onsite = make_layers()
+    batch, ptr = torch.zeros(3, dtype=torch.long), torch.tensor([0, 3])
+    z = torch.eye(3, dtype=torch.float64)
+    weights = [*interaction.parameters(), *(p for layer in onsite for p in layer.parameters())]
+    results = []
+    for fast in (True, False):
+        pos = torch.tensor([[0.0, 0, 0], [1.1, 0, 0], [0.2, 1.3, 0]], dtype=torch.float64)
+        pairs = molecule_edges(pos.requires_grad_(), batch, ptr, 6, True)
+        if fast:
+            out = fused_layers(interaction, onsite, z, pairs)
+        else:
+            out = interaction(z, pairs._replace(pattern=None))
+            for layer in onsite:
+                out = layer(out)
+        force = torch.autograd.grad(out.square().sum(), pos, create_graph=True)[0]
+        results.append(torch.autograd.grad(force.square().sum(), weights, allow_unused=True))
+    for actual, expected in zip(*results, strict=True):
+        assert (actual is None) == (expected is None)
+        if actual is not None:
+            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_control_a_broken_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern, r = edges(6, 20)
+    readable = readable_of(pattern)
+    inputs = interaction_inputs(3, 5, 7, 6, r)
+    right = ops.cpu.interact
+
+    def wrong(pattern: Pattern, cutoff: float, *rest: Tensor) -> Tensor:
+        return right(pattern, cutoff * 0.999, *rest)
+
+    monkeypatch.setattr(ops.cpu, "interact", wrong)
+    with pytest.raises(AssertionError):
+        assert_same(
+            lambda *x: ops.interact(*x, pattern, CUTOFF, readable), readable, inputs, torch.float64
+        )
+
+
+def test_the_same_bits_twice(dtype: torch.dtype) -> None:
+    pattern, r = edges(131, 700)
+    inputs = [x.to(dtype).requires_grad_() for x in interaction_inputs(20, 16, 16, 131, r)]
+    runs = []
+    for _ in range(2):
+        out = ops.interact(*inputs, pattern, CUTOFF, readable_of(pattern))
+        runs.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_molecule_edges_are_the_same_list(dtype: torch.dtype) -> None:
+    pos = torch.randn(9, 3, dtype=dtype)
+    ptr = torch.tensor([0, 4, 5, 9])
+    batch = torch.arange(3).repeat_interleave(ptr.diff())
+    fast, slow = (molecule_edges(pos, batch, ptr, 24, kernels) for kernels in (True, False))
+    torch.testing.assert_close(fast.r, slow.r)
+    assert torch.equal(fast.j, slow.j) and torch.equal(fast.i, slow.i)
+    assert fast.pattern is not None and slow.pattern is not None
+    assert torch.equal(fast.pattern.row, slow.pattern.row)
+    ordered = fast.pattern.with_order()
+    assert torch.equal(fast.j[ordered.order], fast.j.sort().values)
+
+
+def test_order_in_closed_form() -> None:
+    """With gradients the reverse edges are known without sorting."""
+    pos = torch.randn(9, 3).requires_grad_()
+    ptr = torch.tensor([0, 4, 5, 9])
+    batch = torch.arange(3).repeat_interleave(ptr.diff())
+    pattern = molecule_edges(pos, batch, ptr, 24, True).pattern
+    assert pattern is not None
+    sorted_ = pattern._replace(order=pattern.order[:0]).with_order()
+    assert torch.equal(pattern.order, sorted_.order)
+    assert torch.equal(pattern.column, sorted_.column)
