@@ -1,7 +1,16 @@
 """Neighbourhoods: positions in, pairs within the cutoff out."""
 
+from hipnn_pyg.graph.lattice import image_shift
 from hipnn_pyg.graph.neighbors import BACKENDS, RadiusGraph, radius_graph
-from hipnn_pyg.graph.pairs import Pairs, edge_distances, edge_pairs, molecule_pairs, pad_pairs
+from hipnn_pyg.graph.pairs import (
+    Pairs,
+    edge_distances,
+    edge_pairs,
+    molecule_edges,
+    molecule_pairs,
+    pad_pairs,
+)
+from hipnn_pyg.graph.periodic import radius_graph_pbc
 
 __all__ = [
     "BACKENDS",
@@ -9,7 +18,10 @@ __all__ = [
     "RadiusGraph",
     "edge_distances",
     "edge_pairs",
+    "image_shift",
+    "molecule_edges",
     "molecule_pairs",
     "pad_pairs",
     "radius_graph",
+    "radius_graph_pbc",
 ]

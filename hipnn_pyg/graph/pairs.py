@@ -11,11 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hipnn_pyg import ops
+from hipnn_pyg.ops import Pattern, edge_pattern, takes
+
 
 class Pairs(NamedTuple):
     """Neighbour pairs in one of two layouts; sensitivities act elementwise on ``r`` in either.
 
     * **edges** (the specification): ``j``, ``i``, ``r`` are ``[E]``, sorted by receiver ``i``.
+      With a ``pattern`` the kernels of :mod:`hipnn_pyg.ops` sum over them.
     * **padded**: ``j``, ``r`` are ``[N, K]``, row i holds the neighbours of atom i, ``i`` is None.
       Unused places have ``r = inf``, where every sensitivity is exactly 0.
 
@@ -23,16 +27,27 @@ class Pairs(NamedTuple):
         j: index of the sending atom, int64.
         i: index of the receiving atom, int64, or None in the padded layout.
         r: distance in Å.
+        pattern: where each atom's edges begin, for the kernels.
     """
 
     j: Tensor
     i: Tensor | None
     r: Tensor
+    pattern: Pattern | None = None
 
     @property
     def padded(self) -> bool:
         """Whether the layout is the padded one."""
         return self.i is None
+
+    def with_pattern(self, num_atoms: int) -> Pairs:
+        """The edge layout with the pattern that the kernels need (any edges, directed too).
+
+        Args:
+            num_atoms: N.
+        """
+        assert self.i is not None
+        return self._replace(pattern=edge_pattern(self.j, self.i, num_atoms))
 
 
 def edge_distances(pos: Tensor, edge_index: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -81,6 +96,40 @@ def pad_pairs(pairs: Pairs, num_atoms: int) -> Pairs:
     j = pairs.i.new_zeros(num_atoms, width).index_put((pairs.i, column), pairs.j)
     r = pairs.r.new_full((num_atoms, width), torch.inf).index_put((pairs.i, column), pairs.r)
     return Pairs(j, None, r)
+
+
+def molecule_edges(
+    pos: Tensor, batch: Tensor, ptr: Tensor, num_edges: int, kernels: bool = False
+) -> Pairs:
+    """All pairs inside each molecule as edges with their pattern, in closed form.
+
+    Nothing is searched, padded or sorted. Pairs beyond the cutoff are kept; their sensitivities
+    are exactly 0.
+
+    Args:
+        pos: positions in Å, ``[N, 3]``.
+        batch: molecule of each atom, sorted, ``[N]``.
+        ptr: first atom of each molecule and, last, N; ``[G + 1]``.
+        num_edges: E = sum of n (n - 1) over the molecules.
+        kernels: let the compiled kernel do it where it can.
+    """
+    if kernels and takes(pos) and not pos.requires_grad:
+        pattern, r = ops.molecule_edges(pos, ptr, num_edges)
+        return Pairs(pattern.j, pattern.i, r, pattern)
+    partners = (ptr[1:] - ptr[:-1])[batch] - 1
+    row = torch.cat((ptr.new_zeros(1), partners.cumsum(0)))
+    atom = torch.arange(pos.size(0), device=pos.device)
+    i = atom.repeat_interleave(partners, output_size=num_edges)
+    first = ptr[:-1][batch][i]
+    place = torch.arange(num_edges, device=pos.device) - row[i]
+    after = (place >= i - first).long()  # skip i itself
+    j = first + place + after
+    reverse = j.new_empty(0)
+    if pos.is_cuda or pos.requires_grad:
+        # Atom i stands in the row of j at its own place among the partners of j.
+        reverse = row[j] + (i - first) - (1 - after)
+    r = edge_distances(pos, torch.stack((j, i)))
+    return Pairs(j, i, r, Pattern(j, i, row, reverse, row))
 
 
 def molecule_pairs(pos: Tensor, batch: Tensor, ptr: Tensor, max_atoms: int) -> Pairs:
