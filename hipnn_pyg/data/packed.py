@@ -43,6 +43,7 @@ class MoleculeBatch(NamedTuple):
         batch: molecule of each atom, sorted, ``[N]``.
         ptr: first atom of each molecule and, last, N; ``[G + 1]``.
         max_atoms: atoms of the largest molecule.
+        num_edges: sum of n (n - 1) over the molecules.
         target: energies in the target's unit, float64, ``[G]``.
     """
 
@@ -51,6 +52,7 @@ class MoleculeBatch(NamedTuple):
     batch: Tensor
     ptr: Tensor
     max_atoms: int
+    num_edges: int
     target: Tensor
 
 
@@ -194,6 +196,7 @@ class PackedMolecules:
         """
         counts = self.counts[index]
         total, largest = int(counts.sum()), int(counts.max())
+        num_edges = int((counts * (counts - 1)).sum())
         index, counts = index.to(self.device), counts.to(self.device)
         ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
         graphs = torch.arange(index.numel(), device=self.device)
@@ -201,7 +204,7 @@ class PackedMolecules:
         offset = self.start[index] - ptr[:-1]
         atoms = torch.arange(total, device=self.device) + offset[batch]
         return MoleculeBatch(
-            self.z[atoms], self.pos[atoms], batch, ptr, largest, self.target[index]
+            self.z[atoms], self.pos[atoms], batch, ptr, largest, num_edges, self.target[index]
         )
 
 

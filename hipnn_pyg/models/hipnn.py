@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,14 @@ from torch.nn.functional import one_hot
 from hipnn_pyg.checks import HIPNNWarning, check_distances, check_graphs, check_species
 from hipnn_pyg.data.statistics import fit_reference_energies
 from hipnn_pyg.data.targets import Target, resolve_target
-from hipnn_pyg.graph import Pairs, edge_pairs, molecule_pairs, pad_pairs, radius_graph
+from hipnn_pyg.graph import (
+    Pairs,
+    edge_pairs,
+    molecule_edges,
+    molecule_pairs,
+    pad_pairs,
+    radius_graph,
+)
 from hipnn_pyg.graph.neighbors import BACKENDS
 from hipnn_pyg.nn import (
     EnergyReadout,
@@ -21,12 +28,17 @@ from hipnn_pyg.nn import (
     OnSite,
     ReferenceEnergy,
     Sensitivity,
+    fused_layers,
+    has_kernels,
     nonhierarchicality,
 )
+from hipnn_pyg.ops import KernelUnavailableError, available
 from hipnn_pyg.units import Bohr
 
+Kernel = Literal["auto", "fused", "padded", "reference"]
+
 ALL_PAIRS_LIMIT = 64
-"""Molecules up to this many atoms need no neighbour search in the padded layout."""
+"""Molecules up to this many atoms need no neighbour search."""
 
 
 class EnergyTerms(NamedTuple):
@@ -73,7 +85,10 @@ class Block(nn.Module):
 
     def forward(self, z: Tensor, pairs: Pairs, sigma_e: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[N, in]`` to features ``[N, hidden]`` and energies E_i^n ``[N]``."""
-        z = self.onsite(self.interaction(z, pairs))
+        if has_kernels(z, pairs):
+            z = fused_layers(self.interaction, [*self.onsite], z, pairs)
+        else:
+            z = self.onsite(self.interaction(z, pairs))
         return z, self.readout(z, sigma_e)
 
 
@@ -100,7 +115,10 @@ class HIPNN(nn.Module):
             mapping from atomic number; None for 0. Usually set by :meth:`fit_e0`.
         sigma_e: sigma_E, the energy scale of the readouts (energy unit).
         energy_unit: name of the energy unit; set by :meth:`fit_e0` from the target.
-        layout: ``"padded"`` (fast) or ``"edges"`` (the specification); the same numbers.
+        kernel: how neighbours are summed, always to the same numbers: ``"reference"`` (message
+            passing over edges, the specification), ``"padded"`` (plain PyTorch, faster),
+            ``"fused"`` (compiled kernels: C++ on a CPU, Triton on a GPU) or ``"auto"`` (fused
+            where a compiler is found, else padded).
         backend: neighbour search, see :func:`hipnn_pyg.graph.radius_graph`.
         validate: check inputs on every eager call (:mod:`hipnn_pyg.checks`).
 
@@ -122,7 +140,7 @@ class HIPNN(nn.Module):
         e0: Sequence[float] | Mapping[int, float] | None = None,
         sigma_e: float = 1.0,
         energy_unit: str = "unknown",
-        layout: Literal["padded", "edges"] = "padded",
+        kernel: Kernel = "auto",
         backend: str = "torch",
         validate: bool = True,
     ) -> None:
@@ -138,12 +156,12 @@ class HIPNN(nn.Module):
             "cutoff": cutoff,
             "hierarchical": hierarchical,
         }
-        _check_hyperparameters(self.hyperparameters, layout, backend)
+        _check_hyperparameters(self.hyperparameters, kernel, backend)
         self.species = tuple(self.hyperparameters["species"])
         self.cutoff = cutoff
         self.hierarchical = hierarchical
         self.energy_unit = energy_unit
-        self.layout = layout
+        self.kernel: Kernel = kernel
         self.backend = backend
         self.validate = validate
         self.warn_unfitted = True
@@ -263,6 +281,19 @@ class HIPNN(nn.Module):
 
     # -- Fig. 1, left to right -----------------------------------------------------------------
 
+    def kernel_on(self, device: torch.device) -> Kernel:
+        """What ``kernel`` means on a device: ``"auto"`` decided; kernels are compiled if need be.
+
+        Raises:
+            KernelUnavailableError: ``kernel="fused"`` and there are no kernels; the reason.
+        """
+        if self.kernel not in ("auto", "fused"):
+            return self.kernel
+        missing = available(device.type)
+        if missing and self.kernel == "fused":
+            raise KernelUnavailableError(f'{missing}: install it, or use kernel="padded"')
+        return "padded" if missing else "fused"
+
     def pairs(
         self,
         pos: Tensor,
@@ -270,7 +301,7 @@ class HIPNN(nn.Module):
         edge_index: Tensor | None = None,
         shift: Tensor | None = None,
     ) -> Pairs:
-        """Neighbour pairs of a batch in the model's layout.
+        """Neighbour pairs of a batch in the layout that the model's kernel takes.
 
         Args:
             pos: positions in Å, ``[N, 3]``.
@@ -278,16 +309,21 @@ class HIPNN(nn.Module):
             edge_index: the user's own edges ``[2, E]`` (j, i) instead of the built-in search.
             shift: their periodic-image vectors in Å, ``[E, 3]``.
         """
-        if edge_index is None and self.layout == "padded" and self.backend == "torch":
+        kernel = self.kernel_on(pos.device)
+        if edge_index is None and self.backend == "torch" and kernel != "reference":
             counts = torch.bincount(batch)
             largest = int(counts.max())
             if largest <= ALL_PAIRS_LIMIT:
                 ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-                return molecule_pairs(pos, batch, ptr, largest)
+                return all_pairs(
+                    kernel, pos, batch, ptr, largest, int((counts * (counts - 1)).sum())
+                )
         if edge_index is None:
             edge_index = radius_graph(pos, self.cutoff, batch, self.backend)
         pairs = edge_pairs(pos, edge_index, shift)
-        return pad_pairs(pairs, pos.size(0)) if self.layout == "padded" else pairs
+        if kernel == "padded":
+            return pad_pairs(pairs, pos.size(0))
+        return pairs.with_pattern(pos.size(0)) if kernel == "fused" else pairs
 
     def species_index(self, z: Tensor) -> Tensor:
         """Atomic numbers ``[N]`` to places in the species list ``[N]``; -1 for foreign ones."""
@@ -376,7 +412,27 @@ class HIPNN(nn.Module):
         return f"species={self.species}, cutoff={self.cutoff:.4g} Å, unit={self.energy_unit}"
 
 
-def _check_hyperparameters(parameters: dict[str, Any], layout: str, backend: str) -> None:
+def all_pairs(
+    kernel: str, pos: Tensor, batch: Tensor, ptr: Tensor, max_atoms: int, num_edges: int
+) -> Pairs:
+    """All pairs inside each molecule, in the layout that a kernel takes.
+
+    Args:
+        kernel: as :meth:`HIPNN.kernel_on` gives it.
+        pos: positions in Å, ``[N, 3]``.
+        batch: molecule of each atom, sorted, ``[N]``.
+        ptr: first atom of each molecule and, last, N; ``[G + 1]``.
+        max_atoms: atoms of the largest molecule.
+        num_edges: sum of n (n - 1) over the molecules.
+    """
+    if kernel == "padded":
+        return molecule_pairs(pos, batch, ptr, max_atoms)
+    fused = kernel == "fused"
+    pairs = molecule_edges(pos, batch, ptr, num_edges, fused)
+    return pairs if fused else pairs._replace(pattern=None)
+
+
+def _check_hyperparameters(parameters: dict[str, Any], kernel: str, backend: str) -> None:
     species = parameters["species"]
     if not species or len(set(species)) < len(species) or min(species) < 1:
         raise ValueError(f"species must be different atomic numbers >= 1, not {species}")
@@ -394,7 +450,7 @@ def _check_hyperparameters(parameters: dict[str, Any], layout: str, backend: str
             f"lengths must satisfy 0 < r_low < r_high and 0 < cutoff (Å), not r_low={r_low}, "
             f"r_high={r_high}, cutoff={cutoff}"
         )
-    if layout not in ("padded", "edges"):
-        raise ValueError(f"layout must be 'padded' or 'edges', not {layout!r}")
+    if kernel not in get_args(Kernel):
+        raise ValueError(f"kernel must be one of {get_args(Kernel)}, not {kernel!r}")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {sorted(BACKENDS)}, not {backend!r}")

@@ -14,13 +14,15 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
 from hipnn_pyg.graph.pairs import Pairs
+from hipnn_pyg.ops import envsum
 
 
 class EnvironmentSum(MessagePassing):
     """The environment sum as message passing; it has no parameters, so any kernel can stand in.
 
-    The edge layout scatters the messages (the specification); the padded layout contracts each
-    atom's row of neighbours in one batched matrix product. Both give the same numbers.
+    Edges scatter the messages (the specification), or run the kernels of :mod:`hipnn_pyg.ops` if
+    they carry a pattern; the padded layout contracts each atom's row of neighbours in one batched
+    matrix product. All give the same numbers.
     """
 
     def __init__(self) -> None:
@@ -37,6 +39,8 @@ class EnvironmentSum(MessagePassing):
         Returns:
             Environments ``[N, nu, F]``.
         """
+        if pairs.pattern is not None:
+            return envsum(s, z, pairs.pattern)
         if pairs.padded:
             return torch.bmm(s.transpose(1, 2), z[pairs.j])
         assert pairs.i is not None

@@ -42,6 +42,9 @@ class Interaction(nn.Module):
 
     def forward(self, z: Tensor, pairs: Pairs) -> Tensor:
         """Features ``[N, in]`` and neighbour pairs to features ``[N, out]``."""
+        return self.residual(softplus(self.received(z, pairs) + self.W(z)), z)
+
+    def received(self, z: Tensor, pairs: Pairs) -> Tensor:
+        r""":math:`\sum_{j,b} v_{ab}(r_{ij}) z_{j,b}` of every atom, ``[N, out]``."""
         e = self.environment_sum(self.sensitivity(pairs.r), z, pairs)
-        received = e.flatten(1) @ self.V.flatten(0, 1)
-        return self.residual(softplus(received + self.W(z)), z)
+        return e.flatten(1) @ self.V.flatten(0, 1)

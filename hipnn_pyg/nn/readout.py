@@ -78,7 +78,8 @@ class EnergyReadout(nn.Module):
 
     def forward(self, z: Tensor, sigma_e: Tensor) -> Tensor:
         """Features ``[N, in]`` and sigma_E (energy unit) to energies ``[N]``."""
-        return sigma_e.to(z.dtype) * (z @ self.weight) + self.bias
+        # No matrix-vector product: its last bits depend on where the numbers lie in memory.
+        return sigma_e.to(z.dtype) * (z * self.weight).sum(1) + self.bias
 
 
 def nonhierarchicality(terms: Tensor, batch: Tensor, num_graphs: int) -> Tensor:

@@ -8,6 +8,22 @@ from torch import Tensor, nn
 from hipnn_pyg.nn.cutoff import cosine_cutoff
 
 
+def sensitivities(r: Tensor, mu: Tensor, sigma: Tensor, cutoff: float) -> Tensor:
+    r"""Eq. 10 as a function: Gaussians in inverse distance times the cutoff.
+
+    Args:
+        r: distances in Å, ``[*]``.
+        mu: centres in Å, ``[nu]``.
+        sigma: in Å, ``[nu]``; the width in inverse distance is 1 / sigma.
+        cutoff: R_cut in Å.
+
+    Returns:
+        ``[*, nu]``.
+    """
+    deviation = (1 / r.unsqueeze(-1) - 1 / mu) * sigma
+    return torch.exp(-0.5 * deviation.square()) * cosine_cutoff(r, cutoff).unsqueeze(-1)
+
+
 class Sensitivity(nn.Module):
     r"""Gaussians in inverse distance times the cutoff (Eq. 10).
 
@@ -42,6 +58,4 @@ class Sensitivity(nn.Module):
 
     def forward(self, r: Tensor) -> Tensor:
         """Sensitivities of distances of any shape ``[*]`` in Å: ``[*, num_sensitivities]``."""
-        deviation = (1 / r.unsqueeze(-1) - 1 / self.mu) * self.sigma
-        envelope = cosine_cutoff(r, self.cutoff).unsqueeze(-1)
-        return torch.exp(-0.5 * deviation.square()) * envelope
+        return sensitivities(r, self.mu, self.sigma, self.cutoff)

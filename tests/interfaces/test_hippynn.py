@@ -163,7 +163,7 @@ def test_the_molecules_are_real_and_varied(molecules: Molecules) -> None:
     assert molecules.batch.bincount().max() > 20 > 5 == molecules.batch.bincount().min()
 
 
-@pytest.mark.parametrize("layout", ["padded", "edges"])
+@pytest.mark.parametrize("kernel", ["fused", "padded", "reference"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -178,10 +178,10 @@ def test_the_molecules_are_real_and_varied(molecules: Molecules) -> None:
         pytest.param({"first_is_interacting": True}, id="no zeroth order"),
     ],
 )
-def test_equal_to_hippynn(molecules: Molecules, settings: dict[str, Any], layout: Any) -> None:
+def test_equal_to_hippynn(molecules: Molecules, settings: dict[str, Any], kernel: Any) -> None:
     oracle = make_oracle(**settings)
     model = from_hippynn(oracle.network, oracle.henergy)
-    model.layout = layout
+    model.kernel = kernel
     theirs, result = oracle(molecules), ours(model, molecules)
     terms, r = result.terms, result.nonhierarchicality
     if oracle.henergy.first_is_interacting:  # E^0 = 0, so our R counts (E^1)^2 / (E^1)^2 per atom
@@ -197,12 +197,12 @@ def test_equal_to_hippynn(molecules: Molecules, settings: dict[str, Any], layout
     assert deviation(gradient, expected) < RTOL
 
 
-@pytest.mark.parametrize("layout", ["padded", "edges"])
-def test_gradients_in_the_weights_are_equal(molecules: Molecules, layout: Any) -> None:
+@pytest.mark.parametrize("kernel", ["fused", "padded", "reference"])
+def test_gradients_in_the_weights_are_equal(molecules: Molecules, kernel: Any) -> None:
     """Of a loss with forces, so through second derivatives, as in training."""
     oracle = make_oracle()
     model = from_hippynn(oracle.network, oracle.henergy)
-    model.layout = layout
+    model.kernel = kernel
 
     def backward(energy: Tensor) -> None:
         (force,) = torch.autograd.grad(energy.sum(), molecules.R, create_graph=True)

@@ -17,7 +17,7 @@ from hipnn_pyg import HIPNN, HIPNNWarning, radius_graph
 Build = Callable[..., HIPNN]
 
 
-@pytest.mark.parametrize("layout", ["padded", "edges"])
+@pytest.mark.parametrize("kernel", ["fused", "padded", "reference"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -32,12 +32,12 @@ Build = Callable[..., HIPNN]
 def test_equals_the_paper(
     small_model: Build,
     molecules: Batch,
-    layout: str,
+    kernel: str,
     options: dict,
     dtype: torch.dtype,
     tolerance: dict[str, float],
 ) -> None:
-    model = small_model(dtype, layout=layout, **options)
+    model = small_model(dtype, kernel=kernel, **options)
     result = model.energy_terms(molecules.z, molecules.pos.to(dtype), molecules.batch)
     molecule = molecules.batch.tolist()
     near = reference.neighbours(molecules.pos.numpy(), molecule, 3.0)
@@ -77,12 +77,12 @@ def test_defaults_are_the_papers_qm9_model() -> None:
     assert HIPNN().num_parameters == 234_328 and HIPNN().species == (1, 6, 7, 8, 9)
 
 
-def test_layouts_agree_in_energy_forces_and_gradients(
+def test_kernels_agree_in_energy_forces_and_gradients(
     small_model: Build, molecules: Batch, dtype: torch.dtype, tolerance: dict[str, float]
 ) -> None:
     results = []
-    for layout in ("padded", "edges"):
-        model = small_model(dtype, layout=layout)
+    for kernel in ("fused", "padded", "reference"):
+        model = small_model(dtype, kernel=kernel)
         pos = molecules.pos.to(dtype).requires_grad_()
         energy = model(molecules.z, pos, molecules.batch)
         forces = torch.autograd.grad(energy.sum(), pos, create_graph=True)[0]
@@ -90,18 +90,22 @@ def test_layouts_agree_in_energy_forces_and_gradients(
         loss = energy.square().mean() + forces.square().mean()
         results.append([energy, forces, *torch.autograd.grad(loss, trained, allow_unused=True)])
     close = {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else tolerance
-    for padded, edges in zip(*results, strict=True):
-        torch.testing.assert_close(padded, edges, **close)
+    for fused, padded, plain in zip(*results, strict=True):
+        torch.testing.assert_close(padded, plain, **close)
+        torch.testing.assert_close(fused, plain, **close)
 
 
 def test_large_molecules_leave_the_all_pairs_path(
     small_model: Build, molecules: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, inputs = small_model(cutoff=2.0), (molecules.z, molecules.pos, molecules.batch)
-    width, expected = model.pairs(*inputs[1:]).r.size(1), model(*inputs)
-    monkeypatch.setattr("hipnn_pyg.models.hipnn.ALL_PAIRS_LIMIT", 8)
-    assert model.pairs(*inputs[1:]).r.size(1) < width == 8
-    torch.testing.assert_close(model(*inputs), expected)
+    inputs = (molecules.z, molecules.pos, molecules.batch)
+    for kernel in ("fused", "padded"):
+        model = small_model(cutoff=2.0, kernel=kernel)
+        with monkeypatch.context() as patch:
+            everything, expected = model.pairs(*inputs[1:]).r.shape[-1], model(*inputs)
+            patch.setattr("hipnn_pyg.models.hipnn.ALL_PAIRS_LIMIT", 8)
+            assert model.pairs(*inputs[1:]).r.shape[-1] < everything
+            torch.testing.assert_close(model(*inputs), expected)
 
 
 # -- precision ---------------------------------------------------------------------------------
@@ -155,11 +159,11 @@ def test_half_precision_is_near(small_model: Build, molecules: Batch) -> None:
 # -- the user's own edges ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["padded", "edges"])
+@pytest.mark.parametrize("kernel", ["fused", "padded", "reference"])
 def test_own_edges_equal_the_built_in_search(
-    small_model: Build, molecules: Batch, layout: str
+    small_model: Build, molecules: Batch, kernel: str
 ) -> None:
-    model = small_model(layout=layout)
+    model = small_model(kernel=kernel)
     inputs = molecules.z, molecules.pos, molecules.batch
     edge_index = radius_graph(molecules.pos, 3.0, molecules.batch)
     order = torch.randperm(edge_index.size(1), generator=torch.Generator().manual_seed(0))
@@ -169,10 +173,10 @@ def test_own_edges_equal_the_built_in_search(
     assert not torch.allclose(fewer, expected)  # control
 
 
-@pytest.mark.parametrize("layout", ["padded", "edges"])
-def test_shift_undoes_a_wrapped_position(small_model: Build, molecules: Batch, layout: str) -> None:
+@pytest.mark.parametrize("kernel", ["fused", "padded", "reference"])
+def test_shift_undoes_a_wrapped_position(small_model: Build, molecules: Batch, kernel: str) -> None:
     """An atom displaced by a lattice vector, with shifts that say so, changes nothing."""
-    model = small_model(layout=layout)
+    model = small_model(kernel=kernel)
     z, pos, batch = molecules.z, molecules.pos, molecules.batch
     vector = torch.tensor([5.0, -2.0, 1.0], dtype=torch.float64)
     edge_index = radius_graph(pos, 3.0, batch)
@@ -227,9 +231,9 @@ def test_every_trained_parameter_gets_a_gradient(small_model: Build, molecules: 
             assert has_gradient == parameter.requires_grad, name
 
 
-@pytest.mark.parametrize("layout", ["padded", "edges"])
-def test_single_and_isolated_atoms(small_model: Build, layout: str) -> None:
-    model = small_model(layout=layout)
+@pytest.mark.parametrize("kernel", ["fused", "padded", "reference"])
+def test_single_and_isolated_atoms(small_model: Build, kernel: str) -> None:
+    model = small_model(kernel=kernel)
     z = torch.tensor([1, 8, 1, 8])
     pos = torch.tensor([[0.0, 0, 0], [0, 0, 0], [20.0, 0, 0], [0, 0, 0]], dtype=torch.float64)
     pos.requires_grad_()
@@ -310,7 +314,7 @@ def test_unfitted_training_warns_exactly_once(molecules: Batch) -> None:
         ({"cutoff": 0.0}, "0 < cutoff"),
         ({"cutoff": float("inf")}, "cutoff=inf"),
         ({"cutoff": float("nan")}, "cutoff=nan"),
-        ({"layout": "dense"}, "'padded' or 'edges', not 'dense'"),
+        ({"kernel": "dense"}, "kernel must be one of .*, not 'dense'"),
         ({"backend": "scipy"}, "backend must be one of"),
         ({"e0": [1.0]}, "5 finite energies"),
         ({"e0": [1.0, 2, 3, 4, float("nan")]}, "5 finite energies"),

@@ -17,7 +17,7 @@ from hipnn_pyg.testing import (
     assert_smooth_cutoff,
 )
 
-LAYOUTS = ["padded", "edges"]
+KERNELS = ["fused", "padded", "reference"]
 Build = Callable[..., HIPNN]
 
 
@@ -35,42 +35,42 @@ def pair_energy(
     return energy
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_hipnn_is_invariant(
-    small_model: Build, molecules: Batch, layout: str, dtype: torch.dtype
+    small_model: Build, molecules: Batch, kernel: str, dtype: torch.dtype
 ) -> None:
-    model = small_model(dtype, layout=layout)
+    model = small_model(dtype, kernel=kernel)
     assert_invariant(model, molecules.z, molecules.pos.to(dtype), molecules.batch)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_hipnn_is_extensive(small_model: Build, molecules: Batch, layout: str) -> None:
-    model = small_model(layout=layout)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_hipnn_is_extensive(small_model: Build, molecules: Batch, kernel: str) -> None:
+    model = small_model(kernel=kernel)
     assert_extensive(model, molecules.z, molecules.pos, molecules.batch, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_hipnn_forces_are_the_gradient(small_model: Build, molecules: Batch, layout: str) -> None:
-    model = small_model(layout=layout)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_hipnn_forces_are_the_gradient(small_model: Build, molecules: Batch, kernel: str) -> None:
+    model = small_model(kernel=kernel)
     assert_gradient(model, molecules.z, molecules.pos, molecules.batch)
     water = molecules.z[9:12], molecules.pos[9:12], torch.zeros(3, dtype=torch.long)
     assert_gradient(model, *water, second=True)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("cutoff", [3.0, 7.9])
-def test_hipnn_is_smooth_at_the_cutoff(small_model: Build, layout: str, cutoff: float) -> None:
-    assert_smooth_cutoff(small_model(layout=layout, cutoff=cutoff), cutoff, species=(1, 8))
+def test_hipnn_is_smooth_at_the_cutoff(small_model: Build, kernel: str, cutoff: float) -> None:
+    assert_smooth_cutoff(small_model(kernel=kernel, cutoff=cutoff), cutoff, species=(1, 8))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_crowded_structure_is_invariant(small_model: Build, layout: str) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_crowded_structure_is_invariant(small_model: Build, kernel: str) -> None:
     """More than 64 neighbours per atom: a cap would keep other ones after a rotation."""
     grid = torch.cartesian_prod(*[1.2 * torch.arange(6, dtype=torch.float64)] * 3)
     generator = torch.Generator().manual_seed(0)
     pos = grid + 0.2 * torch.rand(grid.shape, dtype=torch.float64, generator=generator)
     z = torch.tensor([1, 6, 7, 8]).repeat(54)
-    model = small_model(layout=layout, cutoff=4.0, hidden_channels=4)
+    model = small_model(kernel=kernel, cutoff=4.0, hidden_channels=4)
     batch = torch.zeros(216, dtype=torch.long)
     pairs = model.pairs(pos, batch)
     degree = (pairs.r < 4.0).sum(1) if pairs.padded else torch.bincount(pairs.i)

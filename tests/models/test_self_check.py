@@ -1,0 +1,53 @@
+"""The self-check passes right kernels, remembers them, and names what a wrong one gets wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hipnn_pyg import ops
+from hipnn_pyg.models.self_check import SelfCheckError, self_check
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HIPNN_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kernel", ["fused", "padded"])
+def test_right_kernels_pass_and_are_remembered(kernel: str, own_cache: Path) -> None:
+    assert self_check(kernel)  # type: ignore[arg-type]
+    assert len(list(own_cache.glob(f"checked-{kernel}-*.json"))) == 1
+    assert not self_check(kernel)  # type: ignore[arg-type]
+    assert self_check(kernel, force=True)  # type: ignore[arg-type]
+
+
+def test_a_wrong_kernel_is_refused_and_not_remembered(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = ops.cpu.dense_backward
+
+    def wrong(*arguments: object) -> list[Tensor | None]:
+        dz, dreceived, *weights = right(*arguments)  # type: ignore[arg-type]
+        assert dreceived is not None
+        return [dz, dreceived * (1 + 1e-2), *weights]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ops.cpu, "dense_backward", wrong)
+        with pytest.raises(SelfCheckError, match="differs from the reference in the gradient in"):
+            self_check("fused")
+    assert not list(own_cache.glob("checked-*"))
+    assert self_check("fused")  # control: without the fault it passes
+
+
+def test_a_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ops.cpu.interact
+    monkeypatch.setattr(
+        ops.cpu, "interact", lambda *arguments: right(*arguments) * torch.tensor(float("nan"))
+    )
+    with pytest.raises(SelfCheckError, match="the energy"):
+        self_check("fused")
