@@ -1,6 +1,17 @@
 """Models: the network of Fig. 1 and its files."""
 
 from hipnn_pyg.models.files import ModelFileError, load_model, read_card, save_model
+from hipnn_pyg.models.forces import Forces
 from hipnn_pyg.models.hipnn import HIPNN, EnergyTerms
+from hipnn_pyg.models.potential import HIPNNPotential
 
-__all__ = ["HIPNN", "EnergyTerms", "ModelFileError", "load_model", "read_card", "save_model"]
+__all__ = [
+    "HIPNN",
+    "EnergyTerms",
+    "Forces",
+    "HIPNNPotential",
+    "ModelFileError",
+    "load_model",
+    "read_card",
+    "save_model",
+]

@@ -1,0 +1,74 @@
+"""torch.compile for a function that takes a gradient inside: all of it in one graph, or refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch._dynamo.config as dynamo
+import torch.fx.experimental._config as sizes
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
+
+
+def compiled_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function whose last argument says whether to keep the graph of its result.
+
+    Shapes are dynamic: another number of atoms or pairs does not compile anew. The first result
+    is compared with the uncompiled function's.
+
+    Args:
+        function: ``function(..., keep)``, differentiating with :func:`torch.autograd.grad` inside.
+
+    Returns:
+        The compiled function. It raises RuntimeError where ``keep`` is asked for, where
+        compilation fails, or where the result differs; it never runs uncompiled instead.
+
+    Raises:
+        RuntimeError: this PyTorch cannot compile a gradient.
+    """
+    if not hasattr(dynamo, "trace_autograd_ops"):
+        raise RuntimeError(
+            f"PyTorch {torch.__version__} cannot compile an energy together with its gradient: "
+            "upgrade it (2.13 can), or use compile=False"
+        )
+    compiled = torch.compile(function, fullgraph=True, dynamic=True)
+    verified = False
+
+    def call(*arguments: Any) -> Any:
+        nonlocal verified
+        if arguments[-1]:
+            raise RuntimeError(
+                "a compiled potential cannot be differentiated again (create_graph): train with "
+                "compile=False"
+            )
+        try:
+            with torch.no_grad(), dynamo.patch(trace_autograd_ops=True), _independent_sizes():
+                result = compiled(*arguments)
+        except (TorchDynamoException, InductorError) as error:
+            raise RuntimeError(
+                f"torch.compile cannot take this model ({type(error).__name__}: "
+                f"{str(error).splitlines()[0]}): use compile=False"
+            ) from error
+        if not verified:
+            _verify(result, function(*arguments))
+            verified = True
+        return result
+
+    return call
+
+
+def _independent_sizes() -> AbstractContextManager[None]:
+    """Sizes that happen to be equal, 3 atoms and 3 coordinates, are not taken for the same."""
+    return sizes.patch(use_duck_shape=False)  # type: ignore[attr-defined]
+
+
+def _verify(result: Any, expected: Any) -> None:
+    try:
+        torch.testing.assert_close(result, expected)
+    except AssertionError as error:
+        raise RuntimeError(
+            f"the compiled potential differs from the uncompiled one: {error}; use compile=False"
+        ) from error

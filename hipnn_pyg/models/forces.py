@@ -1,0 +1,113 @@
+"""Forces of any energy model by one gradient."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from hipnn_pyg.checks import check_graphs
+
+_NO_GRADIENT = (
+    "the energy does not depend on positions in autograd, so it has no forces: the model detaches "
+    "them, or was compiled without its gradient"
+)
+
+
+class EnergyForces(NamedTuple):
+    """Energies and forces of a batch.
+
+    Attributes:
+        energy: total energies, ``[G, 1]``.
+        forces: :math:`F_i = -dE/dr_i`, ``[N, 3]``.
+    """
+
+    energy: Tensor
+    forces: Tensor
+
+
+class Forces(nn.Module):
+    """Forces for any model called as ``model(z, pos, batch) -> [G, 1]``: SchNet, DimeNet, HIPNN.
+
+    ``energy, forces = Forces(SchNet())(z, pos, batch)``
+
+    Args:
+        model: the energy model; the units are its own.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(
+        self,
+        z: Tensor | Data,
+        pos: Tensor | None = None,
+        batch: Tensor | None = None,
+        create_graph: bool | None = None,
+    ) -> EnergyForces:
+        """Energies and forces.
+
+        Args:
+            z: atomic numbers ``[N]``, or a PyG ``Data`` or ``Batch`` that holds all.
+            pos: positions, ``[N, 3]``.
+            batch: structure of each atom, sorted, ``[N]``; None for one structure.
+            create_graph: keep the graph, so that a loss on forces can be differentiated; None for
+                ``self.training`` where gradients are enabled.
+
+        Raises:
+            StructureError: wrong shapes, or positions that are not finite.
+            RuntimeError: the energy does not depend on positions in autograd.
+        """
+        if isinstance(z, Data):
+            z, pos, batch = z.z, z.pos, z.batch
+        assert pos is not None
+        check_graphs(z, pos, batch)
+        keep = keeps_graph(self, create_graph)
+        with torch.enable_grad():
+            pos = leaf(pos, keep)
+            energy = self.model(z, pos, batch)
+            (slope,) = gradient(energy, (pos,), keep, isolated=_all_single(z, batch))
+        return EnergyForces(energy if keep else energy.detach(), -slope)
+
+
+def keeps_graph(module: nn.Module, create_graph: bool | None) -> bool:
+    """Whether the result stays differentiable: as asked, else in training only."""
+    if create_graph is None:
+        return module.training and torch.is_grad_enabled()
+    return create_graph
+
+
+def leaf(pos: Tensor, keep: bool) -> Tensor:
+    """Positions to differentiate by: the caller's own if the result stays in their graph."""
+    return pos if keep and pos.requires_grad else pos.detach().requires_grad_()
+
+
+def gradient(
+    energy: Tensor, inputs: tuple[Tensor, ...], keep: bool, isolated: bool
+) -> list[Tensor]:
+    """d(sum of energies)/d(inputs).
+
+    Args:
+        energy: energies of any shape.
+        inputs: what to differentiate by; the first are the positions.
+        keep: keep the graph.
+        isolated: no atom has a neighbour, so that autograd may see no path: then 0.
+
+    Raises:
+        RuntimeError: autograd sees no path although atoms have neighbours.
+    """
+    slopes: tuple[Tensor | None, ...] = (None,) * len(inputs)
+    if energy.requires_grad:
+        slopes = torch.autograd.grad(energy.sum(), inputs, create_graph=keep, allow_unused=True)
+    if slopes[0] is None and not isolated:
+        raise RuntimeError(_NO_GRADIENT)
+    return [torch.zeros_like(x) if s is None else s for x, s in zip(inputs, slopes, strict=True)]
+
+
+def _all_single(z: Tensor, batch: Tensor | None) -> bool:
+    """Whether every structure is one atom."""
+    return z.numel() == (1 if batch is None else int(batch[-1]) + 1)

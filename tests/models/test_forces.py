@@ -1,0 +1,91 @@
+"""Forces of any model called as (z, pos, batch): PyG's SchNet in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+from torch_geometric.nn.models import SchNet
+
+from hipnn_pyg import HIPNN, RadiusGraph, StructureError
+from hipnn_pyg.models.forces import Forces
+from hipnn_pyg.models.potential import HIPNNPotential
+
+
+def schnet() -> SchNet:
+    torch.manual_seed(0)
+    return SchNet(8, 8, 2, 8, interaction_graph=RadiusGraph(4.0)).double().eval()
+
+
+def numerical_forces(model: nn.Module, batch: Batch, step: float = 1e-3) -> Tensor:
+    """Five-point derivatives of the energy of a single structure."""
+    slopes = torch.zeros_like(batch.pos)
+    for place in range(batch.pos.numel()):
+        for k, weight in ((-2, 1 / 12), (-1, -2 / 3), (1, 2 / 3), (2, -1 / 12)):
+            pos = batch.pos.clone()
+            pos.view(-1)[place] += k * step
+            energy = model(batch.z, pos, torch.zeros_like(batch.z)).detach().sum()
+            slopes.view(-1)[place] -= weight / step * energy
+    return slopes
+
+
+def test_schnet_with_forces(molecules: Batch) -> None:
+    model = schnet()
+    energy, forces = Forces(model)(molecules.z, molecules.pos, molecules.batch)
+    assert energy.shape == (4, 1) and not energy.requires_grad and not forces.requires_grad
+    torch.testing.assert_close(energy, model(molecules.z, molecules.pos, molecules.batch).detach())
+    water = molecules[2]
+    numerical = numerical_forces(model, water)
+    actual = Forces(model)(water).forces
+    torch.testing.assert_close(actual, forces[molecules.batch == 2])
+    error = float((actual - numerical).abs().max() / numerical.abs().max())
+    control = float((1.001 * actual - numerical).abs().max() / numerical.abs().max())
+    assert error < 1e-6 < control
+
+
+def test_hipnn_gives_what_its_potential_gives(
+    small_model: Callable[..., HIPNN], molecules: Batch
+) -> None:
+    model = small_model()
+    energy, forces = Forces(model)(molecules)
+    expected = HIPNNPotential(model)(molecules)
+    torch.testing.assert_close(energy, expected.energy)
+    torch.testing.assert_close(forces, expected.forces, rtol=1e-11, atol=1e-11)
+
+
+def test_schnet_learns_from_forces(molecules: Batch) -> None:
+    """The loss on forces reaches every parameter but the ones that no force depends on."""
+    model = schnet().train()
+    potential = Forces(model)
+    assert potential.training
+    energy, forces = potential(molecules)
+    (energy.square().sum() + forces.square().sum()).backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+    frozen = potential(molecules, create_graph=False)
+    assert not frozen.forces.requires_grad
+    torch.testing.assert_close(frozen.forces, forces.detach())
+
+
+class Constant(nn.Module):
+    """A model whose energy knows no positions."""
+
+    def forward(self, z: Tensor, pos: Tensor, batch: Tensor | None = None) -> Tensor:
+        batch = torch.zeros_like(z) if batch is None else batch
+        return pos.new_zeros(int(batch.max()) + 1, 1).index_add(0, batch, z.to(pos)[:, None])
+
+
+def test_no_path_to_positions_is_an_error_unless_atoms_are_alone(molecules: Batch) -> None:
+    with pytest.raises(RuntimeError, match="does not depend on positions"):
+        Forces(Constant())(molecules)
+    single = torch.tensor([1, 8]), torch.zeros(2, 3), torch.tensor([0, 1])
+    energy, forces = Forces(Constant())(*single)
+    assert energy.tolist() == [[1], [8]] and not bool(forces.any())
+
+
+def test_bad_positions_stop(molecules: Batch) -> None:
+    molecules.pos[3, 0] = torch.nan
+    with pytest.raises(StructureError, match="atom 3"):
+        Forces(schnet())(molecules)
