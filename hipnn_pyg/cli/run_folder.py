@@ -17,7 +17,17 @@ from hipnn_pyg.train.config import Network, Training
 
 T = TypeVar("T")
 
-RESUME_MAY_CHANGE = {"device", "compile", "checkpoint_seconds", "root", "source", "path"}
+RESUME_MAY_CHANGE = {
+    "device",
+    "devices",
+    "num_nodes",
+    "compile",
+    "self_check",
+    "checkpoint_seconds",
+    "root",
+    "source",
+    "path",
+}
 """Settings that do not change what is computed, so a resumed run may differ in them."""
 
 
@@ -84,10 +94,23 @@ class RunFolder:
         """Pictures."""
         return self.path / "plots"
 
-    def write_config(self, molecules: MoleculeSet, network: Network, training: Training) -> None:
+    def member(self, number: int) -> RunFolder:
+        """The folder of one model of an ensemble: that of an ordinary run."""
+        return RunFolder(self.path / f"member-{number}")
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint, of one model or of a member of an ensemble."""
+        return self.checkpoint.exists() or any(self.path.glob("member-*/checkpoint.pt"))
+
+    def write_config(
+        self, molecules: MoleculeSet, network: Network, training: Training, ensemble: int = 1
+    ) -> None:
         """Keep the settings; ``hipnn train DATASET --config`` takes them back."""
         self.path.mkdir(parents=True, exist_ok=True)
         settings = {**describe(molecules), **asdict(network), **asdict(training)}
+        if ensemble > 1:
+            settings["ensemble"] = ensemble
         atomic_write({self.config: yaml.safe_dump(settings, sort_keys=False).encode()})
 
     def read_config(self) -> dict[str, Any]:
@@ -106,20 +129,49 @@ class RunFolder:
             raise ModelFileError(f"{self.config} is damaged: start the run anew")
         return settings
 
-    def check_same(self, molecules: MoleculeSet, network: Network, training: Training) -> None:
+    def check_same(
+        self, molecules: MoleculeSet, network: Network, training: Training, ensemble: int = 1
+    ) -> None:
         """A resumed run must have the settings it began with.
 
         Raises:
             ModelFileError: naming the first setting that differs.
         """
         old = self.read_config()
-        new = {**describe(molecules), **asdict(network), **asdict(training)}
+        old.setdefault("ensemble", 1)
+        new = {**describe(molecules), **asdict(network), **asdict(training), "ensemble": ensemble}
         for name in (old.keys() | new.keys()) - RESUME_MAY_CHANGE:
             if old.get(name) != new.get(name):
                 raise ModelFileError(
                     f"{self.path} was trained with {name} = {old.get(name)}, not {new.get(name)}: "
                     f"resume with the old value, or choose another --run folder"
                 )
+
+    def check_ready(
+        self,
+        molecules: MoleculeSet,
+        network: Network,
+        training: Training,
+        resume: bool,
+        ensemble: int = 1,
+    ) -> None:
+        """A new run needs a folder without one; a resumed run the settings that it began with.
+
+        Raises:
+            FileExistsError: the folder holds a run and ``resume`` is false.
+            ModelFileError: nothing to resume, or a run with other settings.
+        """
+        if not resume and self.begun:
+            raise FileExistsError(
+                f"{self.path} holds a run: go on with --resume, or choose another --run"
+            )
+        if resume:
+            self.check_same(molecules, network, training, ensemble)
+        if resume and not self.begun:
+            raise ModelFileError(
+                f"{self.path} has no checkpoint: nothing to resume; leave --resume out to start "
+                "this run"
+            )
 
     def molecules(self, root: str | None = None) -> tuple[MoleculeSet, PackedMolecules, Split]:
         """The data set of the run, loaded, and its split.

@@ -1,31 +1,29 @@
 """Train a model on QM9, MD17 or your own structures; Ctrl-C loses nothing, --resume goes on.
 
 The run folder then holds config.yaml, split.npz, metrics.csv, model.safetensors, model.json,
-checkpoint.pt and TensorBoard logs. Examples:
+checkpoint.pt and TensorBoard logs; that of an ensemble holds one such folder per model, member-0,
+member-1 ..., for hipnn evaluate, predict and plot. Examples:
 
   hipnn train qm9 --recipe fast --epochs 10
+  hipnn train qm9 --ensemble 8
   hipnn train md17 --molecule benzene
   hipnn train file --path structures.extxyz --num_train 900 --num_validation 100
 """
 
 from __future__ import annotations
 
-import os
-import platform
 from argparse import SUPPRESS
-from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 
+from hipnn_pyg.cli.ensemble import train_ensemble
+from hipnn_pyg.cli.prepare import prepare
 from hipnn_pyg.cli.run_folder import RunFolder, of_class
-from hipnn_pyg.data.sets import SETS, FileSet, MD17Set, MoleculeSet, QM9Set, describe, split
-from hipnn_pyg.data.splits import Split
-from hipnn_pyg.models.files import ModelFileError
+from hipnn_pyg.data.sets import SETS, FileSet, MD17Set, MoleculeSet, QM9Set
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.train.config import Network, Training
 from hipnn_pyg.train.trainer import Trainer
@@ -66,6 +64,12 @@ def add_options(parser: ArgumentParser) -> None:
         options.add_argument("--dataset", type=Literal[name], default=name, help=SUPPRESS)
         options.add_argument("--run", type=str, default=f"runs/{name}", help="run folder")
         options.add_argument("--resume", action="store_true", help="go on with the run in --run")
+        options.add_argument(
+            "--ensemble",
+            type=PositiveInt,
+            default=1,
+            help="models to train at once, with splits and weights of seed, seed + 1 ...",
+        )
         for group in (kind, Network, Training):
             options.add_class_arguments(group)
         options.set_defaults(DEFAULTS[kind])
@@ -77,13 +81,17 @@ def run(arguments: Namespace) -> None:
     name = arguments.dataset
     options = arguments[name].as_dict()
     molecules: MoleculeSet = of_class(SETS[name], options)
-    train(
+    settings = (
         molecules,
         of_class(Network, options),
         of_class(Training, options),
         Path(options["run"]),
-        resume=options["resume"],
     )
+    number = int(options["ensemble"])
+    if number > 1:
+        train_ensemble(*settings, number, resume=options["resume"])
+    else:
+        train(*settings, resume=options["resume"])
 
 
 def train(
@@ -112,48 +120,12 @@ def train(
         ModelFileError: nothing to resume, or a run with other settings.
     """
     training = training.resolved()
-    folder = RunFolder(path)
-    if resume:
-        folder.check_same(molecules, network, training)
-    elif folder.checkpoint.exists():
-        raise FileExistsError(f"{path} holds a run: go on with --resume, or choose another --run")
-    packed, candidates = molecules.load()
-    parts = split(molecules, len(packed), candidates, training.seed)
-    if resume and Split.load(folder.split).checksum != parts.checksum:
-        raise ModelFileError(
-            f"{path} was trained on another split: the data set now has {len(packed)} molecules; "
-            "resume with the data it began with, or choose another --run folder"
-        )
-    if not resume:
-        folder.write_config(molecules, network, training)
-        parts.save(folder.split)
-
-    torch.manual_seed(training.seed)
-    fit = packed.subset(parts.train)
-    species = sorted(set(packed.z.tolist()))
-    model = HIPNN(species=species, **asdict(network)).fit_e0(fit, packed.spec)
-    provenance = {**describe(molecules), "seed": training.seed, "recipe": training.recipe}
-    for machine_path in ("root", "path"):
-        provenance.pop(machine_path, None)
-    provenance["split_sha256"] = parts.checksum
-    provenance["trained_on"] = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-    }
-    trainer = Trainer(
-        model,
-        fit,
-        packed.subset(parts.validation),
-        training,
-        path,
-        provenance,
-        progress,
+    RunFolder(path).check_ready(molecules, network, training, resume)
+    trainer = prepare(
+        Trainer, molecules.load(), molecules, network, training, path, resume, progress
     )
-    if resume:
-        trainer.resume()
     model = trainer.fit()
-    if progress:
+    if trainer.progress:
         print(
             f"best validation MAE {trainer.best_mae:.4f} {trainer.metric_unit} in epoch "
             f"{trainer.best_epoch} of {trainer.epoch}, {trainer.seconds:.0f} s of training; "

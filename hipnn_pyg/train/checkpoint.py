@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,22 @@ def load_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any]:
             "in another folder"
         ) from error
     return state
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """Write one row per epoch (CSV); columns that an older version did not know stay empty.
+
+    Args:
+        path: the file.
+        history: the rows.
+    """
+    if not history:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, history[-1], restval="")
+    writer.writeheader()
+    writer.writerows(history)
+    atomic_write({path: text.getvalue().encode()})
 
 
 def rng_state() -> dict[str, Any]:

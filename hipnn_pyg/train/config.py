@@ -53,8 +53,12 @@ class Training:
         average_every: fast: steps between updates of the average.
         seed: of weights and mini-batches (and of the split).
         device: "auto", "cpu" or "cuda".
-        compile: compile the training step: "on", "off" or "auto" (long runs where a C++ compiler
-            is found).
+        devices: processes on each node, one per device; "auto" for all GPUs. The mini-batch is
+            split over them: their number changes the speed, not the result.
+        num_nodes: nodes, each with so many devices.
+        compile: run the step through torch.compile: "on", "off" or "auto" (long runs on a GPU; on
+            a CPU the package's own kernels are faster).
+        self_check: compare the kernel with the reference even if it passed on this machine before.
         checkpoint_seconds: time between checkpoints.
     """
 
@@ -72,11 +76,17 @@ class Training:
     average_every: int = 5
     seed: int = 0
     device: str = "auto"
+    devices: int | Literal["auto"] = 1
+    num_nodes: int = 1
     compile: Literal["auto", "on", "off"] = "auto"
+    self_check: bool = False
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("warmup_steps", 0), ("average_every", 1)):
+        smallest = {"batch_size": 1, "warmup_steps": 0, "average_every": 1, "num_nodes": 1}
+        if self.devices != "auto":
+            smallest["devices"] = 1
+        for name, least in smallest.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.epochs is not None and self.epochs < 1:

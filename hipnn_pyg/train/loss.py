@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hipnn_pyg.data.packed import MoleculeBatch
-from hipnn_pyg.graph import molecule_pairs
-from hipnn_pyg.models.hipnn import HIPNN
+from hipnn_pyg.models.hipnn import HIPNN, all_pairs
 from hipnn_pyg.nn import nonhierarchicality
 
 
@@ -38,12 +37,41 @@ def l2_norm(model: HIPNN) -> Tensor:
     :math:`w^n/\sigma_E` is the learned :math:`\tilde w^n`; what is not learned (w^0, the identity
     :math:`\tilde M`) does not enter, nor do biases, mu and sigma.
     """
-    learned = (p for p in model.parameters() if p.requires_grad)
-    weights = {id(p): p for p in learned}
-    for module in model.modules():
-        for name in ("bias", "mu", "sigma"):
-            weights.pop(id(getattr(module, name, None)), None)
-    return torch.stack([w.square().sum() for w in weights.values()]).sum()
+    return torch.stack(
+        [
+            parameter.square().sum()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and is_penalised(name)
+        ]
+    ).sum()
+
+
+def is_penalised(name: str) -> bool:
+    """Whether a parameter of this name enters the L2 term: neither biases nor mu and sigma do."""
+    return name.rpartition(".")[2] not in ("bias", "mu", "sigma")
+
+
+def error_sums(model: HIPNN, kernel: str, batch: MoleculeBatch) -> Tensor:
+    """What the loss needs to know of some molecules: sums, which add up over parts of a mini-batch.
+
+    Args:
+        model: the model.
+        kernel: as :meth:`HIPNN.kernel_on` gives it.
+        batch: packed molecules, checked.
+
+    Returns:
+        Sums of abs(e), e^2 and R, and the number of molecules; float64, ``[4]``. The error
+        e = E - target is formed on E - E^0.
+    """
+    pos = batch.pos.to(model.blocks[0].interaction.V.dtype)
+    pairs = all_pairs(kernel, pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges)
+    terms, _ = model.atom_terms(model.species_index(batch.z), pairs)
+    num_graphs = batch.target.numel()
+    per_graph = terms.new_zeros(num_graphs, terms.size(1)).index_add(0, batch.batch, terms)
+    error = per_graph[:, 1:].sum(1) - (batch.target - per_graph[:, 0])
+    r = nonhierarchicality(terms, batch.batch, num_graphs)
+    count = error.new_full((), num_graphs)
+    return torch.stack((error.abs().sum(), error.square().sum(), r.sum(), count))
 
 
 class HIPNNLoss(nn.Module):
@@ -65,19 +93,30 @@ class HIPNNLoss(nn.Module):
         self.model = model
         self.lambda_l2 = lambda_l2
         self.lambda_r = lambda_r if model.hierarchical else 0.0
+        self.kernel = model.kernel_on(model.reference.weight.device)
 
-    def forward(self, batch: MoleculeBatch) -> LossTerms:
-        """The loss of a packed mini-batch of checked molecules."""
-        pairs = molecule_pairs(batch.pos, batch.batch, batch.ptr, batch.max_atoms)
-        species = self.model.species_index(batch.z)
-        terms, _ = self.model.atom_terms(species, pairs)
-        num_graphs = batch.target.numel()
-        per_graph = terms.new_zeros(num_graphs, terms.size(1)).index_add(0, batch.batch, terms)
-        error = per_graph[:, 1:].sum(1) - (batch.target - per_graph[:, 0])
-        r = nonhierarchicality(terms, batch.batch, num_graphs).mean()
-        mae = error.abs().mean()
-        rmse = torch.linalg.vector_norm(error) / num_graphs**0.5
-        l2 = l2_norm(self.model)
+    def forward(self, batch: MoleculeBatch, l2: Tensor | None = None) -> LossTerms:
+        """The loss of a packed mini-batch of checked molecules.
+
+        Args:
+            batch: the molecules.
+            l2: the L2 term, if it is already known.
+        """
+        l2 = l2_norm(self.model) if l2 is None else l2
+        return self.terms(error_sums(self.model, self.kernel, batch), l2)
+
+    def terms(self, sums: Tensor, l2: Tensor) -> LossTerms:
+        """The loss from the sums over a mini-batch, see :func:`error_sums`.
+
+        Args:
+            sums: of the whole mini-batch, ``[4]``.
+            l2: the L2 term.
+        """
+        absolute, square, r, count = sums.unbind()
+        mae, mean_square, r = absolute / count, square / count, r / count
+        # The root's gradient at 0 is infinite; that of the norm, which this is, is taken as 0.
+        exact = mean_square == 0
+        rmse = torch.where(exact, 0.0, torch.where(exact, 1.0, mean_square).sqrt())
         loss = (mae + rmse) / self.model.reference.sigma_e
         loss = loss + self.lambda_l2 * l2 + self.lambda_r * r
         return LossTerms(loss, mae, rmse, l2, r)

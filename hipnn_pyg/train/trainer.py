@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import math
-import shutil
-import signal
 import sys
 import time
 import warnings
@@ -17,26 +13,43 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.fabric import Fabric
 from lightning.fabric.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 from torch.optim import Adam
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from hipnn_pyg.checks import check_species
+from hipnn_pyg.checks import HIPNNWarning, check_species
 from hipnn_pyg.data.packed import PackedMolecules, partition
-from hipnn_pyg.models.files import atomic_write, load_model, save_model
+from hipnn_pyg.models.files import load_model, save_model
 from hipnn_pyg.models.hipnn import HIPNN
-from hipnn_pyg.train.checkpoint import load_checkpoint, restore_rng, save_checkpoint
+from hipnn_pyg.models.self_check import self_check
+from hipnn_pyg.train.checkpoint import (
+    load_checkpoint,
+    restore_rng,
+    save_checkpoint,
+    write_history,
+)
 from hipnn_pyg.train.config import Training
-from hipnn_pyg.train.loss import HIPNNLoss
-from hipnn_pyg.train.metrics import error_statistics, predict
-from hipnn_pyg.train.schedule import PlateauAnnealing, Schedule, WarmupCosine
+from hipnn_pyg.train.graphs import compile_wanted, compiled_graphs, recompiled
+from hipnn_pyg.train.interrupts import interrupts
+from hipnn_pyg.train.loss import HIPNNLoss, LossTerms
+from hipnn_pyg.train.metrics import ErrorStatistics, predict, statistics_sums, summed_statistics
+from hipnn_pyg.train.processes import (
+    check_agreement,
+    connect,
+    failure_elsewhere,
+    sum_over_processes,
+    watch,
+)
+from hipnn_pyg.train.recipe import recipe, running_average
+from hipnn_pyg.train.sharded import ShardedStep
+from hipnn_pyg.train.step import Gradient, TrainingStep, compiled_gradient
 from hipnn_pyg.units import ENERGY_UNITS
 
-COMPILE_PAYS_AFTER = 5_000
-"""Steps from which ``compile="auto"`` compiles: about a minute once, against 10 ms a step."""
+__all__ = ["Trainer", "TrainingStopped", "running_average"]
+
+LOOK_EVERY = 20
+"""Steps between looks at whether another process was asked to stop: each waits for the GPU."""
 
 
 class TrainingStopped(RuntimeError):
@@ -50,21 +63,6 @@ class TrainingStopped(RuntimeError):
     def __init__(self, message: str, interrupted: bool = False) -> None:
         super().__init__(message)
         self.interrupted = interrupted
-
-
-def running_average(decay: float) -> Any:
-    """Exponential average for ``AveragedModel``, shorter while there is little to average.
-
-    Args:
-        decay: of the old average per update; (1 + n) / (10 + n) while that is smaller.
-    """
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        n = int(count)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
 
 
 class Trainer:
@@ -102,13 +100,13 @@ class Trainer:
             check_species(molecules.z, model.species_index(molecules.z) >= 0, model.species)
         self.folder = None if folder is None else Path(folder)
         self.provenance = provenance or {}
-        self.progress = progress
         loggers: list[Logger] = (
             [] if self.folder is None else [TensorBoardLogger(self.folder, name="logs")]
         )
-        accelerator = "auto" if config.device == "auto" else config.device
-        self.fabric = Fabric(accelerator=accelerator, devices=1, loggers=loggers)
+        self.fabric = connect(config, loggers)
         self.device = self.fabric.device
+        self.progress = progress and self.fabric.is_global_zero
+        self.writes = self.folder is not None and self.fabric.is_global_zero
         # The Gaussians' far tails are denormal numbers, slow on a CPU. Worker threads inherit this
         # from the thread that starts them, so scripts do best to call it before anything else.
         torch.set_flush_denormal(True)
@@ -118,17 +116,18 @@ class Trainer:
         self.epochs = config.epochs
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total_steps = self.epochs * self.steps_per_epoch
-        learned = [p for p in model.parameters() if p.requires_grad]
-        optimizer = Adam(learned, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
-        self.schedule, self.average = self._recipe(optimizer, total_steps)
-        loss = HIPNNLoss(model, config.lambda_l2, config.lambda_r)
-        self.compiled = self._compile_wanted(total_steps)
-        step = torch.compile(loss, dynamic=True) if self.compiled else loss
-        self.loss, self.optimizer = self.fabric.setup(cast(HIPNNLoss, step), optimizer)
-
         self.epoch = 0  # epochs done
         self.step = 0  # steps done in this epoch
         self.seconds = 0.0  # spent training, over all restarts
+        kernel = model.kernel_on(self.device)
+        self_check(kernel, self.device, config.self_check)
+        self.compiled = compile_wanted(config, self.device, kernel, total_steps)
+        with self._failures():
+            self._set_up_step()
+        weights = [self.objective.vector]
+        self.optimizer = Adam(weights, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
+        self.schedule, self.average = recipe(config, model, self.optimizer, total_steps)
+
         self.metric_unit = "kcal/mol" if train.spec.unit in ENERGY_UNITS else train.spec.unit
         self.best_mae = math.inf
         self.best_epoch = 0
@@ -138,6 +137,7 @@ class Trainer:
         self.first_bad = torch.tensor(-1, device=self.device)  # first step whose loss is not finite
         self.interrupted = False
         self.stopped = False  # by the schedule
+        self.graphs = 0  # compilations of the step, in this process
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -145,45 +145,79 @@ class Trainer:
         """Train (on); returns the model with the best validation MAE, in evaluation mode.
 
         Raises:
-            TrainingStopped: on Ctrl-C or SIGTERM, after a checkpoint; on a loss that is not finite.
+            TrainingStopped: on Ctrl-C or SIGTERM, after a checkpoint; on a loss that is not finite;
+                when another process of the run has failed.
         """
+        with self._bar() as bar, interrupts(self._ask_to_stop), self._failures():
+            self.start()
+            while not self.finished:
+                for index in self.batches():
+                    self.update(self.gradient_of(index))
+                    bar.update(index.numel())
+                self.end_epoch()
+                bar.set_postfix_str(f"validation MAE {self.last_mae:.3f} {self.metric_unit}")
+        return self.finish()
+
+    def start(self) -> None:
+        """Before the first step (after :meth:`resume`): the clock starts."""
+        self._counted_at = time.monotonic()
+        if self.sharded is not None:
+            done = self.epoch * self.steps_per_epoch + self.step
+            check_agreement(self.train, self.validation, self.objective.vector, done)
         if self.compiled and self.progress:
             tqdm.write("compiling the training step (up to a minute, cached between runs)")
-        self._counted_at = time.monotonic()
-        with self._bar() as bar, self._interrupts():
-            while self.epoch < self.epochs and not self.stopped:
-                for index in self._batches()[self.step :]:
-                    out = self.loss(self.train.gather(index))
-                    self.fabric.backward(out.loss)
-                    self.optimizer.step()
-                    self.optimizer.zero_grad()
-                    self.schedule.after_step()
-                    self.step += 1
-                    if self.average is not None and self.step % self.config.average_every == 0:
-                        self.average.update_parameters(self.model)
-                    self.totals += torch.stack((out.loss, out.mae, out.r)).detach()
-                    self._watch(out.loss.detach())
-                    bar.update(index.numel())
-                    self._checkpoint_if_due()
-                self._end_of_epoch(bar)
-        self._save()
-        self.model.load_state_dict(self.best_state)
-        return self.model.eval()
 
-    def _batches(self) -> tuple[Tensor, ...]:
-        """The mini-batches of the present epoch, a new random partition each time."""
-        config = self.config
-        return partition(len(self.train), config.batch_size, True, config.seed, self.epoch)
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done or the schedule has ended the training."""
+        return self.epoch >= self.epochs or self.stopped
 
-    def _end_of_epoch(self, bar: tqdm) -> None:
+    def batches(self) -> tuple[Tensor, ...]:
+        """The mini-batches left in the present epoch: molecules of ``train``, each ``[G]``."""
+        return self._partition()[self.step :]
+
+    def gradient_of(self, index: Tensor) -> LossTerms:
+        """The loss of a mini-batch; its gradient is left in ``objective.vector.grad``.
+
+        Args:
+            index: molecules of the whole mini-batch, over all processes, ``[G]``.
+        """
+        vector, graphs = self.objective.vector, compiled_graphs()
+        if self.sharded is None:
+            terms, vector.grad = self.gradient(vector, self.frozen, self.train.gather(index))
+        else:
+            vector.grad = None
+            self.sharded.asked = self.interrupted
+            part = self._share(index)
+            terms = self.wrapped(self.train.gather(part) if part.numel() else None)
+            self.fabric.backward(terms.loss)
+            terms = LossTerms(*(term.detach() for term in terms))
+        self.graphs += compiled_graphs() - graphs
+        return terms
+
+    def update(self, terms: LossTerms) -> None:
+        """One step of the optimizer along ``objective.vector.grad``, and what goes with it.
+
+        Args:
+            terms: of the mini-batch.
+        """
+        self.optimizer.step()
+        self.schedule.after_step()
+        self.step += 1
+        if self.average is not None and self.step % self.config.average_every == 0:
+            self.average.update_parameters(self.model)
+        self.totals += torch.stack((terms.loss, terms.mae, terms.r))
+        self._watch(terms.loss)
+        self._checkpoint_if_due()
+
+    def end_epoch(self) -> None:
         """Validate, log, keep the best, step the schedule, which may stop the training."""
         self._raise_if_bad()
         self._count_time()
+        judged = self.model if self.average is None else cast(HIPNN, self.average.module)
+        statistics = self._validate(judged)
         means = (self.totals / self.step).tolist()
         self.totals.zero_()
-        judged = self.model if self.average is None else cast(HIPNN, self.average.module)
-        prediction = predict(judged, self.validation).energy
-        statistics = error_statistics(prediction, self.validation.target, self.train.spec.unit)
         improved = statistics.mae < self.best_mae
         self.epoch, self.step = self.epoch + 1, 0
         row = {
@@ -195,22 +229,43 @@ class Trainer:
             "train_r": means[2],
             "validation_mae": statistics.mae,
             "validation_rmse": statistics.rmse,
+            "compiled_graphs": self.graphs,
         }
         self.history.append(row)
+        self._report_graphs()
         self.fabric.log_dict(row, step=self.epoch)
-        bar.set_postfix_str(f"validation MAE {statistics.mae:.3f} {statistics.unit}")
+        self.last_mae = statistics.mae
         self.stopped = self.schedule.after_epoch(improved)
         if improved:
             self.best_mae, self.best_epoch = statistics.mae, self.epoch
             self.best_state = copy.deepcopy(judged.state_dict())
-            if self.folder is not None:
-                provenance = {
-                    "epoch": self.epoch,
-                    "validation_mae": statistics.mae,
-                    "training_seconds": round(self.seconds, 1),
-                }
-                units = {"validation_unit": statistics.unit, "target": self.train.spec.name}
-                save_model(judged, self.folder, **{**self.provenance, **provenance, **units})
+            self._save_best(judged, statistics)
+
+    def finish(self) -> HIPNN:
+        """After the last epoch: a checkpoint, and the model with the best validation MAE."""
+        self._save()
+        self.model.load_state_dict(self.best_state)
+        return self.model.eval()
+
+    def _partition(self) -> tuple[Tensor, ...]:
+        """All mini-batches of the present epoch, a new random partition each time."""
+        config = self.config
+        return partition(len(self.train), config.batch_size, True, config.seed, self.epoch)
+
+    def _share(self, index: Tensor) -> Tensor:
+        """This process's part of an index."""
+        return index[self.fabric.global_rank :: self.fabric.world_size]
+
+    def _validate(self, judged: HIPNN) -> ErrorStatistics:
+        """Errors over the validation molecules, each predicted by one process."""
+        unit, sums = self.train.spec.unit, torch.zeros(4, dtype=torch.float64)
+        part = self._share(torch.arange(len(self.validation)))
+        if part.numel():
+            mine = self.validation if self.sharded is None else self.validation.subset(part)
+            sums = statistics_sums(predict(judged, mine).energy, mine.target, unit)
+        if self.sharded is not None:
+            sums = sum_over_processes(sums, self.device)
+        return summed_statistics(sums, unit)
 
     # -- what can go wrong ---------------------------------------------------------------------
 
@@ -225,56 +280,70 @@ class Trainer:
         step = int(self.first_bad)
         if step < 0:
             return
-        molecules = self._batches()[step].tolist()
+        molecules = self._partition()[step].tolist()
         raise TrainingStopped(
             f"the loss of batch {step} of epoch {self.epoch + 1} is not finite (training molecules "
             f"{molecules[:5]} ...); the last checkpoint is intact: resume with a lower "
             "learning_rate in a new run, or look at those molecules"
         )
 
+    def _ask_to_stop(self) -> None:
+        self.interrupted = True
+
     @contextmanager
-    def _interrupts(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run between two steps; a second one at once."""
-
-        def ask(number: int, frame: object) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-
-        try:
-            previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: no handlers there
-            yield
-            return
+    def _failures(self) -> Iterator[None]:
+        """The failure of another process ends the run, with a checkpoint where that is possible."""
+        watch(True)
         try:
             yield
+        except TrainingStopped:
+            raise
+        except RuntimeError as error:
+            failure = failure_elsewhere(error)
+            if failure is None:
+                raise
+            watch(False)
+            if self.device.type == "cpu" and self._counted_at:  # a GPU may hold half a step
+                self._save()
+            stopped = TrainingStopped(f"{failure.reason}; {self._where()}")
+            stopped.add_note(failure.log)
+            raise stopped from error
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            watch(False)
+
+    def _stop_wanted(self) -> bool:
+        if self.sharded is None:
+            return self.interrupted
+        return self.sharded.stop_agreed(
+            look=self.step % LOOK_EVERY == 0 or self.step == self.steps_per_epoch
+        )
+
+    def _where(self) -> str:
+        at = f"stopped in epoch {self.epoch + 1} at step {self.step} of {self.steps_per_epoch}"
+        kept = self.folder is not None and (self.folder / "checkpoint.pt").exists()
+        return f"{at}; go on with --resume" if kept else at
 
     # -- checkpoints ---------------------------------------------------------------------------
 
     def _checkpoint_if_due(self) -> None:
-        if self.interrupted:
+        if self._stop_wanted():
+            watch(False)
             self._raise_if_bad()
             self._save()
-            raise TrainingStopped(
-                f"stopped in epoch {self.epoch + 1} at step {self.step} of {self.steps_per_epoch}"
-                + ("" if self.folder is None else "; go on with --resume"),
-                interrupted=True,
-            )
-        if self.folder is not None and time.monotonic() - self._saved_at > (
-            self.config.checkpoint_seconds
-        ):
+            raise TrainingStopped(self._where(), interrupted=True)
+        if self.writes and time.monotonic() - self._saved_at > self.config.checkpoint_seconds:
             self._raise_if_bad()
             self._save()
 
     _saved_at = -math.inf
     _counted_at = 0.0
+    _graphs_reported = 1
+    last_mae = math.nan
 
     def _save(self) -> None:
-        if self.folder is None:
+        if not self.writes:
             return
+        assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         self._count_time()
         state = {
@@ -287,7 +356,7 @@ class Trainer:
             "history": self.history,
         }
         save_checkpoint(self.folder / "checkpoint.pt", state)
-        self._write_metrics()
+        write_history(self.folder / "metrics.csv", self.history)
         self._saved_at = time.monotonic()
 
     def _count_time(self) -> None:
@@ -318,37 +387,39 @@ class Trainer:
             self.best_state = load_model(self.folder, self.device).state_dict()
         restore_rng(state["rng"])
 
-    def _write_metrics(self) -> None:
+    def _save_best(self, judged: HIPNN, statistics: ErrorStatistics) -> None:
+        if not self.writes:
+            return
         assert self.folder is not None
-        if self.history:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, self.history[0])
-            writer.writeheader()
-            writer.writerows(self.history)
-            atomic_write({self.folder / "metrics.csv": text.getvalue().encode()})
+        provenance = {
+            "epoch": self.epoch,
+            "validation_mae": statistics.mae,
+            "training_seconds": round(self.seconds, 1),
+            "validation_unit": statistics.unit,
+            "target": self.train.spec.name,
+        }
+        save_model(judged, self.folder, **{**self.provenance, **provenance})
 
     # -- small decisions -----------------------------------------------------------------------
 
-    def _recipe(self, optimizer: Adam, total_steps: int) -> tuple[Schedule, AveragedModel | None]:
-        """The schedule of the learning rate, and the average of the weights if there is one."""
-        c = self.config
-        if c.recipe == "paper":
-            return PlateauAnnealing(optimizer, c.t_init, c.t_patience, c.decay), None
-        schedule = WarmupCosine(optimizer, c.learning_rate, c.warmup_steps, total_steps)
-        return schedule, AveragedModel(self.model, multi_avg_fn=running_average(c.average_decay))
+    def _set_up_step(self) -> None:
+        """What gives loss and gradient: one graph, or a DDP module where there are processes."""
+        config = self.config
+        self.objective = TrainingStep(HIPNNLoss(self.model, config.lambda_l2, config.lambda_r))
+        self.frozen = self.objective.frozen
+        self.gradient: Gradient = self.objective.gradient
+        self.sharded: ShardedStep | None = None
+        if self.fabric.world_size > 1:
+            self.sharded = ShardedStep(self.objective, self.compiled)
+            self.wrapped = self.fabric.setup_module(self.sharded)
+        elif self.compiled:
+            self.gradient = compiled_gradient(self.objective)
 
-    def _compile_wanted(self, total_steps: int) -> bool:
-        """Whether to compile the step: asked for, or long enough to pay and possible."""
-        if self.config.compile == "off":
-            return False
-        if self.config.compile == "auto" and total_steps < COMPILE_PAYS_AFTER:
-            return False
-        possible = self.device.type == "cuda" or shutil.which("g++") or shutil.which("clang++")
-        if not possible:
-            warnings.warn(
-                "no C++ compiler found: training runs eagerly, about half as fast", stacklevel=3
-            )
-        return bool(possible)
+    def _report_graphs(self) -> None:
+        """One line whenever the step was compiled more often than once."""
+        if self.graphs > self._graphs_reported:
+            self._graphs_reported = self.graphs
+            warnings.warn(recompiled(self.graphs), HIPNNWarning, stacklevel=4)
 
     def _bar(self) -> tqdm:
         size = len(self.train)

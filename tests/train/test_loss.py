@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 from hipnn_pyg import HIPNN, PackedMolecules
 from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.data.targets import ASE_ENERGY
-from hipnn_pyg.graph import molecule_pairs
+from hipnn_pyg.models.hipnn import all_pairs
 from hipnn_pyg.train import HIPNNLoss
 from hipnn_pyg.train.loss import l2_norm
 
@@ -65,8 +65,8 @@ def test_hand_values(monkeypatch: pytest.MonkeyPatch) -> None:
     # predictions: (-4 + 3 + 0) + (-1 + 1 + 1) = 0 and 2; errors: 0 - 3 = -3 and 2 - 1 = 1
     target = torch.tensor([3.0, 1.0]).double()
     batch = MoleculeBatch(
-        torch.ones(3, dtype=torch.long), pos, torch.tensor([0, 0, 1]), torch.tensor([0, 2, 3]), 2,
-        target,
+        torch.ones(3, dtype=torch.long), pos, torch.tensor([0, 0, 1]), torch.tensor([0, 2, 3]),
+        2, 2, target,
     )  # fmt: skip
     monkeypatch.setattr(model, "atom_terms", lambda species, pairs: (terms, None))
     monkeypatch.setattr("hipnn_pyg.train.loss.l2_norm", lambda model: torch.tensor(50.0).double())
@@ -157,10 +157,12 @@ def test_w0_is_not_trained(small_model: Callable[..., HIPNN]) -> None:
 
 def test_gradient_at_zero_error(small_model: Callable[..., HIPNN]) -> None:
     """RMSE is a norm and R a quotient: their gradients at 0 must be 0, not 0/0."""
-    model = small_model()
+    model = small_model(kernel="reference")
     model.set_e0(None, 1.7)
     batch = make_batch()
-    pairs = molecule_pairs(batch.pos, batch.batch, batch.ptr, batch.max_atoms)
+    pairs = all_pairs(
+        "reference", batch.pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges
+    )
     terms, _ = model.atom_terms(model.species_index(batch.z), pairs)
     sums = terms.detach().new_zeros(3, terms.size(1)).index_add(0, batch.batch, terms.detach())
     exact = sums[:, 1:].sum(1)  # the very sum the loss forms, so that the error is exactly 0

@@ -1,0 +1,97 @@
+"""``hipnn train --ensemble``: several models, splits and run folders, one process."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hipnn_pyg.cli.prepare import prepare
+from hipnn_pyg.cli.run_folder import RunFolder
+from hipnn_pyg.data.sets import MoleculeSet
+from hipnn_pyg.models.hipnn import HIPNN
+from hipnn_pyg.train.config import Network, Training
+from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
+from hipnn_pyg.train.trainer import Trainer
+
+
+def train_ensemble(
+    molecules: MoleculeSet,
+    network: Network,
+    training: Training,
+    path: Path,
+    number: int,
+    resume: bool = False,
+    progress: bool = True,
+) -> list[HIPNN]:
+    """Train several models at once, each as ``hipnn train`` would with its own seed.
+
+    Args:
+        molecules: the data set.
+        network: the network.
+        training: the settings of training; model k has the seed ``training.seed + k``.
+        path: run folder; model k's own is ``member-k`` in it.
+        number: of models.
+        resume: go on with the ensemble there.
+        progress: show a progress bar and the results.
+
+    Returns:
+        The models with the best validation MAE.
+
+    Raises:
+        FileExistsError: the folder holds a run and ``resume`` is false.
+        ModelFileError: nothing to resume, or an ensemble with other settings.
+        ValueError: several devices.
+    """
+    training, folder = training.resolved(), RunFolder(path)
+    if training.devices != 1 or training.num_nodes != 1:
+        raise ValueError(
+            f"--ensemble {number} trains all models on one device: leave --devices "
+            f"{training.devices} --num_nodes {training.num_nodes} out"
+        )
+    folder.check_ready(molecules, network, training, resume, number)
+    if not resume:
+        folder.write_config(molecules, network, training, number)
+    loaded, resident, members = molecules.load(), None, []
+    for k in range(number):
+        own = folder.member(k)
+        going_on = resume and own.checkpoint.exists()  # killed before its first: it starts anew
+        seeded = replace(training, seed=training.seed + k)
+        own.check_ready(molecules, network, seeded, going_on)
+        settings = (molecules, network, seeded, own.path, going_on)
+        member = prepare(Member, loaded, *settings, progress=False, resident=resident)
+        if resident is None:
+            resident = loaded[0].to(member.device)
+        members.append(member)
+    models = EnsembleTrainer(members, progress=progress).fit()
+    if progress:
+        Console().print(report(members))
+        print(f"next: hipnn evaluate {folder.member(0).path}")
+    return models
+
+
+def report(members: Sequence[Trainer]) -> Table:
+    """The table that training an ensemble ends with.
+
+    The error bar of the mean is the sample standard deviation over the square root of the number
+    of models; fewer than three have none.
+    """
+    unit = members[0].metric_unit
+    table = Table(title=f"{len(members)} models")
+    for heading in ("model", "seed", f"validation MAE ({unit})", "best epoch", "epochs"):
+        table.add_column(heading, justify="right")
+    for number, member in enumerate(members):
+        of_epochs = f"{member.best_epoch}", f"{member.epoch}"
+        table.add_row(f"{number}", f"{member.config.seed}", f"{member.best_mae:.4f}", *of_epochs)
+    maes = [member.best_mae for member in members]
+    mean = f"{statistics.mean(maes):.4f}"
+    if len(maes) >= 3:
+        mean += f" ± {statistics.stdev(maes) / math.sqrt(len(maes)):.4f}"
+    table.add_section()
+    table.add_row("mean", "", mean)
+    return table

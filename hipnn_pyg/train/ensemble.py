@@ -1,0 +1,271 @@
+"""Train K models in one process, each exactly as it would be alone."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hipnn_pyg.checks import HIPNNWarning
+from hipnn_pyg.models.hipnn import HIPNN
+from hipnn_pyg.train.graphs import compiled_graphs, recompiled
+from hipnn_pyg.train.interrupts import interrupts
+from hipnn_pyg.train.loss import LossTerms
+from hipnn_pyg.train.stack import adam_steps, gather_padded, stacked_gradient
+from hipnn_pyg.train.trainer import Trainer, TrainingStopped
+
+
+class Member(Trainer):
+    """One model of an ensemble: a :class:`Trainer` whose steps are called from outside.
+
+    It has its own molecules, seed, E^0 and sigma_E, schedule, weight average, best model and
+    folder, which is that of an ordinary run. Arguments as for :class:`Trainer`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._drawn: tuple[int, tuple[Tensor, ...]] | None = None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epochs done, and steps done in the present one."""
+        return self.epoch, self.step
+
+    def next_batch(self) -> Tensor:
+        """The next mini-batch: molecules of ``train``, ``[G]``."""
+        return self._partition()[self.step]
+
+    def advance(self, terms: LossTerms) -> None:
+        """Update the weights along ``objective.vector.grad``; at its end, close the epoch."""
+        self.update(terms)
+        self.settle()
+
+    def settle(self) -> None:
+        """Close an epoch without steps left, and the training after the last epoch."""
+        if self.step == self.steps_per_epoch:
+            self.end_epoch()
+        if self.finished:
+            self.finish()
+
+    def save(self) -> None:
+        """Write a checkpoint now."""
+        self._raise_if_bad()
+        self._save()
+
+    def _partition(self) -> tuple[Tensor, ...]:
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            self._drawn = (self.epoch, super()._partition())
+        return self._drawn[1]
+
+    def _count_time(self) -> None:
+        """The ensemble counts: a step's time belongs to the members that took it."""
+
+
+class EnsembleTrainer:
+    """Train several models of one network, each to the numbers it would reach alone.
+
+    On a CPU the members take turns, an epoch each, and share one compiled step. On a GPU, where a
+    small step is mostly launches, all take each step together (:mod:`hipnn_pyg.train.stack`); a
+    member that stops early leaves the stack, one that lags behind after a restart catches up.
+
+    Args:
+        members: the models, with equal networks, loss weights and devices.
+        batched: steps together; "auto" for on a GPU.
+        progress: show one progress bar for all.
+
+    Raises:
+        ValueError: there are no members, or they differ in more than data, seed and schedule.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        batched: bool | Literal["auto"] = "auto",
+        progress: bool = True,
+    ) -> None:
+        self.members = list(members)
+        if not self.members:
+            raise ValueError("an ensemble needs at least one member")
+        first = self.members[0]
+        self.batched = first.device.type == "cuda" if batched == "auto" else batched
+        _check_alike(self.members, self.batched)
+        self.progress = progress
+        self.interrupted = False
+        self.graphs = 0  # compilations of the batched step
+        self.failures: dict[int, TrainingStopped] = {}
+        for member in self.members if first.compiled else ():
+            member.gradient = first.gradient  # one compilation for all
+        self._stacked = stacked_gradient(first.objective, first.compiled)
+        self._frozen: tuple[list[Member], dict[str, Tensor]] = ([], {})
+
+    def resume(self) -> None:
+        """Go on from the members' checkpoints; a member without one starts at the beginning.
+
+        Raises:
+            ModelFileError: a checkpoint is damaged or of another configuration.
+        """
+        for member in self.members:
+            if member.folder is not None and (member.folder / "checkpoint.pt").exists():
+                member.resume()
+
+    def fit(self) -> list[HIPNN]:
+        """Train (on); returns each member's model with the best validation MAE.
+
+        Raises:
+            TrainingStopped: on Ctrl-C or SIGTERM, after a checkpoint of every member; at the end,
+                if a member's loss was not finite (the others are trained all the same).
+        """
+        if self.members[0].compiled and self.progress:
+            tqdm.write("compiling the training step (up to a minute, cached between runs)")
+        with self._bar() as bar, interrupts(self._ask_to_stop):
+            for member in self.members:
+                member.start()
+                member.settle()
+            while front := self._front():
+                began = time.monotonic()
+                done = sum(self._take_step(front))
+                for member in front:
+                    member.seconds += (time.monotonic() - began) / len(front)
+                bar.update(done)
+                if any(member.step == 0 for member in front):
+                    self._show(bar)
+                if self.interrupted and self.live:
+                    self._stop()
+        if self.graphs > 1:
+            warnings.warn(recompiled(self.graphs), HIPNNWarning, stacklevel=2)
+        if self.failures:
+            number, failure = next(iter(self.failures.items()))
+            others = len(self.members) - len(self.failures)
+            raise TrainingStopped(f"member {number}: {failure} ({others} others are trained)")
+        return [member.model for member in self.members]
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    @property
+    def live(self) -> list[Member]:
+        """Members with steps to take."""
+        return [
+            member
+            for number, member in enumerate(self.members)
+            if not member.finished and number not in self.failures
+        ]
+
+    def _front(self) -> list[Member]:
+        """Members that take the next step: of those furthest behind one, or all together."""
+        live = self.live
+        if self.batched:
+            least = min((member.place for member in live), default=None)
+            return [member for member in live if member.place == least]
+        return [min(live, key=lambda member: member.epoch)] if live else []
+
+    def _take_step(self, front: list[Member]) -> list[int]:
+        """One step of some members; returns the sizes of their mini-batches."""
+        indices = [member.next_batch() for member in front]
+        for member, terms in zip(front, self._gradients(front, indices), strict=True):
+            try:
+                member.advance(terms)
+            except TrainingStopped as failure:
+                self.failures[self.members.index(member)] = failure
+        return [index.numel() for index in indices]
+
+    def _gradients(self, front: list[Member], indices: list[Tensor]) -> list[LossTerms]:
+        """Losses; the gradients are left for the optimizers, or the steps taken already."""
+        if not self.batched or len(front) == 1:
+            return [m.gradient_of(index) for m, index in zip(front, indices, strict=True)]
+        vectors: list[Tensor] = [member.objective.vector for member in front]
+        batch = gather_padded([member.train for member in front], indices)
+        graphs = compiled_graphs()
+        terms, gradients = self._stacked(torch.stack(vectors), self._frozen_of(front), batch)
+        self.graphs += compiled_graphs() - graphs
+        for vector, gradient in zip(vectors, gradients.unbind(), strict=True):
+            vector.grad = gradient
+        adam_steps([member.optimizer for member in front])
+        rows = zip(*(term.unbind() for term in terms), strict=True)
+        return [LossTerms(*row) for row in rows]
+
+    def _frozen_of(self, front: list[Member]) -> dict[str, Tensor]:
+        """E^0 and sigma_E, stacked anew only when a member leaves."""
+        if self._frozen[0] != front:
+            names = front[0].frozen
+            self._frozen = (front, {n: torch.stack([m.frozen[n] for m in front]) for n in names})
+        return self._frozen[1]
+
+    # -- what surrounds them -------------------------------------------------------------------
+
+    def _ask_to_stop(self) -> None:
+        self.interrupted = True
+
+    def _stop(self) -> None:
+        """Save every member that is under way, and end."""
+        for member in self.live:
+            try:
+                member.save()
+            except TrainingStopped as failure:
+                self.failures[self.members.index(member)] = failure
+        epochs = [member.epoch for member in self.members]
+        raise TrainingStopped(
+            f"stopped with {len(self.live)} of {len(epochs)} models in training, {min(epochs)} to "
+            f"{max(epochs)} epochs done"
+            + ("" if self.members[0].folder is None else "; go on with --resume"),
+            interrupted=True,
+        )
+
+    def _molecules(self) -> tuple[int, int]:
+        """Training molecules to see in all (none for who has stopped early), and seen."""
+        total = seen = 0
+        for member in self.members:
+            size, ended = len(member.train), member not in self.live
+            total += size * (member.epoch if ended else member.epochs)
+            seen += size * member.epoch + member.step * member.config.batch_size
+        return total, seen
+
+    def _bar(self) -> tqdm:
+        total, seen = self._molecules()
+        return tqdm(
+            total=total,
+            initial=seen,
+            unit="mol",
+            unit_scale=True,
+            desc=f"{len(self.members)} models",
+            smoothing=0.05,
+            disable=not self.progress,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            dynamic_ncols=True,
+        )
+
+    def _show(self, bar: tqdm) -> None:
+        """After an epoch: mean validation error, and no molecules for who has stopped early."""
+        bar.total = self._molecules()[0]
+        maes = [member.best_mae for member in self.members if member.best_epoch]
+        if maes:
+            mean, unit = sum(maes) / len(maes), self.members[0].metric_unit
+            bar.set_postfix_str(f"{len(self.live)} in training, validation MAE {mean:.3f} {unit}")
+
+
+def _check_alike(members: Sequence[Member], batched: bool) -> None:
+    """What one step for all takes for granted."""
+    first = members[0]
+    for number, member in enumerate(members):
+        pairs = {
+            "network": (member.model.hyperparameters, first.model.hyperparameters),
+            "kernel": (member.model.kernel, first.model.kernel),
+            "precision": (member.objective.vector.dtype, first.objective.vector.dtype),
+            "device": (member.device, first.device),
+            "lambda_l2": (member.config.lambda_l2, first.config.lambda_l2),
+            "lambda_r": (member.config.lambda_r, first.config.lambda_r),
+        }
+        if batched:
+            pairs["batch_size"] = (member.config.batch_size, first.config.batch_size)
+            pairs["number of training molecules"] = (len(member.train), len(first.train))
+        for name, (its, ours) in pairs.items():
+            if its != ours:
+                raise ValueError(
+                    f"member {number} of the ensemble has another {name} ({its}) than member 0 "
+                    f"({ours}): train it alone"
+                )

@@ -1,0 +1,417 @@
+"""Each member of an ensemble is the model trained alone, in turn or batched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.optim import Adam
+from torch_geometric.data import Data
+
+from hipnn_pyg import HIPNN, PackedMolecules, load_model
+from hipnn_pyg.data.splits import random_split
+from hipnn_pyg.data.targets import ASE_ENERGY
+from hipnn_pyg.train import Trainer, Training, TrainingStopped
+from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
+from hipnn_pyg.train.loss import HIPNNLoss
+from hipnn_pyg.train.stack import adam_steps, gather_padded, stacked_gradient
+from hipnn_pyg.train.step import TrainingStep
+
+T = TypeVar("T", bound=Trainer)
+SEEDS = (0, 1, 2)
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": dict(
+        recipe="paper", epochs=13, t_init=8, t_patience=2, decay=0.5, learning_rate=0.02
+    ),  # rates fall at different epochs; two of the members stop early
+    "fast": dict(recipe="fast", epochs=9, average_every=2),
+}
+STEPS = 12
+"""Per epoch: 11 mini-batches of 8 molecules and one of 2."""
+BATCHED = pytest.mark.parametrize("batched", [False, True], ids=["in_turn", "batched"])
+Build = Callable[..., Any]
+Ensemble = Callable[..., EnsembleTrainer]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One order of summation, also for what the module trains once for all tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def build(structures: list[Data]) -> Build:
+    """``build(kind, seed, folder)``: a trainer with the seed's own split, E^0 and weights."""
+    packed = PackedMolecules.pack(structures, ASE_ENERGY)
+    defaults = dict(batch_size=8, device="cpu", compile="off", checkpoint_seconds=1e9)
+
+    def make(
+        kind: type[T],
+        seed: int,
+        folder: Path | None = None,
+        dtype: torch.dtype = torch.float64,
+        weights: int | None = None,
+        **changes: Any,
+    ) -> T:
+        split = random_split(len(packed), 90, 30, seed)
+        all = replace(packed, pos=packed.pos.to(dtype))  # else distances have float32's rounding
+        train, validation = all.subset(split.train), all.subset(split.validation)
+        torch.manual_seed(seed if weights is None else weights)
+        size = dict(hidden_channels=6, num_onsite=1, num_sensitivities=6, cutoff=5.0)
+        model = HIPNN(species=(1, 6, 7, 8), **size).fit_e0(train, ASE_ENERGY).to(dtype)
+        config = Training(**{"epochs": 2, "seed": seed, **defaults, **changes})
+        return kind(model, train, validation, config, folder, progress=False)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def ensemble(build: Build) -> Ensemble:
+    """``ensemble(folder, batched, **changes)``: a member for each of the seeds."""
+
+    def make(folder: Path | None, batched: bool, **changes: Any) -> EnsembleTrainer:
+        folders = [None if folder is None else folder / str(seed) for seed in SEEDS]
+        places = zip(SEEDS, folders, strict=True)
+        members = [build(Member, seed, where, **changes) for seed, where in places]
+        return EnsembleTrainer(members, batched, progress=False)
+
+    return make
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    """A checkpoint without the times and the global random numbers."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    del state["progress"]["seconds"], state["rng"]
+    for row in state["history"]:
+        del row["seconds"], row["compiled_graphs"]
+    return state
+
+
+def largest_difference(ours: Any, theirs: Any) -> float:
+    """Over all numbers of two checkpoints of the same build, relative to 1 or their size."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        return largest_difference(list(ours.values()), list(theirs.values()))
+    if isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs)
+        return max(map(largest_difference, ours, theirs), default=0.0)
+    if isinstance(ours, Tensor):
+        ours, theirs = ours.double(), theirs.double()
+        return float(((ours - theirs).abs() / theirs.abs().clamp(min=1)).max())
+    if isinstance(ours, float):
+        return abs(ours - theirs) / max(1.0, abs(theirs))
+    assert ours == theirs
+    return 0.0
+
+
+# --- members equal the model trained alone ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone(build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every model trained alone, by both recipes: a folder per recipe with one per seed."""
+    folders = {}
+    for name, recipe in RECIPES.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        for seed in SEEDS:
+            build(Trainer, seed, folders[name] / str(seed), **recipe).fit()
+    return folders
+
+
+@BATCHED
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_member_is_the_model_trained_alone(
+    recipe: str, batched: bool, alone: dict[str, Path], ensemble: Ensemble, tmp_path: Path
+) -> None:
+    """Weights, losses, optimizer, schedule and average after 100 steps and more, in float64."""
+    together = ensemble(tmp_path, batched, **RECIPES[recipe])
+    models = together.fit()
+    states = []
+    for member, model, seed in zip(together.members, models, SEEDS, strict=True):
+        folder = alone[recipe] / str(seed)
+        states.append(checkpoint(folder))
+        assert STEPS * states[-1]["progress"]["epoch"] >= 100
+        limit = 1e-8 if batched else 0.0
+        assert largest_difference(checkpoint(tmp_path / str(seed)), states[-1]) <= limit
+        best = load_model(folder).state_dict()
+        assert largest_difference(model.state_dict(), best) <= limit
+        assert not model.training and member.seconds > 0
+    # Control: the members differ from each other by far more than from themselves.
+    for first, second in ((0, 1), (1, 2), (2, 0)):
+        assert largest_difference(states[first]["model"], states[second]["model"]) > 1e-2
+        assert max_loss_difference(states[first], states[second]) > 1e-2
+
+
+def max_loss_difference(first: dict[str, Any], second: dict[str, Any]) -> float:
+    """Over the epochs that both have."""
+    pairs = zip(first["history"], second["history"], strict=False)
+    return max(abs(a["train_loss"] - b["train_loss"]) for a, b in pairs)
+
+
+def test_control_rates_and_ends_differ_between_members(alone: dict[str, Path]) -> None:
+    """What the test above compares has plateaus and early stopping in it."""
+    states = [checkpoint(alone["paper"] / str(seed)) for seed in SEEDS]
+    assert len({state["progress"]["epoch"] for state in states}) == 3
+    assert sum(state["progress"]["stopped"] for state in states) == 2
+    rates = [[row["learning_rate"] for row in state["history"]] for state in states]
+    assert all(len(set(of_member)) == 2 for of_member in rates)
+    assert any(len(set(of_epoch)) == 2 for of_epoch in zip(*rates, strict=False))
+
+
+@pytest.mark.parametrize("seed, weights", [(1, 7), (7, 1)], ids=["weights", "data"])
+def test_control_another_seed_is_another_model(
+    seed: int,
+    weights: int,
+    ensemble: Ensemble,
+    build: Build,
+    tmp_path: Path,
+) -> None:
+    ensemble(tmp_path / "together", True, epochs=1).fit()
+    build(Trainer, seed, tmp_path / "alone", weights=weights, epochs=1).fit()
+    ours, theirs = checkpoint(tmp_path / "together" / "1"), checkpoint(tmp_path / "alone")
+    assert largest_difference(ours["model"], theirs["model"]) > 1e-4
+
+
+def test_float32_has_the_same_loss_curve(ensemble: Ensemble, build: Build) -> None:
+    together = ensemble(None, True, dtype=torch.float32)
+    together.fit()
+    for member, seed in zip(together.members, SEEDS, strict=True):
+        alone = build(Trainer, seed, dtype=torch.float32)
+        alone.fit()
+        for ours, theirs in zip(member.history, alone.history, strict=True):
+            for name in ("train_loss", "train_mae", "validation_mae"):
+                assert ours[name] == pytest.approx(theirs[name], rel=0.01)
+    curves = [[row["train_loss"] for row in member.history] for member in together.members]
+    assert curves[0] != pytest.approx(curves[1], rel=0.01)  # control
+
+
+def test_one_compilation_serves_all_members(
+    ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In turn and batched; the graphs run eagerly here, so that nothing but tracing takes time."""
+    compile = torch.compile
+    for batched in (False, True):
+        torch._dynamo.reset()
+        counter = CompileCounter()
+
+        def count(function: Any, counter: Any = counter, **options: Any) -> Any:
+            return compile(function, backend=counter, **options)
+
+        monkeypatch.setattr(torch, "compile", count)
+        together = ensemble(None, batched, epochs=1, compile="on", recipe="paper")
+        together.fit()
+        assert counter.frame_count == 1
+        eager = ensemble(None, batched, epochs=1, compile="off", recipe="paper")
+        eager.fit()
+        for ours, theirs in zip(together.members, eager.members, strict=True):
+            weights = ours.objective.vector, theirs.objective.vector
+            torch.testing.assert_close(*weights, rtol=1e-8, atol=1e-8)
+        assert not torch.allclose(
+            together.members[0].objective.vector, together.members[1].objective.vector, atol=1e-3
+        )
+
+
+# --- the parts of the batched step ------------------------------------------------------------
+
+
+def padded(build: Build) -> tuple[list[Member], list[Tensor], Any]:
+    members = [build(Member, seed) for seed in SEEDS]
+    indices = [member.next_batch() for member in members]
+    return members, indices, gather_padded([member.train for member in members], indices)
+
+
+def test_gather_padded_is_gather_with_atoms_behind(build: Build) -> None:
+    members, indices, batch = padded(build)
+    sizes = []
+    for k, (member, index) in enumerate(zip(members, indices, strict=True)):
+        own = member.train.gather(index)
+        atoms = own.z.numel()
+        sizes.append(atoms)
+        assert torch.equal(batch.z[k, :atoms], own.z)
+        assert torch.equal(batch.pos[k, :atoms], own.pos)
+        assert torch.equal(batch.batch[k, :atoms], own.batch)
+        assert bool((batch.batch[k, atoms:] == index.numel()).all())
+        assert torch.equal(batch.ptr[k, :-1], own.ptr) and batch.ptr[k, -1] == own.ptr[-1]
+        assert torch.equal(batch.target[k], own.target)
+        assert batch.max_atoms >= own.max_atoms and batch.num_edges >= own.num_edges
+    assert batch.z.size(1) == max(sizes) > min(sizes)  # control: something is padded
+
+
+def test_padding_atoms_change_nothing(build: Build) -> None:
+    """Not even atoms nowhere do; loss and gradient are those of the molecules."""
+    members, indices, batch = padded(build)
+    vectors = torch.stack([member.objective.vector.detach() for member in members])
+    names = members[0].frozen
+    frozen = {name: torch.stack([member.frozen[name] for member in members]) for name in names}
+    gradient = stacked_gradient(members[0].objective)
+    padding = (batch.batch == indices[0].numel()).unsqueeze(2)
+    assert padding.any()
+    lost = batch._replace(pos=torch.where(padding, torch.nan, batch.pos))
+    far = batch._replace(pos=torch.where(padding, 1e6, batch.pos))
+    for some in (batch, lost, far):
+        terms, gradients = gradient(vectors, frozen, some)
+        for k, (member, index) in enumerate(zip(members, indices, strict=True)):
+            step = TrainingStep(HIPNNLoss(member.model))
+            own, expected = step.gradient(vectors[k], step.frozen, member.train.gather(index))
+            torch.testing.assert_close([t[k] for t in terms], [*own], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(gradients[k], expected, rtol=1e-10, atol=1e-12)
+    moved = batch._replace(pos=torch.where(padding, batch.pos, batch.pos * 1.01))  # control
+    assert not torch.allclose(gradient(vectors, frozen, moved)[1], gradients, rtol=1e-3)
+
+
+def test_adam_steps_are_adam() -> None:
+    """Different rates, steps and gradients; the last one takes its first step by itself."""
+    torch.manual_seed(0)
+    start = torch.randn(4, 7)
+
+    def optimizers() -> list[Adam]:
+        rates = (1e-2, 1e-3, 1e-2, 5e-3)
+        made = [
+            Adam([torch.nn.Parameter(row.clone())], lr=rate, fused=True)
+            for row, rate in zip(start, rates, strict=True)
+        ]
+        step(made[0], 9)
+        for optimizer in made[:3]:
+            step(optimizer, 1)
+        return made
+
+    def weight(optimizer: Adam) -> torch.nn.Parameter:
+        return optimizer.param_groups[0]["params"][0]
+
+    def step(optimizer: Adam, seed: int, alone: bool = True) -> None:
+        torch.manual_seed(seed)
+        weight(optimizer).grad = torch.randn(7)
+        if alone:
+            optimizer.step()
+
+    ours, theirs = optimizers(), optimizers()
+    before = [weight(optimizer).detach().clone() for optimizer in ours]
+    for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        step(one, number, alone=False)
+        step(other, number)
+    adam_steps(ours)
+    for optimizer in ours:
+        optimizer.step()
+    for one, other, old in zip(ours, theirs, before, strict=True):
+        assert torch.equal(weight(one), weight(other))
+        assert largest_difference(one.state_dict(), other.state_dict()) == 0.0
+        assert not torch.equal(weight(one), old)  # control
+
+
+# --- stopping and going on --------------------------------------------------------------------
+
+
+def after_steps(trainer: EnsembleTrainer, steps: int, act: Callable[[], None]) -> None:
+    """Do something within this step of the ensemble (a round of all, or one member's)."""
+    take, done = trainer._take_step, [0]
+
+    def count(front: list[Member]) -> list[int]:
+        done[0] += 1
+        if done[0] == steps:
+            act()
+        return take(front)
+
+    trainer._take_step = count  # type: ignore[method-assign]
+
+
+@BATCHED
+@pytest.mark.parametrize("steps", [1, 12, 20])
+def test_a_resumed_ensemble_is_the_uninterrupted_one(
+    batched: bool, steps: int, ensemble: Ensemble, tmp_path: Path
+) -> None:
+    """SIGTERM in the first step, in the last of an epoch, within one: every member is saved."""
+    changes = dict(average_every=2)
+    ensemble(tmp_path / "whole", batched, **changes).fit()
+    first = ensemble(tmp_path / "run", batched, **changes)
+    handler = signal.getsignal(signal.SIGTERM)
+    after_steps(first, steps, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(TrainingStopped, match="go on with --resume") as stopped:
+        first.fit()
+    assert stopped.value.interrupted and signal.getsignal(signal.SIGTERM) is handler
+    progress = [checkpoint(tmp_path / "run" / str(seed))["progress"] for seed in SEEDS]
+    done = [STEPS * p["epoch"] + p["step"] for p in progress]
+    assert done == [steps] * 3 if batched else done[0] == min(steps, STEPS) and sum(done) == steps
+    second = ensemble(tmp_path / "run", batched, **changes)
+    for member in second.members:  # all of it must come from the checkpoints
+        with torch.no_grad():
+            member.objective.vector.mul_(1.5)
+    second.resume()
+    second.fit()
+    for seed in SEEDS:
+        ours, theirs = (checkpoint(tmp_path / run / str(seed)) for run in ("run", "whole"))
+        assert largest_difference(ours, theirs) == 0.0
+        files = [tmp_path / run / str(seed) / "model.safetensors" for run in ("run", "whole")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@BATCHED
+def test_members_that_lag_behind_catch_up(
+    batched: bool, ensemble: Ensemble, tmp_path: Path
+) -> None:
+    """A kill may leave members at different steps, or without a checkpoint."""
+    changes = dict(recipe="paper", checkpoint_seconds=0.0)
+    ensemble(tmp_path / "whole", batched, **changes).fit()
+    first = ensemble(tmp_path / "run", batched, **changes)
+
+    def keep() -> None:
+        shutil.copytree(tmp_path / "run" / "2", tmp_path / "early")
+
+    after_steps(first, 5 if batched else 2 * STEPS + 5, keep)
+    first.fit()
+    for seed, source in ((0, None), (2, tmp_path / "early")):
+        shutil.rmtree(tmp_path / "run" / str(seed))
+        if source:
+            shutil.copytree(source, tmp_path / "run" / str(seed))
+    second = ensemble(tmp_path / "run", batched, **changes)
+    second.resume()
+    assert [member.place for member in second.members] == [(0, 0), (2, 0), (0, 4)]
+    second.fit()
+    for seed in SEEDS:
+        ours, theirs = (checkpoint(tmp_path / run / str(seed)) for run in ("run", "whole"))
+        assert largest_difference(ours, theirs) < 1e-8
+
+
+@BATCHED
+def test_a_member_that_fails_is_named_and_the_others_go_on(
+    batched: bool,
+    ensemble: Ensemble,
+    build: Build,
+    tmp_path: Path,
+) -> None:
+    together = ensemble(tmp_path / "run", batched, epochs=2)
+    bad = together.members[1]
+    molecule = int(bad.next_batch()[0])
+    bad.train = PackedMolecules(**{**vars(bad.train), "target": bad.train.target.clone()})
+    bad.train.target[molecule] = torch.nan
+    with pytest.raises(TrainingStopped, match="member 1: the loss of batch 0 of epoch 1") as error:
+        together.fit()
+    assert "2 others are trained" in str(error.value) and not error.value.interrupted
+    for seed in (0, 2):
+        build(Trainer, seed, tmp_path / "alone" / str(seed), epochs=2).fit()
+        ours, theirs = (checkpoint(tmp_path / run / str(seed)) for run in ("run", "alone"))
+        assert largest_difference(ours, theirs) < 1e-8
+
+
+def test_members_must_be_alike(build: Build) -> None:
+    one = build(Member, 0)
+    with pytest.raises(ValueError, match="at least one member"):
+        EnsembleTrainer([])
+    with pytest.raises(ValueError, match=r"member 1 .* another lambda_r \(0.5\)"):
+        EnsembleTrainer([one, build(Member, 1, lambda_r=0.5)])
+    with pytest.raises(ValueError, match="another precision"):
+        EnsembleTrainer([one, build(Member, 1, dtype=torch.float32)])
+    smaller = build(Member, 1, batch_size=5)
+    with pytest.raises(ValueError, match="batch_size"):
+        EnsembleTrainer([one, smaller], batched=True)
+    assert not EnsembleTrainer([one, smaller]).batched  # control: a CPU takes turns
