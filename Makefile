@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OPS = $(VENV)-ops
 
-.PHONY: demo test test-ops lint types tables clean
+.PHONY: demo test test-ops lint types tables bench clean
 
 # QM9 from the qm9pack wheel, a short real training, the table beside the paper's numbers, plots.
 demo: $(VENV)/installed
@@ -31,6 +31,10 @@ types: $(VENV)/installed
 # The tables of the README, from the files in results/.
 tables: $(VENV)/installed
 	$(BIN)/python benchmarks/readme_tables.py
+
+# Every figure of benchmarks/README.md beside the peers' (at most 10 minutes on 2 quiet cores).
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/run.py $(BENCH)
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,77 @@
+"""What the entries share: settings, molecules, and the processes that stand ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hipnn_pyg import PackedMolecules
+from suite import processes, tasks
+from suite.rows import Unavailable
+from suite.settings import Settings
+from suite.structures import qm9_molecules, random_molecules
+
+
+class Bench:
+    """One run of the suite.
+
+    Args:
+        settings: sizes and repeats.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._workers: dict[tuple[str, str], processes.Worker] = {}
+        self._missing: dict[tuple[str, str], str] = {}
+
+    @cached_property
+    def molecules(self) -> PackedMolecules:
+        """The molecules of steps and batches.
+
+        Raises:
+            Unavailable: QM9 cannot be had.
+        """
+        s = self.settings
+        if s.synthetic:
+            return random_molecules(s.molecules, s.seed)
+        return qm9_molecules(s.root, s.molecules, s.seed)
+
+    def batches(self, size: int, count: int, number: int) -> list[Tensor]:
+        """``count`` random batches of molecules for round ``number``, the same for everybody."""
+        generator = torch.Generator().manual_seed(1_000 * self.settings.seed + number)
+        drawn = torch.randint(len(self.molecules), (count, size), generator=generator)
+        return list(drawn)
+
+    def fresh(
+        self,
+        memory_limit_gb: float | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> processes.Worker:
+        """A new process; the caller closes it."""
+        return processes.Worker(self.settings.threads, environment, memory_limit_gb)
+
+    def team(
+        self, names: Iterable[str], device: str = "cpu"
+    ) -> tuple[dict[str, processes.Worker], dict[str, str]]:
+        """Standing processes with the implementations set up, and why some are missing."""
+        names, molecules = list(names), self.molecules
+        for name in names:
+            if (name, device) not in self._workers and (name, device) not in self._missing:
+                worker = self.fresh()
+                try:
+                    worker(tasks.set_up, name, molecules, self.settings, device)
+                    self._workers[name, device] = worker
+                except Unavailable as reason:
+                    self._missing[name, device] = str(reason)
+                    worker.close()
+        there = {n: self._workers[n, device] for n in names if (n, device) in self._workers}
+        return there, {n: self._missing[n, device] for n in names if n not in there}
+
+    def close(self) -> None:
+        """End the standing processes."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()

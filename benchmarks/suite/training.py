@@ -1,0 +1,159 @@
+"""The real trainer against the bare step, and an ensemble against one model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+
+from hipnn_pyg import HIPNN, PackedMolecules
+from hipnn_pyg.train import Trainer, Training
+from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
+from suite import tasks
+from suite.bench import Bench
+from suite.rows import Goal, Row, Unavailable, interleave
+from suite.settings import Settings
+from suite.structures import SPECIES
+
+QM9_STEPS = 3_648
+"""Steps of an epoch of QM9: 109,426 molecules in batches of 30."""
+QM9_VALIDATION = 1_000
+
+ENSEMBLE = 8
+"""Models, as in the paper."""
+
+T = TypeVar("T", bound=Trainer)
+
+_trainers: dict[str, Trainer | EnsembleTrainer] = {}
+
+
+def trainer(bench: Bench) -> list[Row]:
+    """Seconds per 1,000 steps of the trainer and of bare steps of the same kind."""
+    settings = bench.settings
+    size = settings.batch_sizes[0]
+    steps = settings.trainer_steps
+    team, missing = bench.team(["HIPNN"])
+    if not team:
+        raise Unavailable(missing["HIPNN"])
+    with tempfile.TemporaryDirectory() as folder, bench.fresh() as worker:
+        worker(start, "one", bench.molecules, settings, steps, folder)
+        turns = {
+            "Trainer": lambda number: worker(fit_epoch, "one") / steps * 1e3,
+            "bare step": lambda number: team["HIPNN"](
+                tasks.turn, "HIPNN", "step", bench.batches(size, steps + 1, number)
+            ),
+        }
+        turns["bare step"](-1)
+        samples, failed = interleave(turns, settings.trainer_rounds)
+    title = f"1,000 steps, batch {size}"
+    loss = Row(title, "s", "Trainer", samples, failed, ["bare step"])
+    loss.goals = [Goal(0.9, "bare step")]
+    epochs = {name: [t and t * QM9_STEPS / 1e3 for t in v] for name, v in samples.items()}
+    epoch = Row("epoch of QM9, 109,426 molecules", "s", "Trainer", epochs, failed)
+    epoch.goals = [Goal(40)]
+    epoch.note = f"extrapolated from {steps:,} steps"
+    return [loss, epoch]
+
+
+def ensemble(bench: Bench) -> list[Row]:
+    """Eight models in one process: on a CPU beside one after the other, on a GPU beside one."""
+    rows = [
+        _ensemble_row(bench, "cpu", "one after the other", ENSEMBLE, Goal(1, "one after the other"))
+    ]
+    if torch.cuda.is_available():
+        return [*rows, _ensemble_row(bench, "cuda", "one model", 1, Goal(0.4, "one model"))]
+    missing = dict.fromkeys(("ensemble", "one model"), "no GPU")
+    return [*rows, Row(f"GPU: {ENSEMBLE} models", "s", "ensemble", missing=missing)]
+
+
+def _ensemble_row(bench: Bench, device: str, other: str, times: int, goal: Goal) -> Row:
+    """Seconds of an epoch of the ensemble, and of one trainer's times ``times``."""
+    settings = bench.settings
+    steps = max(1, settings.trainer_steps // ENSEMBLE)
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(bench.fresh()) for name in ("one", "ensemble")}
+        for name, worker in workers.items():
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            worker(start, name, bench.molecules, settings, steps, folder, device)
+        turns = {
+            "ensemble": lambda number: workers["ensemble"](fit_epoch, "ensemble"),
+            other: lambda number: times * workers["one"](fit_epoch, "one"),
+        }
+        samples, failed = interleave(turns, settings.trainer_rounds)
+    title = f"{'GPU: ' if device == 'cuda' else ''}{ENSEMBLE} models, {steps:,} steps each"
+    return Row(title, "s", "ensemble", samples, failed, [other], goals=[goal])
+
+
+# -- inside a worker process ---------------------------------------------------------------------
+
+
+def start(
+    kind: Literal["one", "ensemble"],
+    molecules: PackedMolecules,
+    settings: Settings,
+    steps: int,
+    folder: str,
+    device: str = "cpu",
+) -> None:
+    """Make a trainer that writes to ``folder`` and train one epoch: compilation and warm-up.
+
+    Args:
+        kind: of one model, or of an ensemble.
+        molecules: to train on, again from the first if they are too few.
+        settings: sizes and seed.
+        steps: of an epoch.
+        folder: for checkpoints and logs.
+        device: that trains.
+    """
+    if kind == "one":
+        _trainers[kind] = _trainer(Trainer, molecules, settings, steps, Path(folder), device, 0)
+    else:
+        _trainers[kind] = EnsembleTrainer(
+            [
+                _trainer(Member, molecules, settings, steps, Path(folder) / str(k), device, k)
+                for k in range(ENSEMBLE)
+            ]
+        )
+    fit_epoch(kind)
+
+
+def _trainer(
+    kind: type[T],
+    molecules: PackedMolecules,
+    settings: Settings,
+    steps: int,
+    folder: Path,
+    device: str,
+    number: int,
+) -> T:
+    """The trainer of one model on random molecules, with validation in QM9's proportion."""
+    size, seed = settings.batch_sizes[0], settings.seed + number
+    num_train = size * steps
+    num_validation = max(1, round(QM9_VALIDATION * steps / QM9_STEPS))
+    index = torch.randperm(len(molecules), generator=torch.Generator().manual_seed(seed))
+    index = index.repeat(-(-(num_train + num_validation) // len(molecules)))
+    train = molecules.subset(index[:num_train])
+    validation = molecules.subset(index[num_train : num_train + num_validation])
+    torch.manual_seed(seed)
+    model = HIPNN(SPECIES, **asdict(settings.network)).fit_e0(train, train.spec)
+    epochs = settings.trainer_rounds + 1
+    config = Training(batch_size=size, epochs=epochs, seed=seed, device=device)
+    return kind(model, train, validation, config, folder)
+
+
+def fit_epoch(kind: Literal["one", "ensemble"]) -> float:
+    """Seconds of one more epoch with everything that belongs to it, progress bar included."""
+    trainer = _trainers[kind]
+    for member in trainer.members if isinstance(trainer, EnsembleTrainer) else [trainer]:
+        member.epochs = member.epoch + 1
+        member.model.train()
+    began = time.perf_counter()
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        trainer.fit()
+    return time.perf_counter() - began

@@ -1,0 +1,460 @@
+"""The benchmark suite: every entry runs, says what is missing, and computes what it claims."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hipnn_pyg.interfaces import from_hippynn
+from hipnn_pyg.train import HIPNNLoss, Network
+
+BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
+ENTRIES = (
+    "train_step inference trainer memory large first_step ensemble gpu"  # the table's order
+).split()
+QUICK = ["--quick", "--synthetic", "--threads", "1", "--out"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_path() -> Iterator[None]:
+    """``benchmarks/`` importable, here and in worker processes."""
+    sys.path.insert(0, BENCHMARKS)
+    yield
+    sys.path.remove(BENCHMARKS)
+
+
+@pytest.fixture(autouse=True)
+def process_settings() -> Iterator[None]:
+    """The trainer flushes denormals for its whole process."""
+    torch.set_flush_denormal(False)
+    yield
+    torch.set_flush_denormal(False)
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+class Inline:
+    """A stand-in for ``suite.processes.Worker`` without a process."""
+
+    def __init__(self, threads: int, environment: Any = None, memory_limit_gb: Any = None) -> None:
+        pass
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def stay_in_this_process(patch: pytest.MonkeyPatch) -> None:
+    """No processes, and hippynn without numba, which takes half a minute to compile."""
+    patch.setattr(module("suite.processes"), "Worker", Inline)
+    implementations = module("suite.implementations")
+    plain = partial(implementations.Hippynn, kernels="_pytorch_raw")
+    patch.setitem(implementations.BUILDERS, "hippynn numba", plain)
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    stay_in_this_process(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def results(on_the_path: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a quick run of all entries."""
+    out = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        stay_in_this_process(patch)
+        module("run").main([*QUICK, str(out)])
+    return out
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+# -- all entries ---------------------------------------------------------------------------------
+
+
+def test_the_entries_are_these(results: Path) -> None:
+    assert list(module("run").ENTRIES) == ENTRIES
+    assert sorted(file.stem for file in results.glob("*.json")) == sorted(ENTRIES)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_each_file_says_what_where_and_how(results: Path, name: str) -> None:
+    entry = read(results, name)
+    assert not entry["missing"].startswith("failed") and entry["is"]
+    assert bool(entry["rows"]) != bool(entry["missing"])
+    assert entry["machine"]["cpu"] and entry["machine"]["cores"] == os.cpu_count()
+    assert entry["machine"]["threads"] == 1 and entry["seed"] == 0 and entry["quick"]
+    assert entry["versions"]["torch"] == torch.__version__
+    assert entry["versions"]["hippynn"] == "0.1.3" and entry["molecules"] == "random molecules"
+    for row in entry["rows"]:
+        assert row["title"] and row["unit"]
+        assert row["figures"] or row["missing"]
+        for figure in row["figures"].values():
+            there = [value for value in figure["rounds"] if value is not None]
+            assert figure["median"] == median(there) and all(map(math.isfinite, there))
+            assert (figure["min"], figure["max"]) == (min(there), max(there))
+        assert set(row["figures"]).isdisjoint(row["missing"])
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_ratios_are_peer_over_ours_of_the_same_round(results: Path, name: str) -> None:
+    for row in read(results, name)["rows"]:
+        for peer, ratio in row["ratios"].items():
+            ours = row["figures"][row["ours"]]["rounds"]
+            theirs = row["figures"][peer]["rounds"]
+            pairs = zip(theirs, ours, strict=True)
+            quotients = [a / b for a, b in pairs if a is not None and b is not None]
+            assert ratio["median"] == pytest.approx(median(quotients)) and peer != row["ours"]
+        for goal in row["goals"]:
+            assert (goal["met"] is None) == (goal["value"] is None)
+
+
+def test_who_is_measured(results: Path) -> None:
+    """No GPU, perhaps; our compiled step is left out of a quick run, and says so."""
+    peers = {"hippynn numba", "SchNet"}
+    for name in ("train_step", "inference", "memory"):
+        for row in read(results, name)["rows"]:
+            assert set(row["figures"]) == {"HIPNN"} | peers and set(row["ratios"]) == peers
+    for row in read(results, "large")["rows"]:
+        search = row["title"].startswith("neighbour search")
+        assert set(row["figures"]) == ({"search"} if search else {"HIPNN", "hippynn numba"})
+        assert row["size"] in (90, 150, 300)
+    for row in read(results, "train_step")["rows"]:
+        assert row["missing"]["HIPNN compiled"] == "not compiled in this run"
+        assert 0 < row["floor"]["value"] < row["figures"]["HIPNN"]["median"]
+        rounds = row["figures"]["SchNet"]["rounds"]
+        assert [value is None for value in rounds] == [False, True, False]  # seldom
+    if not torch.cuda.is_available():
+        for row in read(results, "gpu")["rows"]:
+            assert not row["figures"] and set(row["missing"].values()) == {"no GPU"}
+
+
+def test_the_epoch_is_extrapolated_from_the_trainer(results: Path) -> None:
+    steps, epoch = read(results, "trainer")["rows"]
+    expected = steps["figures"]["Trainer"]["median"] * 3.648
+    assert epoch["figures"]["Trainer"]["median"] == pytest.approx(expected)
+    assert "extrapolated" in epoch["note"]
+
+
+def test_the_ensemble_is_measured_beside_single_models(results: Path) -> None:
+    cpu, gpu = read(results, "ensemble")["rows"]
+    assert set(cpu["figures"]) == {"ensemble", "one after the other"}
+    assert cpu["title"].startswith("8 models") and cpu["goals"][0]["value"] > 0
+    assert gpu["title"].startswith("GPU: 8 models")
+    assert torch.cuda.is_available() or gpu["missing"]["ensemble"] == "no GPU"
+
+
+def test_the_table_has_every_row_and_its_origin(results: Path) -> None:
+    text = (results / "README.md").read_text()
+    for name in ENTRIES:
+        entry = read(results, name)
+        for row in entry["rows"]:
+            (line,) = (x for x in text.splitlines() if x.startswith(f"| {row['title']} "))
+            for peer in (*row["figures"], *row["missing"]):
+                assert peer in line
+        if entry["missing"]:
+            assert f"| {name} | | not measured: {entry['missing']} |" in text
+        assert name in next(x for x in text.splitlines() if x.startswith("- train_step"))
+    assert "the figures mean nothing" in text and "scaling.png" in text
+    assert (results / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_goals_of_the_full_run_are_judged_by_the_figures() -> None:
+    rows = module("suite.rows")
+    goals = [rows.Goal(2.5, "peer"), rows.Goal(4.5, "peer"), rows.Goal(1.5), rows.Goal(0.5)]
+    goals.append(rows.Goal(2, "absent"))
+    samples = {"ours": [1.0, 1.0, 1.0], "peer": [3.0, 4.0, 5.0]}
+    row = rows.Row("what", "s", "ours", samples, {"absent": "why"}, ["peer"], goals=goals)
+    assert [goal["met"] for goal in row.as_dict()["goals"]] == [True, False, True, False, None]
+
+
+# -- what is missing -----------------------------------------------------------------------------
+
+
+def test_an_absent_peer_is_reported(
+    inline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "hippynn", None)
+    result = module("run").main([*QUICK, str(tmp_path), "--only", "train_step"])
+    for row in result["train_step"]["rows"]:
+        assert "pip install" in row["missing"]["hippynn numba"]
+        assert set(row["ratios"]) == {"SchNet"}
+        assert row["goals"][0]["met"] is None and row["goals"][1]["met"] is not None
+    table = (tmp_path / "README.md").read_text()
+    assert "not measured (import of hippynn halted" in table
+
+
+def test_hippynn_without_its_numba_kernels_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    tasks = module("suite.tasks")
+    molecules = module("suite.structures").random_molecules(4, seed=0)
+    with pytest.raises(module("suite.rows").Unavailable, match=r"numba.*pip install"):
+        tasks.set_up("hippynn numba", molecules, module("suite.settings").Settings())
+
+
+def test_without_qm9_the_entries_say_so(
+    inline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    structures = module("suite.structures")
+
+    def load(self: Any) -> None:
+        raise structures.DatasetUnavailableError("put it there")
+
+    monkeypatch.setattr(structures.QM9Set, "load", load)
+    arguments = [argument for argument in QUICK if argument != "--synthetic"]
+    result = module("run").main([*arguments, str(tmp_path), "--only", "inference", "trainer"])
+    for name in ("inference", "trainer"):
+        assert "QM9: put it there; --synthetic" in result[name]["missing"]
+        assert not result[name]["rows"]
+    assert "put it there" in (tmp_path / "README.md").read_text()
+
+
+def test_a_broken_entry_does_not_end_the_run(
+    inline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = module("run")
+
+    def broken(bench: Any) -> None:
+        """Broken."""
+        raise KeyError("a mistake")
+
+    monkeypatch.setitem(run.ENTRIES, "gpu", broken)
+    result = run.main([*QUICK, str(tmp_path), "--only", "gpu", "ensemble"])
+    assert result["gpu"]["missing"] == "failed: KeyError: 'a mistake'"
+    assert "failed" not in result["ensemble"]["missing"]
+
+
+# -- turns and ratios ----------------------------------------------------------------------------
+
+
+def sleeper(seconds: float) -> Callable[[int], float]:
+    def take(number: int) -> float:
+        began = time.perf_counter()
+        time.sleep(seconds)
+        return time.perf_counter() - began
+
+    return take
+
+
+@pytest.mark.parametrize(("peer", "slower"), [(0.03, True), (0.001, False)])
+def test_a_slower_peer_has_a_ratio_above_one(peer: float, slower: bool) -> None:
+    rows = module("suite.rows")
+    samples, _ = rows.interleave({"ours": sleeper(0.01), "peer": sleeper(peer)}, 5)
+    ratio = rows.ratio(samples["peer"], samples["ours"])["median"]
+    assert (ratio > 1) is slower
+
+
+def test_the_ratio_survives_a_drift_that_medians_do_not() -> None:
+    """The machine gets slower by 1.5 each round; the peer is seldom and always 3 times slower."""
+    rows = module("suite.rows")
+    turns = {"ours": lambda n: 1.5**n, "peer": lambda n: 3 * 1.5**n}
+    samples, missing = rows.interleave(turns, 6, ["peer"], 4)
+    assert samples["peer"] == [3.0, None, None, None, 3 * 1.5**4, None] and not missing
+    assert rows.ratio(samples["peer"], samples["ours"])["median"] == pytest.approx(3)
+    medians = {name: rows.spread(values)["median"] for name, values in samples.items()}
+    assert medians["peer"] / medians["ours"] > 3.1
+
+
+def test_turns_alternate_and_failures_are_kept_apart() -> None:
+    rows = module("suite.rows")
+    order = []
+
+    def turn(name: str, number: int) -> float:
+        order.append(name)
+        if name == "c" and number == 1:
+            raise rows.Unavailable("out of memory at 2 GB")
+        return 1.0
+
+    turns = {name: lambda number, name=name: turn(name, number) for name in "abc"}
+    samples, missing = rows.interleave(turns, 3)
+    assert "".join(order) == "abc" + "cba" + "ab"
+    assert samples == {"a": [1.0] * 3, "b": [1.0] * 3}
+    assert missing == {"c": "out of memory at 2 GB"}
+
+
+# -- the floor -----------------------------------------------------------------------------------
+
+
+def test_multiply_adds_counted_by_hand() -> None:
+    """N = 4, E = 5, 2 species, F = 3, nu = 2, one on-site layer, two interactions."""
+    count = module("suite.floors").multiply_adds
+    network = Network(3, num_interactions=2, num_onsite=1, num_sensitivities=2)
+    first = {
+        "sum": (5 * 2 * 2, 2),
+        "V": (4 * 2 * 2 * 3, 3),
+        "W": (4 * 2 * 3, 2),
+        "M~": (4 * 2 * 3, 2),
+        "W~": (4 * 3 * 3, 3),
+        "on-site": (2 * 4 * 3 * 3, 3),
+        "readout": (4 * 3, 3),
+    }
+    second = {
+        "sum": (5 * 2 * 3, 3),
+        "V": (4 * 2 * 3 * 3, 3),
+        "W": (4 * 3 * 3, 3),
+        "W~": (4 * 3 * 3, 3),
+        "on-site": (2 * 4 * 3 * 3, 3),
+        "readout": (4 * 3, 3),
+    }
+    terms = [*first.values(), *second.values()]
+    assert count(4, 5, 2, network, training=False) == sum(n for n, _ in terms) == 494
+    assert count(4, 5, 2, network, training=True) == sum(n * k for n, k in terms) == 1414
+    assert count(4, 6, 2, network, training=True) == 1414 + 2 * 2 * 2 + 3 * 2 * 3
+
+
+def test_the_floor_of_the_papers_network() -> None:
+    """0.87 GFLOP a step for 30 molecules of 18 atoms, two operations per multiply-add."""
+    count = module("suite.floors").multiply_adds
+    assert 2 * count(540, 540 * 17, 5, Network(), training=True) == pytest.approx(0.87e9, rel=0.03)
+
+
+def test_the_rate_is_of_this_machine() -> None:
+    assert 1e7 < module("suite.floors").multiply_add_rate(64, 64, 64) < 1e13
+
+
+# -- what is measured ----------------------------------------------------------------------------
+
+
+def test_both_hipnns_minimise_the_same_loss() -> None:
+    """Control: without the L2 or the R term the losses differ."""
+    implementations = module("suite.implementations")
+    settings = module("suite.settings").Settings(network=Network(hidden_channels=6, num_onsite=1))
+    molecules = module("suite.structures").random_molecules(20, seed=3)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="non-standard"):
+        theirs = implementations.Hippynn(molecules, settings, "cpu", kernels="_pytorch_raw")
+    theirs.graph.double()
+    theirs.sigma_e = 1.0  # from_hippynn puts sigma_E into the weights
+    batch = molecules.gather(torch.arange(12))
+    batch = batch._replace(pos=batch.pos.double())
+    loss = theirs.loss(theirs.prepare(batch)).detach()
+    assert theirs.optimizer.defaults["fused"]
+    ours = from_hippynn(theirs.network, theirs.henergy)
+    lambdas = implementations.LAMBDA_L2, implementations.LAMBDA_R
+    torch.testing.assert_close(loss, HIPNNLoss(ours, *lambdas)(batch).loss, rtol=1e-9, atol=0)
+    for other in ((0.0, lambdas[1]), (lambdas[0], 0.0)):
+        assert abs(HIPNNLoss(ours, *other)(batch).loss - loss) > 1e-6 * loss
+
+
+def test_both_hipnns_get_the_same_energy_from_the_same_pairs() -> None:
+    implementations = module("suite.implementations")
+    settings = module("suite.settings").Settings(network=Network(hidden_channels=6, num_onsite=1))
+    molecules = module("suite.structures").random_molecules(20, seed=3)
+    with pytest.warns(UserWarning, match="non-standard"):
+        theirs = implementations.Hippynn(molecules, settings, "cpu", kernels="_pytorch_raw")
+    theirs.graph.double()
+    ours = implementations.Ours(molecules, settings, "cpu", compiled=False)
+    ours.model = from_hippynn(theirs.network, theirs.henergy)
+    z, pos = module("suite.structures").water_box(60, seed=0)
+    edge_index = implementations.RadiusGraph(3.0)(pos, torch.zeros_like(z))[0]
+    edge_index = edge_index[:, edge_index[0] % 5 != 0]  # not symmetric: who sends matters
+    edge_index = edge_index[:, edge_index[1].argsort(stable=True)]
+    with torch.no_grad():
+        energies = [x.energy_from_pairs(z, pos.double(), edge_index) for x in (ours, theirs)]
+        turned = theirs.energy_from_pairs(z, pos.double(), edge_index.flip(0))
+    torch.testing.assert_close(*energies, rtol=1e-9, atol=0)
+    assert abs(turned - energies[1]) > 1e-6
+
+
+def test_a_step_learns_and_energies_do_not() -> None:
+    tasks = module("suite.tasks")
+    settings = module("suite.settings")
+    tiny = replace(settings.Settings(), **settings.QUICK)
+    molecules = module("suite.structures").random_molecules(20, seed=3)
+    for name in ("HIPNN", "SchNet"):
+        tasks.set_up(name, molecules, tiny)
+        built = tasks.built(name)
+        (batch,) = tasks.prepare(name, [torch.arange(20)])
+        before = float(built.loss(batch).detach())
+        indices = [torch.arange(20)] * 3
+        assert tasks.turn(name, "energies", indices) > 0
+        assert float(built.loss(batch).detach()) == before
+        assert tasks.turn(name, "step", indices) > 0
+        assert float(built.loss(batch).detach()) < before
+
+
+def test_water_has_the_density_and_distances_of_water() -> None:
+    water_box = module("suite.structures").water_box
+    z, pos = water_box(3 * 512, seed=0)
+    assert z.bincount().tolist() == [0, 1024, 0, 0, 0, 0, 0, 0, 512]
+    r = torch.cdist(pos, pos, compute_mode="donot_use_mm_for_euclid_dist")
+    molecule = torch.arange(len(z)) // 3
+    same = molecule[:, None] == molecule
+    assert r[~same].min() >= 1.2 - 1e-5
+    torch.testing.assert_close(r[0, 1:3], torch.tensor([0.9572, 0.9572]), rtol=1e-4, atol=0)
+    edges = np.ptp(pos.numpy(), axis=0)
+    assert 0.08 < len(z) / edges.prod() < 0.12  # atoms per cubic Å
+    assert torch.equal(water_box(3 * 512, seed=0)[1], pos)
+    assert not torch.equal(water_box(3 * 512, seed=1)[1], pos)
+    assert len(water_box(100, seed=0)[0]) == 99
+
+
+def test_peak_growth_sees_what_an_action_holds_for_a_moment() -> None:
+    peak_growth = module("suite.processes").peak_growth
+
+    def take(megabytes: int) -> Callable[[], object]:
+        return lambda: float(np.ones(megabytes * 125_000).sum())  # freed at the end
+
+    take(120)()  # an earlier, higher peak must not hide a later one
+    assert 60e6 < peak_growth(take(64)) < 90e6
+    assert peak_growth(lambda: None) < 10e6
+
+
+# -- real processes ------------------------------------------------------------------------------
+
+
+def test_a_worker_is_a_process_of_its_own_with_our_settings() -> None:
+    processes, rows = module("suite.processes"), module("suite.rows")
+    before = dict(os.environ)
+    with processes.Worker(1, {"HIPNN_TEST": "there"}, memory_limit_gb=4) as worker:
+        assert dict(os.environ) == before
+        assert worker(os.getpid) == worker(os.getpid) != os.getpid()
+        assert worker(os.getenv, "HIPNN_TEST") == "there"
+        assert worker(os.getenv, "NUMBA_NUM_THREADS") == "1" == worker(os.getenv, "OMP_NUM_THREADS")
+        assert worker(torch.get_num_threads) == 1
+        assert worker(math.sqrt, 4.0) == 2.0
+        denormal = torch.tensor([1e-40])
+        assert float(denormal) > 0 == float(worker(torch.mul, denormal, 1.0))
+        with pytest.raises(ZeroDivisionError):
+            worker(divmod, 1, 0)
+        with pytest.raises(rows.Unavailable, match="out of memory at 4 GB"):
+            worker(torch.zeros, 2_000_000_000)
+        assert worker(math.sqrt, 9.0) == 3.0  # it lives on
+        with pytest.raises(rows.Unavailable, match="the process died, perhaps out of memory"):
+            worker(os._exit, 1)
+
+
+def test_a_run_with_real_processes(tmp_path: Path) -> None:
+    """Molecules, settings and figures go from process to process."""
+    only = ["--only", "inference", "--peers"]
+    result = module("run").main([*QUICK, str(tmp_path), *only])
+    (row,) = result["inference"]["rows"]
+    assert set(row["figures"]) == {"HIPNN"} and not row["missing"] and not row["ratios"]
+    assert row["figures"]["HIPNN"]["molecules_per_second"] > 0
+    assert read(tmp_path, "inference") == json.loads(json.dumps(result["inference"]))
