@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,14 @@ def data_dir(request: pytest.FixtureRequest) -> Path | None:
     if not path.is_dir():
         raise FileNotFoundError(f"--data / HIPNN_DATA names {path}, which is not a folder")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _denormal_numbers() -> Iterator[None]:
+    """Every test begins as a fresh process does: commands and the trainer set flush-denormal."""
+    torch.set_flush_denormal(False)
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
