@@ -101,16 +101,16 @@ BAD: dict[str, tuple[Callable[[Inputs], dict[str, object]], str]] = {
 }
 
 
-@pytest.mark.parametrize("layout", ["padded", "edges"])
+@pytest.mark.parametrize("kernel", ["fused", "padded", "reference"])
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
 def test_bad_input_to_a_model_is_named(
     small_model: Callable[..., HIPNN],
     inputs: Inputs,
-    layout: str,
+    kernel: str,
     change: Callable[[Inputs], dict[str, object]],
     message: str,
 ) -> None:
-    model = small_model(layout=layout)
+    model = small_model(kernel=kernel)
     assert bool(torch.isfinite(model.energy_terms(**inputs).energy).all())  # control
     with pytest.raises(StructureError, match=message):
         model.energy_terms(**(inputs | change(inputs)))
