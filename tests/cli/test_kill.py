@@ -85,7 +85,8 @@ def test_stopped_run_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
-    process = hipnn(training(run, *OPTIONS, "--checkpoint_seconds", "0.1"))
+    # A checkpoint after every step: an epoch then lasts long enough to be stopped in its midst.
+    process = hipnn(training(run, *OPTIONS, "--checkpoint_seconds", "0"))
     wait_until_mid_epoch(process, run)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
