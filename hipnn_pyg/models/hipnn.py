@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from hipnn_pyg.checks import HIPNNWarning, check_distances, check_graphs, check_species
 from hipnn_pyg.data.statistics import fit_reference_energies
@@ -166,7 +165,7 @@ class HIPNN(nn.Module):
         self.validate = validate
         self.warn_unfitted = True
 
-        index = torch.full((max(self.species) + 1,), -1)
+        index = torch.full((max(self.species) + 2,), -1)  # 0 and the last: no species
         index[torch.tensor(self.species)] = torch.arange(len(self.species))
         self._species_index: Tensor
         self.register_buffer("_species_index", index, persistent=False)
@@ -327,10 +326,12 @@ class HIPNN(nn.Module):
 
     def species_index(self, z: Tensor) -> Tensor:
         """Atomic numbers ``[N]`` to places in the species list ``[N]``; -1 for foreign ones."""
-        largest = self._species_index.numel() - 1
-        return torch.where(
-            (z >= 0) & (z <= largest), self._species_index[z.clamp(0, largest).long()], -1
-        )
+        return self._species_index[z.clamp(0, self._species_index.numel() - 1).long()]
+
+    def one_hot(self, species: Tensor) -> Tensor:
+        """Places in the species list ``[N]`` to input features ``[N, len(species)]`` (Eq. 3)."""
+        dtype = self.blocks[0].interaction.V.dtype
+        return torch.eye(len(self.species), dtype=dtype, device=species.device)[species]
 
     def atom_terms(self, species: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """The whole network on checked input; no checks, no data-dependent shapes.
@@ -344,7 +345,7 @@ class HIPNN(nn.Module):
         """
         dtype = self.blocks[0].interaction.V.dtype
         pairs = pairs._replace(r=pairs.r.to(dtype))
-        z = one_hot(species, len(self.species)).to(dtype)  # Eq. 3
+        z = self.one_hot(species)
         terms = [self.reference(species)]
         for block in self.blocks:
             z, energy = block(z, pairs, self.reference.sigma_e)

@@ -2,7 +2,7 @@
 
 from hipnn_pyg.nn.cutoff import cosine_cutoff
 from hipnn_pyg.nn.environment import EnvironmentSum
-from hipnn_pyg.nn.fused import fused_layers, has_kernels
+from hipnn_pyg.nn.fused import dense_weights, fused_layers, has_kernels
 from hipnn_pyg.nn.interaction import Interaction
 from hipnn_pyg.nn.onsite import OnSite
 from hipnn_pyg.nn.readout import EnergyReadout, ReferenceEnergy, nonhierarchicality
@@ -19,6 +19,7 @@ __all__ = [
     "Residual",
     "Sensitivity",
     "cosine_cutoff",
+    "dense_weights",
     "fused_layers",
     "glorot_",
     "has_kernels",

@@ -42,13 +42,18 @@ def fused_layers(
 
     mu, sigma = interaction.sensitivity.mu, interaction.sensitivity.sigma
     sent = ops.interact(pairs.r, mu, sigma, z, interaction.V, pattern, cutoff, received)
+    return ops.dense(z, sent, dense_weights(interaction, onsite), layers)
+
+
+def dense_weights(interaction: Interaction, onsite: Sequence[OnSite]) -> list[Tensor | None]:
+    """W, B, W~, B~, M~ (None: identity) of the layers, in the order of the parameters."""
     weights: list[Tensor | None] = []
     stack: list[Interaction | OnSite] = [interaction, *onsite]
     for layer in stack:
         residual = layer.residual
         weights += [layer.W.weight, layer.W.bias, residual.W.weight, residual.W.bias]
         weights.append(None if residual.M is None else residual.M.weight)
-    return ops.dense(z, sent, weights, layers)
+    return weights
 
 
 def layers(z: Tensor, received: Tensor, *weights: Tensor | None) -> Tensor:

@@ -27,7 +27,7 @@ from hipnn_pyg.ops.pattern import Pattern
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-HEADER = Path(__file__).with_name("tiles.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("energies.h", "tiles.h")]
 FLAGS = "-O3 -march=native -ffp-contract=fast -std=c++17 -fopenmp -shared -fPIC".split()
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")
@@ -67,7 +67,7 @@ def library() -> ctypes.CDLL:
         KernelUnavailableError: no compiler, or it failed.
     """
     cxx = compiler()
-    source = SOURCE.read_bytes() + HEADER.read_bytes()
+    source = b"".join(file.read_bytes() for file in (SOURCE, *HEADERS))
     key = "\0".join((*cxx, *FLAGS, platform.machine(), cpu_flags(), sys.platform)).encode()
     file = cache_folder() / f"kernels-{hashlib.sha256(source + key).hexdigest()[:16]}.so"
     if not file.exists():
@@ -106,24 +106,37 @@ def _compile(cxx: list[str], file: Path) -> None:
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the compiled kernels take such a tensor: real numbers on a CPU, not being traced."""
-    return x.device.type == "cpu" and x.dtype in SUFFIX and not torch.compiler.is_compiling()
+    """Whether the compiled kernels take such a tensor: real numbers on a CPU, not being traced.
+
+    Under autocast (:mod:`hipnn_pyg.nn.precision`) matrix products are PyTorch's own.
+    """
+    special = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and x.dtype in SUFFIX and not special
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | Any | None) -> None:
-    """Call a kernel with contiguous tensors (one floating type, or int64), sizes, None for null."""
+def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """Call a kernel with contiguous tensors (of ``dtype``, int64 or, for energies, float64), sizes,
+    numbers, addresses, None for null."""
+    values = []
     for a in arguments:
-        if isinstance(a, Tensor) and (a.dtype not in (dtype, torch.int64) or not a.is_contiguous()):
-            raise TypeError(f"{name} wants contiguous {dtype} and int64 tensors, not {a.dtype}")
-    getattr(library(), f"{name}_{SUFFIX[dtype]}")(*map(_as_c, arguments))
+        if isinstance(a, Tensor):
+            if a.dtype not in (dtype, torch.int64, torch.float64) or not a.is_contiguous():
+                raise TypeError(f"{name} wants contiguous {dtype} and int64 tensors, not {a.dtype}")
+            a = a.data_ptr()
+        values.append(a)
+    _function(f"{name}_{SUFFIX[dtype]}", *map(_c_type, arguments))(*values)
 
 
-def _as_c(argument: Any) -> Any:
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
+@functools.cache
+def _function(name: str, *kinds: Any) -> Any:
+    """A kernel for arguments of these C types; converting them is then ctypes' own, fast, work."""
+    return ctypes.CFUNCTYPE(None, *kinds)((name, library()))
+
+
+def _c_type(argument: Any) -> Any:
     if isinstance(argument, int):
-        return ctypes.c_int64(argument)
-    return ctypes.c_double(argument) if isinstance(argument, float) else argument
+        return ctypes.c_int64
+    return ctypes.c_double if isinstance(argument, float) else ctypes.c_void_p
 
 
 def molecule_edges(pos: Tensor, ptr: Tensor, num_edges: int) -> tuple[Pattern, Tensor]:
@@ -165,21 +178,17 @@ def interact_backward(
     z: Tensor,
     V: Tensor,
     gradient: Tensor,
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    """Gradients of :func:`interact` in r, mu, sigma, z, V; None where not needed."""
+    slopes: Sequence[Tensor | None],
+) -> None:
+    """Gradients of :func:`interact` in r, mu, sigma, z, V, written to ``slopes`` (None: not)."""
+    dr, dmu, dsigma, dz, dV = slopes
     z, r, (nu, in_channels, out_channels) = z.contiguous(), r.contiguous(), V.shape
-    slopes = [
-        torch.empty_like(x) if n else None
-        for x, n in zip((r, mu, sigma, z, V), needed, strict=True)
-    ]
-    dr, _, _, dz, dV = slopes
-    dmu, dsigma = torch.empty_like(mu), torch.empty_like(sigma)
+    dmu = torch.empty_like(mu) if dmu is None else dmu
+    dsigma = torch.empty_like(sigma) if dsigma is None else dsigma
     where = (r, pattern.row, pattern.j, mu, sigma)
     sizes = (z.size(0), nu, in_channels, out_channels)
     given = (z, V, gradient.contiguous())
     _call("interact_backward", z.dtype, *where, *given, dmu, dsigma, dz, dV, dr, *sizes, cutoff)
-    return [dr, dmu if needed[1] else None, dsigma if needed[2] else None, dz, dV]
 
 
 def dense(
@@ -210,18 +219,64 @@ def dense_backward(
     activations: Tensor,
     between: Tensor,
     gradient: Tensor,
-    need_z: bool,
-) -> list[Tensor | None]:
-    """Gradients of :func:`dense` in z, received and the weights."""
+    dz: Tensor | None,
+    dweights: Tensor,
+) -> Tensor:
+    """Gradient of :func:`dense` in ``received``, ``[N, out]``; those in z and the weights (one
+    after the other) are written to ``dz``, unless it is None, and ``dweights``."""
     z, gradient, layers = z.contiguous(), gradient.contiguous(), len(weights) // 5
-    present = [w for w in weights if w is not None]
-    dweights = z.new_empty(sum(w.numel() for w in present))
-    dreceived, dz = torch.empty_like(gradient), torch.empty_like(z) if need_z else None
+    dreceived = torch.empty_like(gradient)
     sizes = (z.size(0), z.size(1), gradient.size(1), layers)
     given = (z, _addresses(weights), activations, between, gradient)
     _call("dense_backward", z.dtype, *given, dreceived, dz, dweights, *sizes)
-    parts = iter(dweights.split([w.numel() for w in present]))
-    return [dz, dreceived, *(None if w is None else next(parts).view_as(w) for w in weights)]
+    return dreceived
+
+
+def readout(z: Tensor, w: Tensor, b: Tensor, sigma_e: float) -> Tensor:
+    r"""Energies of atoms :math:`E_i = \sigma_E w \cdot z_i + b` (Eq. 4), float64, ``[N]``.
+
+    Args:
+        z: features, ``[N, in]``.
+        w: weights, dimensionless, ``[in]``.
+        b: bias (energy unit), ``[1]``.
+        sigma_e: sigma_E (energy unit).
+    """
+    energy = z.new_empty(z.size(0), dtype=torch.float64)
+    _call("readout", z.dtype, z.contiguous(), w, b, energy, *z.shape, sigma_e)
+    return energy
+
+
+def readout_backward(
+    z: Tensor, w: Tensor, gradient: Tensor, sigma_e: float, dz: Tensor, dw: Tensor, db: Tensor
+) -> None:
+    """Gradients of :func:`readout` in z, w and b, written to ``dz``, ``dw``, ``db``."""
+    z, gradient = z.contiguous(), gradient.contiguous()
+    _call("readout_backward", z.dtype, z, w, gradient, dz, dw, db, *z.shape, sigma_e)
+
+
+def error_sums(terms: Tensor, ptr: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over molecules of abs(e), e^2 and R (Eqs. 12, 13, 18).
+
+    Args:
+        terms: E_i^n, float64, ``[N, orders + 1]``.
+        ptr: first atom of each molecule and, last, N; ``[G + 1]``.
+        target: energies, float64, ``[G]``.
+
+    Returns:
+        The sums ``[3]`` and the errors e ``[G]``, float64.
+    """
+    error, sums = torch.empty_like(target), target.new_empty(3)
+    sizes = (target.numel(), terms.size(1) - 1)
+    _call("error_sums", torch.float64, terms, ptr, target, error, sums, *sizes)
+    return sums, error
+
+
+def error_sums_backward(terms: Tensor, ptr: Tensor, error: Tensor, gradient: Tensor) -> Tensor:
+    """Gradient of :func:`error_sums` in the terms."""
+    slopes, sizes = torch.empty_like(terms), (error.numel(), terms.size(1) - 1)
+    given = (terms, ptr, error, gradient.contiguous())
+    _call("error_sums_backward", torch.float64, *given, slopes, *sizes)
+    return slopes
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:

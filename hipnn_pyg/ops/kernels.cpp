@@ -9,6 +9,7 @@
 //              on-site layers                                                       (Eqs. 5-9)
 //   envsum, sensesum, featsum: the sums alone, see sums.py
 
+#include "energies.h"
 #include "tiles.h"
 
 #include <algorithm>
@@ -562,6 +563,15 @@ using hipnn::Index;
                                           Index *i, T *r, Index molecules) {                       \
         hipnn::molecule_edges<T>(pos, ptr, row, j, i, r, molecules);                               \
     }                                                                                              \
+    extern "C" void readout_##NAME(const T *z, const T *w, const T *b, double *energy,             \
+                                   Index atoms, Index width, double scale) {                       \
+        hipnn::readout<T>(z, w, b, energy, atoms, width, scale);                                   \
+    }                                                                                              \
+    extern "C" void readout_backward_##NAME(const T *z, const T *w, const double *denergy, T *dz,  \
+                                            T *dw, T *db, Index atoms, Index width,                \
+                                            double scale) {                                        \
+        hipnn::readout_backward<T>(z, w, denergy, dz, dw, db, atoms, width, scale);                \
+    }                                                                                              \
     extern "C" void envsum_##NAME(const T *s, const T *z, const Index *row, const Index *j, T *e,  \
                                   Index rows, Index nu, Index width) {                             \
         hipnn::envsum<T>(s, z, row, j, e, rows, nu, width);                                        \
@@ -577,3 +587,12 @@ using hipnn::Index;
     }
 EXPORT(float, float32)
 EXPORT(double, float64)
+extern "C" void error_sums_float64(const double *terms, const Index *ptr, const double *target,
+                                   double *error, double *sums, Index molecules, Index top) {
+    hipnn::error_sums(terms, ptr, target, error, sums, molecules, top);
+}
+extern "C" void error_sums_backward_float64(const double *terms, const Index *ptr,
+                                            const double *error, const double *dsums,
+                                            double *dterms, Index molecules, Index top) {
+    hipnn::error_sums_backward(terms, ptr, error, dsums, dterms, molecules, top);
+}

@@ -46,10 +46,9 @@ class _Interact(torch.autograd.Function):
         r, mu, sigma, z, V = inputs = ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, None, None, *differentiated(ctx, inputs, gradients[0])
-        needed = ctx.needs_input_grad[3:]
-        slopes = cpu.interact_backward(
-            ctx.pattern, ctx.cutoff, r, mu, sigma, z, V, gradients[0], needed
-        )
+        needed = zip(inputs, ctx.needs_input_grad[3:], strict=True)
+        slopes = [torch.empty_like(x) if need else None for x, need in needed]
+        cpu.interact_backward(ctx.pattern, ctx.cutoff, r, mu, sigma, z, V, gradients[0], slopes)
         return None, None, None, *slopes
 
 
@@ -68,10 +67,15 @@ class _Dense(torch.autograd.Function):
         z, received, activations, between, *weights = ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, *differentiated(ctx, (z, received, *weights), gradients[0])
-        slopes = cpu.dense_backward(
-            z, weights, activations, between, gradients[0], ctx.needs_input_grad[1]
+        sizes = [0 if w is None else w.numel() for w in weights]
+        dz, dweights = torch.empty_like(z), z.new_empty(sum(sizes))
+        wanted = dz if ctx.needs_input_grad[1] else None
+        dreceived = cpu.dense_backward(
+            z, weights, activations, between, gradients[0], wanted, dweights
         )
-        return None, *slopes
+        parts = zip(weights, dweights.split(sizes), strict=True)
+        slopes = (None if w is None else part.view_as(w) for w, part in parts)
+        return None, wanted, dreceived, *slopes
 
 
 def interact(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hipnn_pyg.data.packed import MoleculeBatch
+from hipnn_pyg.train.direct import DirectGradient
 from hipnn_pyg.train.loss import HIPNNLoss, LossTerms, is_penalised
 
 Gradient = Callable[[Tensor, dict[str, Tensor], MoleculeBatch], tuple[LossTerms, Tensor]]
@@ -42,6 +43,8 @@ class TrainingStep(nn.Module):
         self.register_buffer("penalised", torch.cat(mask), persistent=False)
         for name, view in self.views(self.vector.detach()).items():
             learned[name].data = view
+        serves = DirectGradient.serves(loss)
+        self.direct = DirectGradient(loss, self.vector, self.penalised) if serves else None
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """The model's learned parameters by name, as parts of ``vector``."""
@@ -53,9 +56,10 @@ class TrainingStep(nn.Module):
 
     @property
     def frozen(self) -> dict[str, Tensor]:
-        """What the model does not learn but the loss needs: E^0 and sigma_E, by name."""
+        """What is not learned but the loss needs, by name: E^0, sigma_E; with forces sigma_F."""
         reference = self.loss.model.reference
-        return {f"model.reference.{name}": t for name, t in reference.state_dict().items()}
+        own = dict(self.loss.named_buffers(recurse=False))
+        return own | {f"model.reference.{name}": t for name, t in reference.state_dict().items()}
 
     def forward(self, batch: MoleculeBatch) -> LossTerms:
         """The loss of a mini-batch, differentiable in :attr:`vector`."""
@@ -84,17 +88,19 @@ class TrainingStep(nn.Module):
         vector = vector.detach().requires_grad_()
         terms = self.evaluate(vector, frozen, batch)
         (gradient,) = torch.autograd.grad(terms.loss, (vector,))
-        return LossTerms(*(term.detach() for term in terms)), gradient
+        return type(terms)(*(term.detach() for term in terms)), gradient
 
     def _own_gradient(self, batch: MoleculeBatch) -> tuple[LossTerms, Tensor]:
         """The same at :attr:`vector` itself, without the detour through views; L2 by hand."""
+        if self.direct is not None:
+            return self.direct(batch)
         vector = self.vector.detach()
         weights = self.penalised * vector
         terms = self.loss(batch, (weights * vector).sum())  # not dot: see EnergyReadout
         pieces = torch.autograd.grad(terms.loss, self.learned)
         gradient = torch.cat([piece.flatten() for piece in pieces])
         gradient.add_(weights, alpha=2 * self.loss.lambda_l2)
-        return LossTerms(*(term.detach() for term in terms)), gradient
+        return type(terms)(*(term.detach() for term in terms)), gradient
 
 
 def compiled_gradient(step: TrainingStep) -> Gradient:

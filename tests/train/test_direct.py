@@ -1,0 +1,104 @@
+"""The chain rule written out gives what autograd gives, for the loss and for every parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from hipnn_pyg import HIPNN, PackedMolecules
+from hipnn_pyg.train.loss import HIPNNLoss
+from hipnn_pyg.train.step import TrainingStep
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "one_order": dict(num_interactions=1),
+    "three_orders": dict(num_interactions=3),
+    "no_onsite": dict(num_onsite=0),
+    "wide": dict(hidden_channels=21, num_sensitivities=17),
+    "no_hierarchy": dict(hierarchical=False),
+}
+Parts = tuple[PackedMolecules, PackedMolecules]
+
+
+def step_of(model: HIPNN, lambda_r: float = 0.1) -> TrainingStep:
+    return TrainingStep(HIPNNLoss(model, lambda_l2=1e-2, lambda_r=lambda_r))
+
+
+def by_autograd(step: TrainingStep, batch: Any) -> tuple[Any, torch.Tensor]:
+    """Of a copy of the vector, which is not the step's own."""
+    return step.gradient(step.vector.detach().clone(), step.frozen, batch)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_equals_autograd(
+    network: str,
+    parts: Parts,
+    new_model: Callable[..., HIPNN],
+    dtype: torch.dtype,
+    tolerance: dict[str, float],
+) -> None:
+    step = step_of(new_model(**NETWORKS[network]).to(dtype))
+    assert step.direct is not None
+    with torch.no_grad():
+        step.vector += 0.1 * torch.randn_like(step.vector)  # zero biases would hide errors
+    for index in (torch.arange(20), torch.tensor([3]), torch.arange(40, 47)):
+        batch = parts[0].gather(index)
+        terms, gradient = step.gradient(step.vector, step.frozen, batch)
+        expected, slopes = by_autograd(step, batch)
+        torch.testing.assert_close(tuple(terms), tuple(expected), **tolerance)
+        scale = slopes.abs().max()
+        torch.testing.assert_close(gradient / scale, slopes / scale, **tolerance)
+        if index.numel() > 1:  # control: no parameter is forgotten
+            assert all(bool(part.any()) for part in step.views(gradient).values())
+
+
+def test_follows_the_parameters(parts: Parts, new_model: Callable[..., HIPNN]) -> None:
+    """It reads the parameters where they are, and writes all of the gradient each time."""
+    step, batch = step_of(new_model().double()), parts[0].gather(torch.arange(9))
+    _, first = step.gradient(step.vector, step.frozen, batch)
+    first = first.clone()
+    with torch.no_grad():
+        step.vector *= 1.1
+    _, moved = step.gradient(step.vector, step.frozen, batch)
+    assert float((moved - first).abs().max()) > 1e-3 * float(first.abs().max())
+    with torch.no_grad():
+        step.vector /= 1.1
+    _, back = step.gradient(step.vector, step.frozen, batch)
+    torch.testing.assert_close(back, first, rtol=1e-10, atol=1e-12)
+
+
+def test_the_penalties_count(parts: Parts, new_model: Callable[..., HIPNN]) -> None:
+    batch = parts[0].gather(torch.arange(9))
+    gradients = []
+    for lambda_r in (0.0, 0.1):
+        step = step_of(new_model().double(), lambda_r)
+        gradients.append(step.gradient(step.vector, step.frozen, batch)[1])
+    assert float((gradients[0] - gradients[1]).abs().max()) > 1e-3
+
+
+def test_serves_only_whole_layers_with_kernels(new_model: Callable[..., HIPNN]) -> None:
+    assert step_of(new_model(kernel="padded")).direct is None
+    frozen = new_model()
+    frozen.blocks[1].interaction.V.requires_grad_(False)
+    assert step_of(frozen).direct is None
+
+
+def test_exact_energies_give_no_error_gradient(
+    parts: Parts, new_model: Callable[..., HIPNN]
+) -> None:
+    """RMSE is a norm and R a quotient: their gradients at 0 are 0, not 0/0."""
+    model = new_model().double()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.readout.weight.zero_()
+    model.set_e0([0.0] * 4, 1.0)
+    batch = parts[0].gather(torch.arange(9))
+    batch = batch._replace(target=torch.zeros_like(batch.target))
+    step = TrainingStep(HIPNNLoss(model, lambda_l2=0.0, lambda_r=0.1))
+    terms, gradient = step.gradient(step.vector, step.frozen, batch)
+    assert float(terms.loss) == 0 and not bool(gradient.any())
+    wrong = batch._replace(target=torch.ones_like(batch.target))
+    assert bool(step.gradient(step.vector, step.frozen, wrong)[1].any())  # control
