@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hipnn_pyg.checks import HIPNNWarning, check_distances, check_graphs, check_species
-from hipnn_pyg.data.statistics import fit_reference_energies
+from hipnn_pyg.data.statistics import EnergyScale, fit_reference_energies
 from hipnn_pyg.data.targets import Target, resolve_target
 from hipnn_pyg.graph import (
     Pairs,
@@ -202,7 +202,7 @@ class HIPNN(nn.Module):
 
     @property
     def sigma_e(self) -> float:
-        """sigma_E, the standard deviation of the training energies (energy unit)."""
+        """sigma_E, the energy scale of readouts and loss (energy unit); see :meth:`fit_e0`."""
         return float(self.reference.sigma_e)
 
     @property
@@ -243,7 +243,12 @@ class HIPNN(nn.Module):
             self.reference.weight.copy_(values)
             self.reference.sigma_e.fill_(sigma_e)
 
-    def fit_e0(self, data: Any, target: str | int | Target = "U0_atom") -> HIPNN:
+    def fit_e0(
+        self,
+        data: Any,
+        target: str | int | Target = "U0_atom",
+        scale: EnergyScale = "total",
+    ) -> HIPNN:
         """Set E^0 (least squares, float64) and sigma_E from training molecules (Sec. II.F).
 
         Without hierarchy E^0 stays 0 and only sigma_E is set.
@@ -252,6 +257,8 @@ class HIPNN(nn.Module):
             data: the training molecules: a PyG dataset, a list of ``Data`` or a ``DataLoader``.
             target: a QM9 name such as ``"U0_atom"``, ``"energy"`` (MD17), a column of ``y``, the
                 name of an attribute, or a :class:`~hipnn_pyg.data.targets.Target`.
+            scale: sigma_E is the standard deviation of the energies (``"total"``, the paper's) or
+                of E - E^0 (``"residual"``, which trains to lower errors in the same time).
 
         Returns:
             The model itself.
@@ -260,7 +267,8 @@ class HIPNN(nn.Module):
             StructureError: no molecules, foreign species, or a target that is not finite.
         """
         target = resolve_target(target)
-        weight, sigma_e = fit_reference_energies(data, target, self.species)
+        scale = scale if self.hierarchical else "total"
+        weight, sigma_e = fit_reference_energies(data, target, self.species, scale)
         self.set_e0(weight if self.hierarchical else None, sigma_e)
         self.energy_unit = target.unit
         return self

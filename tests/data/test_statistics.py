@@ -82,3 +82,20 @@ def test_sigma_does_not_know_the_zero_of_energy() -> None:
 def test_equal_energies_give_no_scale() -> None:
     with pytest.raises(StructureError, match=r"sigma_E.*4 target energies, is 0"):
         fit_reference_energies(molecules([1.0] * 4), ENERGY, (1, 6, 8))
+
+
+def test_residual_scale_is_what_least_squares_leaves() -> None:
+    data = molecules([3.0, -1.0, 2.0, 7.0, 4.0], [*FORMULAS, [1, 8]])
+    weight, total = fit_reference_energies(data, ENERGY, (1, 6, 8))
+    same, residual = fit_reference_energies(data, ENERGY, (1, 6, 8), scale="residual")
+    packed = PackedMolecules.pack(data, ENERGY)
+    left = packed.target - composition(packed, (1, 6, 8)) @ weight
+    assert torch.equal(same, weight)
+    assert residual == pytest.approx(float(left.std(correction=0)), rel=1e-12)
+    assert 0 < residual < total
+
+
+def test_sums_over_atoms_leave_no_residual() -> None:
+    energies = [float(sum(numbers)) for numbers in FORMULAS]
+    with pytest.raises(StructureError, match=r'E - E\^0 over 4 molecules.*scale="total"'):
+        fit_reference_energies(molecules(energies), ENERGY, (1, 6, 8), scale="residual")

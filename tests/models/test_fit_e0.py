@@ -152,3 +152,13 @@ def test_bad_training_sets(
 def test_foreign_species_is_named(items: list[Data]) -> None:
     with pytest.raises(StructureError, match=r"atomic number 8 .*\(1, 6, 7\)"):
         HIPNN((1, 6, 7), 4).fit_e0(items, ENERGY)
+
+
+def test_residual_scale_needs_a_hierarchy(items: list[Data]) -> None:
+    """Without one E^0 is 0, and E - E^0 is E."""
+    total = least_squares(items)[1]
+    scales = [
+        HIPNN(SPECIES, 4, hierarchical=hierarchical).fit_e0(items, ENERGY, "residual").sigma_e
+        for hierarchical in (True, False)
+    ]
+    assert scales[0] < 0.01 * total and scales[1] == pytest.approx(total)
