@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from hipnn_pyg import __version__
+from hipnn_pyg.models import direct
 from hipnn_pyg.models.files import atomic_write
 from hipnn_pyg.models.hipnn import HIPNN, Kernel
 from hipnn_pyg.ops import cpu
+
+DIRECT = "without autograd: "
+"""Before the names of the results of :mod:`hipnn_pyg.models.direct`."""
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest difference allowed, relative to the largest number of a result."""
@@ -49,9 +53,10 @@ def self_check(kernel: Kernel, device: torch.device | str = "cpu", force: bool =
     differences = {}
     for dtype, tolerance in TOLERANCE.items():
         expected, actual = (_results(k, device, dtype) for k in ("reference", kernel))
-        for name, value in expected.items():
-            scale = max(float(value.abs().max()), 1e-30)
-            difference = float((actual[name] - value).abs().max()) / scale
+        for name, value in actual.items():
+            right = expected[name.removeprefix(DIRECT)]
+            scale = max(float(right.abs().max()), 1e-30)
+            difference = float((value - right).abs().max()) / scale
             differences[f"{name}, {str(dtype).removeprefix('torch.')}"] = difference
             if not difference <= tolerance:
                 raise SelfCheckError(
@@ -93,8 +98,30 @@ def _results(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> dict[s
         dtype=dtype,
         device=device,
     ).requires_grad_()
-    energy = model(z, pos, torch.tensor([0, 0, 0, 0, 1], device=device))
+    batch = torch.tensor([0, 0, 0, 0, 1], device=device)
+    energy = model(z, pos, batch)
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
     slopes = torch.autograd.grad(energy.sum(), [pos, *learned.values()])
     names = ("the gradient in the positions", *(f"the gradient in {name}" for name in learned))
-    return {"the energy": energy.detach(), **dict(zip(names, slopes, strict=True))}
+    results = {"the energy": energy.detach(), **dict(zip(names, slopes, strict=True))}
+    if kernel == "fused" and direct.serves(model):
+        results |= _direct_results(model, z, pos, batch)
+    return results
+
+
+def _direct_results(model: HIPNN, z: Tensor, pos: Tensor, batch: Tensor) -> dict[str, Tensor]:
+    """The same without autograd over the layers."""
+    pairs = model.pairs(pos, batch)
+    terms, passes = direct.forward(model, model.species_index(z), pairs)
+    ones = torch.ones_like(terms)
+    energy = terms.new_zeros(2).index_add(0, batch, terms.sum(1)).to(pos.dtype)
+    r = torch.linalg.vector_norm(pos[pairs.j] - pos[pairs.i], dim=1)
+    (pull,) = torch.autograd.grad(r, pos, direct.distance_slopes(model, passes, ones))
+    gradient, slopes = direct.gradient_parts(model)
+    direct.backward(model, passes, ones, slopes)
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parts = gradient.split([p.numel() for p in learned.values()])
+    results = {"the energy": energy.unsqueeze(1), "the gradient in the positions": pull}
+    for (name, parameter), part in zip(learned.items(), parts, strict=True):
+        results[f"the gradient in {name}"] = part.view_as(parameter)
+    return {f"{DIRECT}{name}": value for name, value in results.items()}

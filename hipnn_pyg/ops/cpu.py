@@ -220,10 +220,10 @@ def dense_backward(
     between: Tensor,
     gradient: Tensor,
     dz: Tensor | None,
-    dweights: Tensor,
+    dweights: Tensor | None,
 ) -> Tensor:
     """Gradient of :func:`dense` in ``received``, ``[N, out]``; those in z and the weights (one
-    after the other) are written to ``dz``, unless it is None, and ``dweights``."""
+    after the other) are written to ``dz`` and ``dweights`` (None: not)."""
     z, gradient, layers = z.contiguous(), gradient.contiguous(), len(weights) // 5
     dreceived = torch.empty_like(gradient)
     sizes = (z.size(0), z.size(1), gradient.size(1), layers)
@@ -247,11 +247,14 @@ def readout(z: Tensor, w: Tensor, b: Tensor, sigma_e: float) -> Tensor:
 
 
 def readout_backward(
-    z: Tensor, w: Tensor, gradient: Tensor, sigma_e: float, dz: Tensor, dw: Tensor, db: Tensor
-) -> None:
-    """Gradients of :func:`readout` in z, w and b, written to ``dz``, ``dw``, ``db``."""
+    z: Tensor, w: Tensor, gradient: Tensor, sigma_e: float, dw: Tensor | None, db: Tensor | None
+) -> Tensor:
+    """Gradient of :func:`readout` in z, ``[N, in]``; those in w and b are written to ``dw`` and
+    ``db`` (None: neither)."""
     z, gradient = z.contiguous(), gradient.contiguous()
+    dz = torch.empty_like(z)
     _call("readout_backward", z.dtype, z, w, gradient, dz, dw, db, *z.shape, sigma_e)
+    return dz
 
 
 def error_sums(terms: Tensor, ptr: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

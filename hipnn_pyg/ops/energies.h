@@ -20,18 +20,21 @@ void readout(const T *z, const T *w, const T *b, double *energy, Index atoms, In
     }
 }
 
+// dw and db may be null, together.
 template <typename T>
 void readout_backward(const T *z, const T *w, const double *denergy, T *dz, T *dw, T *db,
                       Index atoms, Index width, double scale) {
+    for (Index i = 0; i < atoms; ++i) {
+        const T slope = T(denergy[i]) * T(scale);
+        for (Index a = 0; a < width; ++a) dz[i * width + a] = slope * w[a];
+    }
+    if (!dw) return;
     double along = 0;
     std::fill(dw, dw + width, T(0));
     for (Index i = 0; i < atoms; ++i) {
         const T slope = T(denergy[i]) * T(scale);
         along += denergy[i];
-        for (Index a = 0; a < width; ++a) {
-            dz[i * width + a] = slope * w[a];
-            dw[a] += slope * z[i * width + a];
-        }
+        for (Index a = 0; a < width; ++a) dw[a] += slope * z[i * width + a];
     }
     *db = T(along);
 }

@@ -342,25 +342,31 @@ template <typename T> struct Layer {
         multiply<T, true>(atoms, out, out, activation, turned_Wr.data(), result);
     }
 
-    // Adds to the gradients of W, B, Wr, Br, M (one after the other in `to`); dz may be null.
+    // Writes dh; adds to the gradients of W, B, Wr, Br, M (one after the other in `to`). dz and
+    // `to` may be null.
     void backward(Index atoms, const T *z, const T *activation, const T *dresult, T *dh, T *dz,
                   T *to) const {
-        T *dW = to, *dB = dW + out * in, *dWr = dB + out, *dBr = dWr + out * out, *dM = dBr + out;
-        add_outer<T>(out, out, atoms, dresult, activation, dWr);
         multiply<T, false>(atoms, out, out, dresult, Wr, dh);
 #pragma omp simd
         for (Index k = 0; k < atoms * out; ++k)
             dh[k] *= activation[k] > T(20) ? T(1) : 1 - exponential(-activation[k]);
-        add_outer<T>(out, in, atoms, dh, z, dW);
-        for (Index a = 0; a < atoms; ++a)
-            for (Index n = 0; n < out; ++n) dB[n] += dh[a * out + n], dBr[n] += dresult[a * out + n];
-        if (M) add_outer<T>(out, in, atoms, dresult, z, dM);
+        if (to) weights(atoms, z, activation, dresult, dh, to);
         if (!dz) return;
         if (M)
             multiply<T, false>(atoms, in, out, dresult, M, dz);
         else
             std::copy(dresult, dresult + atoms * out, dz);
         multiply<T, true>(atoms, in, out, dh, W, dz);
+    }
+
+    void weights(Index atoms, const T *z, const T *activation, const T *dresult, const T *dh,
+                 T *to) const {
+        T *dW = to, *dB = dW + out * in, *dWr = dB + out, *dBr = dWr + out * out, *dM = dBr + out;
+        add_outer<T>(out, out, atoms, dresult, activation, dWr);
+        add_outer<T>(out, in, atoms, dh, z, dW);
+        for (Index a = 0; a < atoms; ++a)
+            for (Index n = 0; n < out; ++n) dB[n] += dh[a * out + n], dBr[n] += dresult[a * out + n];
+        if (M) add_outer<T>(out, in, atoms, dresult, z, dM);
     }
 
     Index parameters() const { return out * in + out + out * out + out + (M ? out * in : 0); }
@@ -403,13 +409,14 @@ void dense(const T *z, const T *received, const T *const *weights, T *activation
     }
 }
 
+// Gradients of dense; dz and dweights may be null.
 template <typename T>
 void dense_backward(const T *z, const T *const *weights, const T *activations, const T *inputs,
                     const T *dresult, T *dreceived, T *dz, T *dweights, Index atoms, Index in,
                     Index out, Index layers) {
     const auto all = stack(weights, in, out, layers);
     Index size = 0;
-    for (const auto &layer : all) size += layer.parameters();
+    for (const auto &layer : all) size += dweights ? layer.parameters() : 0;
     const Index team = omp_get_max_threads();
     T *parts = scratch<T, kSums>(team * size);
     const unsigned mode = FloatMode::callers();
@@ -425,12 +432,12 @@ void dense_backward(const T *z, const T *const *weights, const T *activations, c
             const T *down = dresult + first * out;
             T *to = mine + size;
             for (Index l = layers - 1; l >= 0; --l) {
-                to -= all[l].parameters();
+                to -= dweights ? all[l].parameters() : 0;
                 const T *activation = activations + (l * atoms + first) * out;
                 const T *from = l ? inputs + ((l - 1) * atoms + first) * out : z + first * in;
                 T *dh = l ? small : dreceived + first * out;
                 T *up = l ? small + (1 + l % 2) * kBlock * out : (dz ? dz + first * in : dz);
-                all[l].backward(count, from, activation, down, dh, up, to);
+                all[l].backward(count, from, activation, down, dh, up, dweights ? to : nullptr);
                 down = up;
             }
         }

@@ -31,10 +31,8 @@ def test_a_wrong_kernel_is_refused_and_not_remembered(
 ) -> None:
     right = ops.cpu.dense_backward
 
-    def wrong(*arguments: object) -> list[Tensor | None]:
-        dz, dreceived, *weights = right(*arguments)  # type: ignore[arg-type]
-        assert dreceived is not None
-        return [dz, dreceived * (1 + 1e-2), *weights]
+    def wrong(*arguments: object) -> Tensor:
+        return right(*arguments) * (1 + 1e-2)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(ops.cpu, "dense_backward", wrong)
@@ -42,6 +40,16 @@ def test_a_wrong_kernel_is_refused_and_not_remembered(
             self_check("fused")
     assert not list(own_cache.glob("checked-*"))
     assert self_check("fused")  # control: without the fault it passes
+
+
+def test_a_wrong_chain_rule_is_refused(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs without autograd is compared too."""
+    right = ops.cpu.readout_backward
+    monkeypatch.setattr(
+        ops.cpu, "readout_backward", lambda *arguments: right(*arguments) * (1 + 1e-2)
+    )
+    with pytest.raises(SelfCheckError, match="without autograd: the gradient in"):
+        self_check("fused")
 
 
 def test_a_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,165 @@
+"""All of Fig. 1 and its first derivatives by the CPU kernels alone: the chain rule written out.
+
+What autograd does over :mod:`hipnn_pyg.ops.layers`, without its bookkeeping, which for few atoms
+costs a sixth of a training step, and without derivatives that nobody asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hipnn_pyg.graph.pairs import Pairs
+from hipnn_pyg.models.hipnn import HIPNN
+from hipnn_pyg.nn import dense_weights
+from hipnn_pyg.ops import Pattern, cpu
+
+
+class Slopes(NamedTuple):
+    """Where the gradients of a block's parameters go; None: nobody wants them."""
+
+    mu: Tensor | None = None
+    sigma: Tensor | None = None
+    V: Tensor | None = None
+    dense: Tensor | None = None  # of all dense layers, one after the other
+    w: Tensor | None = None
+    b: Tensor | None = None
+
+
+class BlockPass(NamedTuple):
+    """What the backward pass of a block needs of its forward pass."""
+
+    where: tuple[Pattern, float, Tensor, Tensor, Tensor]  # pairs and sensitivity functions
+    z: Tensor
+    V: Tensor
+    dense: list[Tensor | None]
+    activations: Tensor
+    between: Tensor
+    result: Tensor
+    w: Tensor
+
+
+def serves(model: HIPNN) -> bool:
+    """Whether the model has the CPU kernels."""
+    weight = model.blocks[0].interaction.V
+    return cpu.takes(weight) and model.kernel_on(weight.device) == "fused"
+
+
+def gradient_parts(model: HIPNN) -> tuple[Tensor, list[Slopes]]:
+    """A vector for the gradient in all learned parameters, in their order, and its parts.
+
+    Args:
+        model: its interaction and on-site layers are learned as a whole.
+
+    Returns:
+        Zeros, ``[P]``, and where in them the gradients of each block go.
+    """
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradient = torch.cat([torch.zeros_like(parameter).flatten() for parameter in learned])
+    start: dict[Tensor, int] = {}
+    end = 0
+    for parameter in learned:
+        start[parameter] = end
+        end += parameter.numel()
+
+    def part(parameters: Sequence[Tensor]) -> Tensor:
+        first = end = start[parameters[0]]
+        for parameter in parameters:
+            assert start[parameter] == end, "a block's dense weights must be neighbours"
+            end += parameter.numel()
+        return gradient[first:end]
+
+    slopes = []
+    for block in model.blocks:
+        functions, readout = block.interaction.sensitivity, block.readout
+        own: list[list[Tensor]] = [[functions.mu], [functions.sigma], [block.interaction.V]]
+        own.append([w for w in dense_weights(block.interaction, [*block.onsite]) if w is not None])
+        if readout.weight in start:  # not below the last order without hierarchy
+            own += [[readout.weight], [readout.bias]]
+        slopes.append(Slopes(*(part(parameters) for parameters in own)))
+    return gradient, slopes
+
+
+@torch.no_grad()
+def forward(model: HIPNN, species: Tensor, pairs: Pairs) -> tuple[Tensor, list[BlockPass]]:
+    """Eqs. 3-11, as :meth:`HIPNN.atom_terms`.
+
+    Args:
+        model: the model.
+        species: places in the species list, ``[N]``.
+        pairs: edges with their pattern.
+
+    Returns:
+        ``terms [N, num_interactions + 1]`` in float64, and what :func:`backward` needs.
+    """
+    assert pairs.pattern is not None
+    z, r, sigma_e = model.one_hot(species), pairs.r.detach(), model.sigma_e
+    r = r.to(z.dtype)
+    terms, passes = [model.reference(species)], []
+    for block in model.blocks:
+        layer, readout = block.interaction, block.readout
+        functions, weights = layer.sensitivity, dense_weights(layer, [*block.onsite])
+        where = (pairs.pattern, functions.cutoff, r, functions.mu, functions.sigma)
+        received = cpu.interact(*where, z, layer.V)
+        result, activations, between = cpu.dense(z, received, weights, True)
+        assert activations is not None and between is not None
+        terms.append(cpu.readout(result, readout.weight, readout.bias, sigma_e))
+        passes.append(
+            BlockPass(where, z, layer.V, weights, activations, between, result, readout.weight)
+        )
+        z = result
+    return torch.stack(terms, dim=1), passes
+
+
+@torch.no_grad()
+def backward(
+    model: HIPNN, passes: Sequence[BlockPass], dterms: Tensor, slopes: Sequence[Slopes]
+) -> None:
+    """Gradients of a function of the terms in the parameters.
+
+    Args:
+        model: the model.
+        passes: of :func:`forward`.
+        dterms: gradient in the terms, ``[N, num_interactions + 1]``.
+        slopes: of each block: where to.
+    """
+    _backward(model, passes, dterms, slopes, [None] * len(passes))
+
+
+@torch.no_grad()
+def distance_slopes(model: HIPNN, passes: Sequence[BlockPass], dterms: Tensor) -> Tensor:
+    """The same in the distances, ``[E]`` (energy unit / Å)."""
+    r = passes[0].where[2]
+    each = r.new_empty(len(passes), r.numel())
+    _backward(model, passes, dterms, [Slopes()] * len(passes), [*each])
+    return each.sum(0)
+
+
+def _backward(
+    model: HIPNN,
+    passes: Sequence[BlockPass],
+    dterms: Tensor,
+    slopes: Sequence[Slopes],
+    dr: Sequence[Tensor | None],
+) -> None:
+    of_order = dterms.t().contiguous()
+    dz: Tensor | None = None
+    for n in range(len(passes) - 1, -1, -1):
+        own, to = passes[n], slopes[n]
+        dresult = cpu.readout_backward(
+            own.result, own.w, of_order[n + 1], model.sigma_e, to.w, to.b
+        )
+        if dz is not None:
+            dresult += dz
+        dz = torch.empty_like(own.z) if n else None
+        sent = None if dz is None else torch.empty_like(dz)
+        dreceived = cpu.dense_backward(
+            own.z, own.dense, own.activations, own.between, dresult, dz, to.dense
+        )
+        wanted = (dr[n], to.mu, to.sigma, sent, to.V)
+        cpu.interact_backward(*own.where, own.z, own.V, dreceived, wanted)
+        if dz is not None and sent is not None:
+            dz += sent
