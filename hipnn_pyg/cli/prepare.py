@@ -66,7 +66,8 @@ def prepare(
     torch.manual_seed(training.seed)
     species = sorted(set(packed.z.tolist()))
     model = HIPNN(species=species, **asdict(network))
-    model.fit_e0(packed.subset(parts.train), packed.spec)
+    assert training.energy_scale is not None
+    model.fit_e0(packed.subset(parts.train), packed.spec, training.energy_scale)
     provenance = {**describe(molecules), "seed": training.seed, "recipe": training.recipe}
     for machine_path in ("root", "path"):
         provenance.pop(machine_path, None)

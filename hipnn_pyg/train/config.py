@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+from hipnn_pyg.data.statistics import EnergyScale
 from hipnn_pyg.units import Bohr
+
+OWN: dict[str, dict[str, Any]] = {
+    "paper": {"epochs": 2000, "energy_scale": "total"},
+    "fast": {"epochs": 100, "energy_scale": "residual"},
+}
+"""What a recipe takes where a setting is null."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Training:
         epochs: most epochs; null for the recipe's own, 2000 (paper) or 100 (fast).
         batch_size: molecules per mini-batch.
         learning_rate: initial (paper) or highest (fast) learning rate of Adam.
+        energy_scale: what sigma_E is the standard deviation of: "total" for the energies or
+            "residual" for E - E^0; null for the recipe's own, total (paper) or residual (fast).
         lambda_l2: weight of the L2 term (Eq. 16).
         lambda_r: weight of the non-hierarchicality term (Eq. 17).
         t_init: paper: epochs before annealing may begin.
@@ -66,6 +75,7 @@ class Training:
     epochs: int | None = None
     batch_size: int = 30
     learning_rate: float = 1e-3
+    energy_scale: EnergyScale | None = None
     lambda_l2: float = 1e-6
     lambda_r: float = 1e-2
     t_init: int = 100
@@ -95,7 +105,6 @@ class Training:
             raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
 
     def resolved(self) -> Training:
-        """The same settings with the recipe's own number of epochs filled in."""
-        return (
-            self if self.epochs else replace(self, epochs=2000 if self.recipe == "paper" else 100)
-        )
+        """The same settings with the recipe's own in the place of null."""
+        own = {name: value for name, value in OWN[self.recipe].items() if not getattr(self, name)}
+        return replace(self, **own)
