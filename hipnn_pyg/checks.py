@@ -138,19 +138,24 @@ def _check_edges(edge_index: Tensor, shift: Tensor | None, z: Tensor) -> None:
         raise StructureError(
             f"shift of edge {edge} is {shift[edge].tolist()}, not finite: repair it"
         )
+    if shift is None:  # the search with that default knows no periodic images
+        _warn_if_truncated(edge_index)
+    own = edge_index[0] == edge_index[1]
+    if shift is None and bool(own.any()):
+        raise StructureError(
+            f"edge_index joins atom {int(edge_index[0][own][0])} to itself: remove self loops, "
+            "e.g. with torch_geometric.utils.remove_self_loops (the layer has its own self term)"
+        )
+
+
+def _warn_if_truncated(edge_index: Tensor) -> None:
     degree = torch.bincount(edge_index[1]) if edge_index.numel() else edge_index.new_zeros(1)
     if int((degree == 32).sum()) > 1 and int(degree.max()) == 32:
         warnings.warn(
             f"{int((degree == 32).sum())} atoms have exactly 32 neighbours and none has more: "
             "edge_index looks cut off by a default max_num_neighbors=32; raise that limit",
             HIPNNWarning,
-            stacklevel=5,
-        )
-    own = edge_index[0] == edge_index[1]
-    if shift is None and bool(own.any()):
-        raise StructureError(
-            f"edge_index joins atom {int(edge_index[0][own][0])} to itself: remove self loops, "
-            "e.g. with torch_geometric.utils.remove_self_loops (the layer has its own self term)"
+            stacklevel=6,
         )
 
 
@@ -185,20 +190,31 @@ def check_species(z: Tensor, known: Tensor, species: Sequence[int]) -> None:
         )
 
 
-def check_distances(r: Tensor) -> None:
+def check_distances(
+    r: Tensor, least: float = MIN_DISTANCE, atoms: tuple[Tensor, Tensor] | None = None
+) -> None:
     """No two atoms at the same place.
 
     Args:
         r: pair distances in Å, any shape.
+        least: the smallest distance allowed in Å.
+        atoms: the two atoms of each pair, each of the shape of ``r``.
 
     Raises:
-        StructureError: the smallest distance is below :data:`MIN_DISTANCE`.
+        StructureError: a distance is below ``least``; names the atoms if they are given.
     """
-    closest = float(r.detach().min()) if r.numel() else torch.inf
-    if closest < MIN_DISTANCE:
+    if not r.numel():
+        return
+    closest = float(r.detach().min())
+    if closest < least:
+        pair = "two atoms"
+        if atoms is not None:
+            i, j = sorted(int(atom[r.argmin()]) for atom in atoms)
+            pair = f"atoms {i} and {j}" if i != j else f"atom {i} and an image of it"
+        remedy = ": remove the duplicate atom, or check that positions are in Å"
         raise StructureError(
-            f"two atoms are {closest:.2e} Å apart, closer than {MIN_DISTANCE} Å: remove the "
-            "duplicate atom, or check that positions are in Å"
+            f"{pair} are {closest:.2e} Å apart, closer than {least:g} Å"
+            + (remedy if least <= MIN_DISTANCE else "")
         )
 
 

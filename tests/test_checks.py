@@ -116,6 +116,30 @@ def test_bad_input_to_a_model_is_named(
         model.energy_terms(**(inputs | change(inputs)))
 
 
+def test_crystals_may_have_32_neighbours_each() -> None:
+    """Periodic images are no work of a search that stops at 32; without them it is suspicious."""
+    z, pos = torch.ones(40, dtype=torch.long), torch.rand(40, 3)
+    atom = torch.arange(40)
+    edge_index = torch.stack([torch.cat([(atom + k) % 40 for k in range(1, 33)]), atom.repeat(32)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_graphs(z, pos, edge_index=edge_index, shift=torch.zeros(40 * 32, 3))
+        check_graphs(z, pos, edge_index=edge_index[:, 40:])  # 31 each
+    with pytest.warns(HIPNNWarning, match="max_num_neighbors=32") as caught:
+        check_graphs(z, pos, edge_index=edge_index)
+    assert len(caught) == 1
+
+
+def test_distances_name_the_atoms() -> None:
+    r = torch.tensor([2.0, 0.3, 1.0])
+    atoms = torch.tensor([0, 7, 2]), torch.tensor([1, 4, 3])
+    check_distances(r, 0.3)
+    with pytest.raises(StructureError, match=r"atoms 4 and 7 are 3.00e-01 Å .* than 0.4 Å$"):
+        check_distances(r, 0.4, atoms)
+    with pytest.raises(StructureError, match="atom 7 and an image of it are"):
+        check_distances(r, 0.4, (atoms[0], atoms[0]))
+
+
 def test_errors_are_value_errors() -> None:
     assert issubclass(StructureError, ValueError)
     assert issubclass(HIPNNWarning, UserWarning)

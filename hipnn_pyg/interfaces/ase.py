@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +14,21 @@ from ase.calculators.calculator import (
     PropertyNotImplementedError,
     all_changes,
 )
+from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
-from hipnn_pyg.data.targets import QM9_TARGETS
-from hipnn_pyg.interfaces.skin import VerletList
-from hipnn_pyg.models.files import load_model, read_card
+from hipnn_pyg.checks import MIN_DISTANCE, StructureError
+from hipnn_pyg.interfaces.loading import NotAPotentialError, check_is_potential, load_potential
+from hipnn_pyg.interfaces.skin import VerletList, changes
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.neighborhood import Neighborhood, neighborhood
 from hipnn_pyg.models.potential import HIPNNPotential, Prediction
 from hipnn_pyg.units import ENERGY_UNITS
 
-MINIMA_TARGETS = tuple(base + end for base in ("U0", "U", "H", "G") for end in ("", "_atom"))
-"""QM9 targets that include the zero-point energy and are known at minima only."""
+__all__ = ["HIPNNCalculator", "NotAPotentialError", "check_is_potential"]
 
 PROPERTIES = ("energy", "free_energy", "energies", "forces", "stress", "nonhierarchicality")
-
-
-class NotAPotentialError(ValueError):
-    """A model that was not trained to give forces or to leave the minima."""
-
-
-def check_is_potential(card: Mapping[str, Any], i_know: bool = False) -> None:
-    """Stop before a model is used for what its training data cannot support.
-
-    Args:
-        card: the JSON side of a model file, see :func:`hipnn_pyg.models.read_card`. What it does
-            not say is not held against it.
-        i_know: go on all the same.
-
-    Raises:
-        NotAPotentialError: the target is no potential energy, or the model saw neither forces nor
-            trajectories.
-    """
-    target = card.get("target")
-    saw = [card.get(key) for key in ("trained_on_forces", "trained_on_trajectories")]
-    if i_know or saw[0]:
-        return
-    reason = ""
-    if target in MINIMA_TARGETS:
-        reason = "which includes the zero-point energy and was learned at minima only"
-    elif target in QM9_TARGETS:
-        reason = "which is not a potential energy"
-    elif saw == [False, False]:
-        reason = "and saw neither forces nor trajectories"
-    if reason:
-        raise NotAPotentialError(
-            f"the model predicts {target!r}, {reason}: its forces are not those of the potential "
-            "energy surface. Train on forces or trajectories, or pass i_know=True (--i-know)"
-        )
 
 
 class HIPNNCalculator(BaseCalculator):
@@ -83,6 +48,7 @@ class HIPNNCalculator(BaseCalculator):
             results do not depend on it.
         i_know: use the model although its file says that it is no potential.
         compile: see :class:`~hipnn_pyg.models.potential.HIPNNPotential`.
+        min_distance: atoms closer than this (Å) are an error.
 
     Raises:
         ModelFileError: a model file that cannot be read.
@@ -100,17 +66,18 @@ class HIPNNCalculator(BaseCalculator):
         skin: float = 0.5,
         i_know: bool = False,
         compile: bool = False,
+        min_distance: float = MIN_DISTANCE,
     ) -> None:
         super().__init__()
         members = [model] if isinstance(model, (HIPNN, str, Path)) else list(model)
         if not members:
             raise ValueError("no model was given: pass at least one")
-        models = [_load(member, device, dtype, i_know) for member in members]
+        models = [load_potential(member, device, dtype, i_know) for member in members]
         self.implemented_properties = list(PROPERTIES)
         self.ensemble = not isinstance(model, (HIPNN, str, Path))
         if self.ensemble:
             self.implemented_properties += ["energy_std", "forces_std"]
-        self.potentials = [HIPNNPotential(each, compile) for each in models]
+        self.potentials = [HIPNNPotential(each, compile, min_distance) for each in models]
         self.to_ev = [ENERGY_UNITS[each.energy_unit] for each in models]
         self.device = torch.device(device)
         reach = max(each.cutoff for each in models)
@@ -119,22 +86,13 @@ class HIPNNCalculator(BaseCalculator):
         self._cell: Tensor | None = None
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """What changed since the last calculation, bit for bit (ASE's own check takes 0.4 ms).
+        """What changed since the last calculation, bit for bit.
 
         Args:
             atoms: the structure.
             tol: not used.
         """
-        old = self.atoms
-        if old is None or len(old) != len(atoms):
-            return all_changes
-        pairs = {
-            "positions": (old.positions, atoms.positions),
-            "numbers": (old.numbers, atoms.numbers),
-            "cell": (old.cell.array, atoms.cell.array),
-            "pbc": (old.pbc, atoms.pbc),
-        }
-        return [name for name, (a, b) in pairs.items() if not np.array_equal(a, b)]
+        return all_changes if self.atoms is None else changes(self.atoms, atoms)
 
     def calculate(
         self,
@@ -151,7 +109,7 @@ class HIPNNCalculator(BaseCalculator):
 
         Raises:
             PropertyNotImplementedError: stress without periodicity in three directions.
-            StructureError: bad input, see :mod:`hipnn_pyg.checks`.
+            StructureError: bad input, see :mod:`hipnn_pyg.checks`, or a result that is not finite.
         """
         self.results = {}
         periodic = bool(atoms.pbc.all())
@@ -161,16 +119,39 @@ class HIPNNCalculator(BaseCalculator):
                 f"{atoms.pbc.tolist()}"
             )
         if not self._near or not self.neighbors.holds(atoms):
-            self._search(atoms)
+            self.search(atoms)
         pos = torch.as_tensor(atoms.positions, device=self.device)
         outputs = [
             _in_ev(potential.evaluate(near, pos, self._cell), unit)
             for potential, near, unit in zip(self.potentials, self._near, self.to_ev, strict=True)
         ]
-        self.results = _combine(outputs) if self.ensemble else outputs[0]
+        results = _combine(outputs) if self.ensemble else outputs[0]
+        if not (np.isfinite(results["energy"]) and np.isfinite(results["forces"]).all()):
+            raise StructureError(
+                f"the energy is {results['energy']} eV and the largest force "
+                f"{np.abs(results['forces']).max()} eV/Å, not finite: look for atoms that are too "
+                "close, or for weights of the model that are not finite"
+            )
+        self.results = results
 
-    def _search(self, atoms: Atoms) -> None:
-        """Pairs anew, in the layout of each model's kernel."""
+    def export_properties(self) -> Properties:
+        """The results that have a name in ASE, for ``atoms.get_properties``."""
+        return Properties({name: v for name, v in self.results.items() if name in all_outputs})
+
+    def reset(self) -> None:
+        """Forget structure, neighbours and results."""
+        self.atoms, self.results, self._near = None, {}, []
+        self.neighbors.searched = None
+
+    def search(self, atoms: Atoms) -> None:
+        """Search the neighbours in this structure, as ``calculate`` does whenever it must.
+
+        A simulation that goes on where it stopped searches where it last did: then sums run over
+        the same pairs in the same order, to the same last bit.
+
+        Args:
+            atoms: the structure.
+        """
         self._near = []
         self.neighbors.update(atoms)
         edges = self.neighbors.edges
@@ -182,27 +163,6 @@ class HIPNNCalculator(BaseCalculator):
             neighborhood(each.model, z, pos, None, 1, edges.edge_index, edges.shift)
             for each in self.potentials
         ]
-
-
-def _load(
-    model: HIPNN | str | Path,
-    device: torch.device | str,
-    dtype: torch.dtype | str | None,
-    i_know: bool,
-) -> HIPNN:
-    """A model of one's own: in evaluation mode, without gradients of its parameters."""
-    if isinstance(model, HIPNN):
-        model = copy.deepcopy(model)
-    else:
-        check_is_potential(read_card(model), i_know)
-        model = load_model(model)
-    if model.energy_unit not in ENERGY_UNITS:
-        raise ValueError(
-            f"the model's energy unit is {model.energy_unit!r}, so that eV cannot be made of it: "
-            f"set model.energy_unit to one of {sorted(ENERGY_UNITS)}"
-        )
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
 def _in_ev(prediction: Prediction, unit: float) -> dict[str, Any]:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from hipnn_pyg.checks import check_distances, check_graphs
+from hipnn_pyg.checks import MIN_DISTANCE, check_distances, check_graphs
 from hipnn_pyg.graph import image_shift, radius_graph_pbc
 from hipnn_pyg.graph.lattice import read_lattice
+from hipnn_pyg.models import direct
 from hipnn_pyg.models.forces import gradient, keeps_graph, leaf
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.neighborhood import Neighborhood, neighborhood
@@ -52,14 +53,18 @@ class HIPNNPotential(nn.Module):
         model: the energy model.
         compile: energy and its gradient in one function compiled by torch.compile, without
             breaks in its graph. For predictions only: it cannot be differentiated again.
+        min_distance: atoms closer than this (Å) are an error.
 
     Raises:
         RuntimeError: ``compile`` and this PyTorch cannot compile a gradient.
     """
 
-    def __init__(self, model: HIPNN, compile: bool = False) -> None:
+    def __init__(
+        self, model: HIPNN, compile: bool = False, min_distance: float = MIN_DISTANCE
+    ) -> None:
         super().__init__()
         self.model = model
+        self.min_distance = min_distance
         self.train(model.training)
         self.compiled: Callable[..., Any] | None = None
         if compile:
@@ -156,12 +161,12 @@ class HIPNNPotential(nn.Module):
             create_graph: keep the graph.
 
         Raises:
-            StructureError: two atoms, or periodic images of them, at the same place.
+            StructureError: two atoms, or periodic images of them, closer than ``min_distance``.
             RuntimeError: a compiled potential asked to keep the graph, or that cannot compile.
         """
         run = self.compiled or _energy_and_pull
         terms, r, forces, virial = run(self.model, near, pos, cell is not None, create_graph)
-        check_distances(r)
+        check_distances(r, self.min_distance, (near.i, near.j))
         energies = terms.sum(1)
         energy = energies.new_zeros(near.num_graphs).index_add(0, near.batch, energies)
         stress = None
@@ -181,8 +186,13 @@ def _energy_and_pull(
     with torch.enable_grad():
         r_ij = near.vectors(pos if keep else pos.detach())
         r = leaf(torch.linalg.vector_norm(r_ij, dim=1), keep)
-        terms, _ = model.atom_terms(near.species, near.at(r))
-        (slope,) = gradient(terms, (r,), keep, isolated=r.numel() == 0)
+        pairs = near.at(r)
+        if not keep and pairs.pattern is not None and direct.serves(model):
+            terms, passes = direct.forward(model, near.species, pairs)
+            slope = direct.distance_slopes(model, passes, torch.ones_like(terms))
+        else:
+            terms, _ = model.atom_terms(near.species, pairs)
+            (slope,) = gradient(terms, (r,), keep, isolated=r.numel() == 0)
         pull = (slope / r).unsqueeze(1) * r_ij
         forces = near.per_atom(pull)
         virial = near.virial(pull, r_ij) if stress else None

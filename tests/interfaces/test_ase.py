@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,17 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.calculators.mixing import SumCalculator
 from ase.eos import EquationOfState
 from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
-from ase.optimize import BFGS
+from ase.optimize import BFGS, FIRE, LBFGS
 from ase.vibrations import Vibrations
 from torch._dynamo.utils import counters
 
 from hipnn_pyg import HIPNN, StructureError, save_model
-from hipnn_pyg.interfaces.ase import HIPNNCalculator, NotAPotentialError
+from hipnn_pyg.interfaces.ase import HIPNNCalculator
+from hipnn_pyg.interfaces.loading import NotAPotentialError
 from hipnn_pyg.models.potential import HIPNNPotential
 from hipnn_pyg.units import Hartree, kcal_per_mol
 
@@ -248,11 +252,44 @@ def test_results_in_files(small_model: Build, tmp_path: Path, suffix: str) -> No
         atoms.calc = HIPNNCalculator(ensemble(small_model))
         atoms.get_stress()
     ase.io.write(path, frames)
-    for atoms, copy in zip(frames, ase.io.read(path, index=":"), strict=True):
-        assert copy.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-7)
+    for atoms, read_back in zip(frames, ase.io.read(path, index=":"), strict=True):
+        assert read_back.get_potential_energy() == pytest.approx(
+            atoms.get_potential_energy(), abs=1e-7
+        )
         for read in Atoms.get_forces, Atoms.get_stress, Atoms.get_potential_energies:
-            np.testing.assert_allclose(read(copy), read(atoms), rtol=0, atol=1e-7)
+            np.testing.assert_allclose(read(read_back), read(atoms), rtol=0, atol=1e-7)
     assert {"nonhierarchicality", "energy_std", "forces_std"} <= set(frames[0].calc.results)
+
+
+def test_what_else_ase_asks_for(model: HIPNN) -> None:
+    """Its property objects, sums of calculators, copies, one calculator for the images of a NEB."""
+    atoms = crystal()
+    atoms.calc = calculator = HIPNNCalculator(model)
+    found = atoms.get_properties(["energy", "forces", "stress"])
+    assert found["energy"] == atoms.get_potential_energy() and len(found["forces"]) == 4
+    assert "nonhierarchicality" not in found
+    double = crystal()
+    double.calc = SumCalculator([calculator, copy.deepcopy(calculator)])
+    np.testing.assert_allclose(double.get_forces(), 2 * atoms.get_forces(), rtol=1e-12)
+    np.testing.assert_allclose(double.get_stress(), 2 * atoms.get_stress(), rtol=1e-12)
+    other = crystal()
+    other.calc = pickle.loads(pickle.dumps(calculator))
+    assert other.get_potential_energy() == atoms.get_potential_energy()
+    searches = calculator.neighbors.searches
+    calculator.reset()
+    assert not calculator.results
+    same(atoms, other)
+    assert calculator.neighbors.searches == searches + 1
+
+
+@pytest.mark.parametrize("optimizer", [FIRE, LBFGS])
+def test_other_optimizers(model: HIPNN, optimizer: Any) -> None:
+    atoms = molecule("H2O")
+    atoms.calc = HIPNNCalculator(model)
+    before = atoms.get_potential_energy()
+    assert optimizer(atoms, logfile=None).run(fmax=0.01, steps=500)
+    assert np.abs(atoms.get_forces()).max() < 0.01
+    assert atoms.get_potential_energy() < before - 0.01
 
 
 # -- dynamics ----------------------------------------------------------------------------------
@@ -295,6 +332,22 @@ def test_the_skin_does_not_change_a_trajectory(small_model: Build) -> None:
     exact, _ = trajectory(model, 0.5, 100)
     assert once == 1
     assert np.abs(stale.positions - exact.positions).max() > 1e-3  # a stale list would show
+
+
+def test_atoms_that_cross_the_box_in_a_step(small_model: Build) -> None:
+    """Faster than any skin: every step searches."""
+    model = small_model(energy_unit="eV", hidden_channels=4, num_onsite=0, cutoff=2.6)
+    ends = []
+    for skin in 0.0, 0.5:
+        atoms = hot_box()
+        atoms.calc = calculator = HIPNNCalculator(model, skin=skin)
+        velocities = atoms.get_velocities()
+        velocities[4] = np.array([11.0, -7.0, 5.0]) / units.fs
+        atoms.set_velocities(velocities)
+        VelocityVerlet(atoms, 0.5 * units.fs).run(40)
+        assert calculator.neighbors.searches == 41
+        ends.append(atoms.positions)
+    np.testing.assert_allclose(ends[0], ends[1], rtol=0, atol=1e-8)
 
 
 def test_energy_is_conserved(model: HIPNN) -> None:
@@ -348,6 +401,49 @@ def test_one_calculator_for_changing_structures(model: HIPNN) -> None:
         energies.append(atoms.get_potential_energy())
     assert energies[-1] == energies[0]
     assert len(set(energies)) == len(energies) - 1
+
+
+def test_left_handed_cells(model: HIPNN) -> None:
+    """Exchanged vectors change nothing; a mirror image has the mirror image of the stress."""
+    atoms, exchanged, mirrored = crystal(), crystal(), crystal()
+    exchanged.set_cell(exchanged.cell.array[[1, 0, 2]])
+    mirrored.positions[:, 2] *= -1
+    mirrored.set_cell(mirrored.cell.array * [1, 1, -1])
+    for each in atoms, exchanged, mirrored:
+        each.calc = HIPNNCalculator(model)
+    assert np.linalg.det(exchanged.cell) < 0 and np.linalg.det(mirrored.cell) < 0
+    same(exchanged, atoms)
+    stress = atoms.get_stress()
+    np.testing.assert_allclose(exchanged.get_stress(), stress, rtol=0, atol=1e-11)
+    assert mirrored.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), rel=1e-12)
+    mirror = np.array([1, 1, -1])
+    np.testing.assert_allclose(mirrored.get_forces(), atoms.get_forces() * mirror, atol=1e-11)
+    signs = [1, 1, 1, -1, -1, 1]  # xx yy zz yz xz xy
+    np.testing.assert_allclose(mirrored.get_stress(), stress * signs, rtol=0, atol=1e-11)
+    assert np.abs(stress).min() > 1e-4
+
+
+def test_a_least_distance(model: HIPNN) -> None:
+    atoms = ethanol()
+    r = atoms.get_all_distances()
+    i, j = np.unravel_index(np.where(r > 0, r, 9).argmin(), r.shape)
+    atoms.calc = HIPNNCalculator(model, min_distance=r[i, j] - 1e-6)
+    assert np.isfinite(atoms.get_potential_energy())
+    atoms.calc = HIPNNCalculator(model, min_distance=r[i, j] + 1e-6)
+    with pytest.raises(StructureError, match=f"atoms {i} and {j} are .* apart"):
+        atoms.get_potential_energy()
+
+
+def test_results_that_are_not_finite_stop(model: HIPNN) -> None:
+    atoms = ethanol()
+    atoms.calc = HIPNNCalculator(model)
+    atoms.get_forces()
+    with torch.no_grad():
+        atoms.calc.potentials[0].model.blocks[0].readout.weight[0] = torch.inf
+    atoms.rattle(0.01)
+    with pytest.raises(StructureError, match="not finite"):
+        atoms.get_forces()
+    assert not atoms.calc.results
 
 
 @pytest.mark.parametrize("make", [ethanol, slab])

@@ -1,0 +1,113 @@
+"""The structure and the potential that ``hipnn md`` and ``hipnn relax`` start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+import torch
+from ase import Atoms
+from jsonargparse import ArgumentParser, Namespace
+
+from hipnn_pyg.checks import StructureError
+from hipnn_pyg.cli.run_folder import usable_device
+from hipnn_pyg.interfaces.ase import HIPNNCalculator
+
+SMALL = 32
+"""Atoms up to which one thread is taken: a second one gains a tenth on an idle machine, and on a
+busy one the two wait for each other, ten times as long as a step takes."""
+
+
+def add_options(options: ArgumentParser, run: str) -> None:
+    """Options that both commands have.
+
+    Args:
+        options: the parser.
+        run: default of ``--run``.
+    """
+    options.add_argument("structure", type=str, help="a file that ASE reads (xyz, cif, vasp ...)")
+    options.add_argument(
+        "--model",
+        action="append",
+        type=str,
+        required=True,
+        help="run folder or model folder; that of an ensemble, or --model again, for an average",
+    )
+    options.add_argument("--index", type=int, default=-1, help="which structure of the file")
+    options.add_argument("--run", type=str, default=run, help="folder of the results")
+    options.add_argument(
+        "--min_distance", type=float, default=0.4, help="stop when atoms come closer (Å)"
+    )
+    options.add_argument("--skin", type=float, default=0.5, help="of the neighbour list (Å)")
+    options.add_argument(
+        "--precision", type=str, default="model", help="of the network: model, float32, float64"
+    )
+    options.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    options.add_argument(
+        "--i-know",
+        action="store_true",
+        help="use the model although it was not trained as a potential",
+    )
+
+
+def load(arguments: Namespace) -> Atoms:
+    """The structure with its calculator; sets the number of threads for its size.
+
+    Raises:
+        StructureError: ASE cannot read the file, or it holds no such structure.
+        NotAPotentialError: the model was not trained as a potential (``--i-know``).
+        ValueError: an unknown precision or device.
+    """
+    if arguments.precision not in ("model", "float32", "float64"):
+        raise ValueError(
+            f"--precision must be model, float32 or float64, not {arguments.precision!r}"
+        )
+    atoms = read_structure(arguments.structure, arguments.index)
+    models = model_folders(arguments.model)
+    atoms.calc = HIPNNCalculator(
+        models[0] if len(models) == 1 else models,
+        usable_device(arguments.device),
+        None if arguments.precision == "model" else arguments.precision,
+        arguments.skin,
+        arguments.i_know,
+        min_distance=arguments.min_distance,
+    )
+    if len(atoms) <= SMALL:
+        torch.set_num_threads(1)
+    return atoms
+
+
+def model_folders(names: list[str]) -> list[str]:
+    """The given folders, with the members in place of an ensemble's."""
+    folders = []
+    for name in names:
+        members = sorted(Path(name).glob("member-*/model.json"))
+        folders += [str(file.parent) for file in members] or [name]
+    return folders
+
+
+def read_structure(path: str, index: int = -1) -> Atoms:
+    """One structure of a file in any format ASE knows, with velocities and constraints.
+
+    Args:
+        path: the file.
+        index: which; negative ones count from the end.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StructureError: ASE cannot read it, or it holds no such structure.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no structure file {path}")
+    try:
+        atoms = ase.io.read(path, index=index)
+    except ImportError:
+        raise
+    except Exception as error:  # every ASE format has exceptions of its own
+        raise StructureError(
+            f"{path}: ASE cannot read structure {index} of it ({type(error).__name__}: {error})"
+        ) from error
+    assert isinstance(atoms, Atoms)
+    if not len(atoms):
+        raise StructureError(f"{path}, structure {index}: no atoms")
+    return atoms

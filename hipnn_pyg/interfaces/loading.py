@@ -1,0 +1,85 @@
+"""Models to run as potentials: from files or memory, refused where they are none."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hipnn_pyg.data.targets import QM9_TARGETS
+from hipnn_pyg.models.files import load_model, read_card
+from hipnn_pyg.models.hipnn import HIPNN
+from hipnn_pyg.units import ENERGY_UNITS
+
+MINIMA_TARGETS = tuple(base + end for base in ("U0", "U", "H", "G") for end in ("", "_atom"))
+"""QM9 targets that include the zero-point energy and are known at minima only."""
+
+
+class NotAPotentialError(ValueError):
+    """A model that was not trained to give forces or to leave the minima."""
+
+
+def check_is_potential(card: Mapping[str, Any], i_know: bool = False) -> None:
+    """Stop before a model is used for what its training data cannot support.
+
+    Args:
+        card: the JSON side of a model file, see :func:`hipnn_pyg.models.read_card`. What it does
+            not say is not held against it.
+        i_know: go on all the same.
+
+    Raises:
+        NotAPotentialError: the target is no potential energy, or the model saw neither forces nor
+            trajectories.
+    """
+    target = card.get("target")
+    saw = [card.get(key) for key in ("trained_on_forces", "trained_on_trajectories")]
+    if i_know or saw[0]:
+        return
+    reason = ""
+    if target in MINIMA_TARGETS:
+        reason = "which includes the zero-point energy and was learned at minima only"
+    elif target in QM9_TARGETS:
+        reason = "which is not a potential energy"
+    elif saw == [False, False]:
+        reason = "and saw neither forces nor trajectories"
+    if reason:
+        raise NotAPotentialError(
+            f"the model predicts {target!r}, {reason}: its forces are not those of the potential "
+            "energy surface. Train on forces or trajectories, or pass i_know=True (--i-know)"
+        )
+
+
+def load_potential(
+    model: HIPNN | str | Path,
+    device: torch.device | str,
+    dtype: torch.dtype | str | None,
+    i_know: bool = False,
+) -> HIPNN:
+    """A model to make forces with: one's own, evaluating, without gradients of its parameters.
+
+    Args:
+        model: a model, which is copied, or its file.
+        device: where it runs.
+        dtype: of the network, also as a name; None for the model's own.
+        i_know: use it although its file says that it is no potential.
+
+    Raises:
+        ModelFileError: a model file that cannot be read.
+        NotAPotentialError: see :func:`check_is_potential`.
+        ValueError: its energy unit is unknown.
+    """
+    if isinstance(model, HIPNN):
+        model = copy.deepcopy(model)
+    else:
+        check_is_potential(read_card(model), i_know)
+        model = load_model(model)
+    if model.energy_unit not in ENERGY_UNITS:
+        raise ValueError(
+            f"the model's energy unit is {model.energy_unit!r}, so that eV cannot be made of it: "
+            f"set model.energy_unit to one of {sorted(ENERGY_UNITS)}"
+        )
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
