@@ -4,6 +4,7 @@ from hipnn_pyg.models.files import ModelFileError, load_model, read_card, save_m
 from hipnn_pyg.models.forces import Forces
 from hipnn_pyg.models.hipnn import HIPNN, EnergyTerms
 from hipnn_pyg.models.potential import HIPNNPotential
+from hipnn_pyg.models.pretrained import pretrained_models
 
 __all__ = [
     "HIPNN",
@@ -12,6 +13,7 @@ __all__ = [
     "HIPNNPotential",
     "ModelFileError",
     "load_model",
+    "pretrained_models",
     "read_card",
     "save_model",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -159,6 +160,42 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> HIPNN:
     except RuntimeError as error:
         raise ModelFileError(f"{path} does not fit model.json beside it: {error}") from error
     return model.to(device).eval()
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """SHA-256 of a model's weights: what was made for these weights names them by it.
+
+    Args:
+        folder: the model's folder.
+
+    Raises:
+        ModelFileError: there are no weights.
+    """
+    path = _folder(folder) / "model.safetensors"
+    if not path.is_file():
+        raise ModelFileError(f"{path} does not exist: restore it from a copy")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def member_folders(folder: str | Path) -> list[Path]:
+    """Where the models of a folder are: its own model, then ``member-0``, ``member-1`` ...
+
+    A folder of ``hipnn train`` holds one model, that of ``hipnn train --ensemble`` only members; an
+    ensemble that comes with the package holds its first model itself.
+
+    Args:
+        folder: of a model or an ensemble.
+
+    Raises:
+        ModelFileError: there is no model.
+    """
+    folder = _folder(folder)
+    members = [path.parent for path in folder.glob("member-*/model.json")]
+    members.sort(key=lambda path: (len(path.name), path.name))
+    own = [folder] if (folder / "model.json").is_file() or not members else []
+    for path in own:
+        read_card(path)
+    return own + members
 
 
 def _folder(path: str | Path) -> Path:

@@ -184,6 +184,25 @@ class HIPNN(nn.Module):
         self._fix_lower_orders()
         self.set_e0(e0, sigma_e)
 
+    @classmethod
+    def from_pretrained(cls, name: str, device: torch.device | str = "cpu") -> HIPNN:
+        """A trained model that comes with the package; needs no network.
+
+        Of an ensemble it is the first; :class:`hipnn_pyg.uncertainty.CalibratedModel` loads all,
+        with their error bars.
+
+        Args:
+            name: such as ``"qm9-u0"``, see :func:`hipnn_pyg.models.pretrained_models`.
+            device: where to put it.
+
+        Raises:
+            ModelFileError: no model of that name comes with this version.
+        """
+        from hipnn_pyg.models.files import load_model  # the file reader builds a HIPNN
+        from hipnn_pyg.models.pretrained import pretrained_folder
+
+        return load_model(pretrained_folder(name), device)
+
     def reset_parameters(self) -> None:
         """Draw all weights anew (global seed); E^0 and sigma_E stay."""
         for module in self.modules():

@@ -1,0 +1,203 @@
+"""Make error bars and the flag for structures unlike the training data, and test them.
+
+One part of the run's test set calibrates; the rest measures what came out. Of an ensemble's run
+folder the mean of all members is calibrated, on molecules that none of them was trained with.
+Writes error_bars.json and .safetensors (for hipnn predict), calibration.json and
+plots/error_bars.png. Example:
+
+  hipnn calibrate runs/qm9
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from torch import Tensor
+
+from hipnn_pyg.cli.calibration_report import draw, tables
+from hipnn_pyg.cli.run_folder import RunFolder, usable_device
+from hipnn_pyg.data.packed import PackedMolecules
+from hipnn_pyg.data.qm9 import load_qm9
+from hipnn_pyg.data.sets import QM9Set
+from hipnn_pyg.data.splits import Split, random_split
+from hipnn_pyg.models.files import atomic_write, load_model, member_folders
+from hipnn_pyg.uncertainty import CalibratedModel, ErrorBars, FeatureStatistics, take_sample
+from hipnn_pyg.uncertainty.assess import assess, compare, foreign_classes
+from hipnn_pyg.uncertainty.embedded import embed
+from hipnn_pyg.uncertainty.error_bars import Geometry
+from hipnn_pyg.uncertainty.sample import Sample
+from hipnn_pyg.units import ENERGY_UNITS, convert
+
+
+class Halves(NamedTuple):
+    """The test set of all members, in two parts.
+
+    Attributes:
+        molecules: the whole data set.
+        smiles: of every molecule; None where the data set has none.
+        names: of every molecule; None where the data set has none.
+        train: training molecules of the first member.
+        split: ``train`` holds the calibration molecules, ``test`` the others.
+    """
+
+    molecules: PackedMolecules
+    smiles: list[str] | None
+    names: list[str] | None
+    train: Tensor
+    split: Split
+
+
+def add_options(options: ArgumentParser) -> None:
+    """Options of ``hipnn calibrate``."""
+    options.add_argument("run", type=str, help="run folder of hipnn train, also with --ensemble")
+    options.add_argument(
+        "--num_calibration", type=int, default=10_000, help="test molecules that calibrate"
+    )
+    options.add_argument(
+        "--num_smiles",
+        type=int,
+        default=10_000,
+        help="of them, and of the others, at most so many are embedded by RDKit; 0 for none",
+    )
+    options.add_argument("--seed", type=int, default=0, help="which test molecules calibrate")
+    options.add_argument("--root", type=str | None, default=None, help="folder of the data set")
+    options.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+
+
+def run(arguments: Namespace) -> None:
+    """Calibrate, test, print."""
+    report = calibrate(
+        Path(arguments.run),
+        arguments.num_calibration,
+        arguments.num_smiles,
+        arguments.seed,
+        arguments.root,
+        arguments.device,
+        progress=True,
+    )
+    for table in tables(report):
+        Console().print(table)
+
+
+def calibrate(
+    path: Path,
+    num_calibration: int = 10_000,
+    num_smiles: int = 10_000,
+    seed: int = 0,
+    root: str | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Make, keep and test error bars; everything goes to the run folder.
+
+    Args:
+        path: run folder of one model or of an ensemble.
+        num_calibration: test molecules that calibrate; the others test.
+        num_smiles: at most so many of each are also embedded by RDKit.
+        seed: of the choice.
+        root: another folder for the data set.
+        device: where to compute.
+        progress: show progress bars.
+
+    Returns:
+        What ``calibration.json`` holds; energies in ``unit``.
+
+    Raises:
+        ModelFileError: the folder holds no run.
+        ValueError: too few molecules.
+    """
+    members = member_folders(path)
+    models = [load_model(member, usable_device(device)) for member in members]
+    halves = take_halves(members, num_calibration, seed, root)
+    statistics = FeatureStatistics.fit(models[0], halves.molecules.subset(halves.train))
+
+    order = torch.randperm(len(halves.split.test), generator=torch.Generator().manual_seed(seed))
+    test_index = halves.split.test[order]
+    calibration: dict[Geometry, Sample] = {}
+    test: dict[Geometry, Sample] = {}
+    failed = 0
+    for samples, index in ((calibration, halves.split.train), (test, test_index)):
+        molecules = halves.molecules.subset(index)
+        samples["given"] = take_sample(models, statistics, molecules)
+        if halves.smiles is not None and num_smiles > 0:
+            some = index[:: max(1, -(-len(index) // num_smiles))]
+            made = embed(halves.smiles, halves.molecules, some, progress=progress)
+            samples["rdkit"] = take_sample(models, statistics, made.molecules)
+            failed += made.failed
+
+    record: dict[str, Any] = {
+        "calibration_seed": seed,
+        "num_calibration": len(halves.split.train),
+        "num_test": len(halves.split.test),
+        "calibration_split_sha256": halves.split.checksum,
+    }
+    unit = models[0].energy_unit
+    bars = ErrorBars.fit(statistics, calibration, unit, **record)
+    bars.save(path, members)
+    model = CalibratedModel(models, bars)
+    report = {
+        "unit": unit,
+        "num_models": len(models),
+        **record,
+        "rdkit_failed": failed,
+        "geometries": {g: assess(bars.calibrations[g], test[g], unit) for g in test},
+        "comparison": compare(calibration["given"], test["given"]),
+        "classes": foreign_classes(model, halves.molecules, test_index, test),
+    }
+    report = in_kcal(report)
+    folder = RunFolder(path)
+    folder.plots.mkdir(exist_ok=True)
+    atomic_write({path / "calibration.json": json.dumps(report, indent=2).encode()})
+    draw(bars, report).savefig(folder.plots / "error_bars.png", dpi=200)
+    return report
+
+
+def take_halves(members: list[Path], number: int, seed: int, root: str | None) -> Halves:
+    """The molecules that no member was trained or chosen with, in two parts.
+
+    Args:
+        members: run folders of models of one data set.
+        number: molecules that calibrate.
+        seed: of the choice.
+        root: another folder for the data set.
+
+    Raises:
+        ModelFileError: a folder holds no run.
+        ValueError: too few molecules.
+    """
+    chosen, packed, first = RunFolder(members[0]).molecules(root)
+    shared = first.test.numpy()
+    for member in members[1:]:
+        shared = np.intersect1d(shared, Split.load(RunFolder(member).split).test.numpy())
+    if not 0 < number < len(shared):
+        whose = "the run's test set has" if len(members) == 1 else "the members' test sets share"
+        raise ValueError(
+            f"{whose} {len(shared):,} molecules, so num_calibration = {number:,} leaves none to "
+            "test: lower it" + ("" if len(members) == 1 else ", or train all members on one split")
+        )
+    candidates = torch.from_numpy(shared)
+    split = random_split(len(packed), number, 0, seed, candidates, "calibration")
+    smiles = names = None
+    if isinstance(chosen, QM9Set):
+        stored = load_qm9(chosen.root, chosen.source)._data
+        smiles, names = [*stored.smiles], [*stored.name]
+    return Halves(packed, smiles, names, first.train, split)
+
+
+def in_kcal(report: dict[str, Any]) -> dict[str, Any]:
+    """Energies in kcal/mol where the unit is an energy."""
+    if report["unit"] not in ENERGY_UNITS:
+        return report
+    factor = convert(1.0, report["unit"], "kcal/mol")
+    for values in report["geometries"].values():
+        values["mean_half_width"] = [factor * width for width in values["mean_half_width"]]
+    for row in report["comparison"]:
+        row["mean_half_width_90"] *= factor
+        row["crps"] *= factor
+    return report | {"unit": "kcal/mol"}

@@ -1,0 +1,147 @@
+"""``card.md`` of a model that comes with the package: a page for people, from what is on record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from ase.data import chemical_symbols
+
+from hipnn_pyg.cli.run_folder import RESUME_MAY_CHANGE
+from hipnn_pyg.data.sets import SETS
+from hipnn_pyg.train.config import Network, Training
+
+NOT_FOR = (
+    "forces, geometry optimisation, vibrations or molecular dynamics where the target includes "
+    "the zero-point energy and was learned at minima only (U0, U, H, G of QM9)",
+    "elements other than those above, ions, radicals, excited states, several molecules or a "
+    "solvent",
+    "molecules that are flagged as unlike the training data (larger ones, stretched bonds): their "
+    "error bars promise nothing",
+    "decisions that need chemical accuracy on geometries from RDKit or a force field: see the "
+    "error bars for them",
+)
+
+
+def model_card(
+    name: str, cards: Sequence[dict[str, Any]], settings: dict[str, Any], report: dict[str, Any]
+) -> str:
+    """The text of ``card.md``.
+
+    Args:
+        name: of the model.
+        cards: the contents of each member's ``model.json``.
+        settings: of the first member's training.
+        report: the contents of ``calibration.json``.
+    """
+    first, unit = cards[0], report["unit"]
+    species = " ".join(chemical_symbols[number] for number in first["hyperparameters"]["species"])
+    sizes = first["hyperparameters"]
+    seconds = [card["training_seconds"] for card in cards if "training_seconds" in card]
+    trained = first.get("trained_on", {})
+    parts = [
+        f"# {name}",
+        f"HIP-NN{'' if len(cards) == 1 else f', an ensemble of {len(cards)}'}: "
+        f"{first.get('target', 'energy')} of {first.get('dataset', 'a data set')} in "
+        f"{first['energy_unit']}, positions in Å, elements {species}.",
+        "## Made by",
+        _list(
+            f"`{command(settings)}`" + _seeds(cards),
+            f"recipe {first.get('recipe')}, best epoch "
+            f"{', '.join(str(card.get('epoch')) for card in cards)}",
+            f"network: {sizes['hidden_channels']} features, {sizes['num_interactions']} "
+            f"interactions, {sizes['num_onsite']} on-site layers, "
+            f"{first['num_parameters']:,} parameters",
+            f"hardware: {trained.get('machine', 'not on record')}; torch "
+            f"{trained.get('torch', 'not on record')}; {trained.get('date', 'no date')}",
+            f"time: {sum(seconds) / 60:.0f} minutes of training" if seconds else "time: unknown",
+            f"hipnn_pyg {first['hipnn_pyg_version']}",
+        ),
+        "## Split",
+        _list(
+            f"training {first.get('num_train'):,}, validation {first.get('num_validation'):,}, "
+            f"seed {first.get('seed')}, SHA-256 {first.get('split_sha256')}",
+            f"of the other molecules {report['num_calibration']:,} calibrated the error bars "
+            f"(seed {report['calibration_seed']}, SHA-256 {report['calibration_split_sha256']}); "
+            f"the {report['num_test']:,} others are the test set, one bit for each molecule in "
+            "`predictions.npz` (`test_set`, numpy.packbits)",
+        ),
+        f"## On the test set ({unit})",
+        _statistics(report),
+        "Errors inside their intervals (%), and mean half-width of the 90 % interval:",
+        _coverage(report),
+        "## Structures unlike the training data",
+        "AUC of the flag [95 % interval]; it hits 5 % of molecules like the training data's.",
+        _classes(report),
+        "## Not for",
+        _list(*NOT_FOR),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def command(settings: dict[str, Any]) -> str:
+    """The ``hipnn train`` command with these settings, defaults left out.
+
+    Args:
+        settings: the contents of ``config.yaml``.
+    """
+    kind = SETS[settings["dataset"]]
+    defaults = {f.name: f.default for group in (kind, Network, Training) for f in fields(group)}
+    changed = {
+        key: value
+        for key, value in settings.items()
+        if key != "dataset" and key not in RESUME_MAY_CHANGE and value != defaults.get(key)
+    }
+    return " ".join(
+        ["hipnn train", settings["dataset"], *(f"--{key} {v}" for key, v in changed.items())]
+    )
+
+
+def _seeds(cards: Sequence[dict[str, Any]]) -> str:
+    if len(cards) == 1:
+        return ""
+    return f", once for each seed {', '.join(str(card.get('seed')) for card in cards)}"
+
+
+def _list(*items: str) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(headings) + " |", "|---|" + "--:|" * (len(headings) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _statistics(report: dict[str, Any]) -> str:
+    rows = []
+    for geometry, values in report["geometries"].items():
+        statistics = values["statistics"]
+        above = statistics["above_1_kcal"]
+        figures = [f"{statistics[key]:.3f}" for key in ("mae", "rmse")]
+        number = f"{statistics['num']:,}"
+        rows.append([geometry, number, *figures, "-" if above is None else f"{above:.2f}"])
+    return _table(["geometry", "molecules", "MAE", "RMSE", "% above 1 kcal/mol"], rows)
+
+
+def _coverage(report: dict[str, Any]) -> str:
+    rows, levels = [], []
+    for geometry, values in report["geometries"].items():
+        levels = [f"{100 * level:g} %" for level in values["levels"]]
+        width = values["mean_half_width"][values["levels"].index(0.9)]
+        parts = [values["coverage"], *values["coverage_in_quartiles_of_R"]]
+        for k, inside in enumerate(parts):
+            label = f"quartile {k} of R" if k else "all"
+            figures = [f"{100 * part:.1f}" for part in inside]
+            rows.append([f"{geometry}, {label}", *figures, "" if k else f"{width:.3f}"])
+    return _table(["geometry", *levels, "half-width"], rows)
+
+
+def _classes(report: dict[str, Any]) -> str:
+    rows = []
+    for row in report["classes"]:
+        low, high = row["interval"]
+        area = f"{row['auc']:.3f} [{low:.3f}, {high:.3f}]"
+        flagged = f"{100 * row['flagged']:.1f}"
+        rows.append([f"{row['class']}, {row['geometry']}", f"{row['num']:,}", area, flagged])
+    return _table(["class", "structures", "AUC", "flagged (%)"], rows)

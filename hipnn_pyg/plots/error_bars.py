@@ -1,0 +1,90 @@
+"""Calibrated error bars: their half-widths against R, their coverage, and what they gain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from hipnn_pyg.plots.arrays import finite_array
+from hipnn_pyg.plots.style import (
+    BLUE,
+    COLOURS,
+    GREY,
+    LIGHT_GREY,
+    TEXT_SIZE,
+    finish_axes,
+    new_figure,
+)
+
+GOAL = 3.0
+"""Points by which the coverage in a quartile of R may be off; the band in the second panel."""
+
+
+def plot_error_bars(
+    half_widths: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    coverage: Mapping[str, ArrayLike],
+    levels: Sequence[float],
+    relative_crps: Mapping[str, float],
+    unit: str = "kcal/mol",
+) -> Figure:
+    """Three panels, from top to bottom.
+
+    Half-widths of the intervals against R; observed minus nominal coverage in each quartile of R,
+    with a band of :data:`GOAL` points; CRPS of each kind of error bar relative to a constant one.
+
+    Args:
+        half_widths: geometry -> R ``[n]`` and half-widths in ``unit``, ``[n, L]``.
+        coverage: geometry -> observed coverage in the quartiles of R, ``[4, L]``.
+        levels: nominal coverage, ``[L]``.
+        relative_crps: kind of error bar -> CRPS / CRPS of a constant one.
+        unit: an energy unit.
+
+    Raises:
+        ValueError: nothing to draw, unequal lengths, or values that are not finite and positive.
+    """
+    if not half_widths or not relative_crps:
+        raise ValueError("nothing to draw: give half_widths and relative_crps")
+    figure = new_figure(5.4)
+    top, middle, bottom = figure.subplots(3, height_ratios=(1.5, 1.2, 0.9))
+    number = len(levels)
+    styles = ("-", "--", ":")
+
+    top.set(xscale="log", yscale="log")
+    for (name, (r, width)), style in zip(half_widths.items(), styles, strict=False):
+        x = finite_array(f"R of {name}", r, (None,), above=0)
+        y = finite_array(f"half-widths of {name}", width, (len(x), number), above=0)
+        for level, column, colour in zip(levels, y.T, cycle(COLOURS), strict=False):
+            label = f"{100 * level:g} %, {name}"
+            top.plot(x, column, style, color=colour, linewidth=1.0, label=label)
+    finish_axes(top, "Non-hierarchicality $R$ (dimensionless)", f"Half-width ({unit})")
+    figure.legend(
+        loc="outside upper center", fontsize=TEXT_SIZE, frameon=False, ncols=len(half_widths)
+    )
+
+    middle.axhspan(-GOAL, GOAL, color=LIGHT_GREY, zorder=0)
+    middle.axhline(0, color=GREY, linewidth=0.7)
+    for (name, observed), filled in zip(coverage.items(), (True, False), strict=False):
+        points = finite_array(f"coverage of {name}", observed, (4, number), at_least=0)
+        off = 100 * (points - np.asarray(levels))
+        for k, colour in zip(range(number), cycle(COLOURS), strict=False):
+            aside = 0.12 * (k - (number - 1) / 2) + (0 if filled else 0.04)
+            face = colour if filled else "none"
+            middle.plot(
+                np.arange(1, 5) + aside, off[:, k], "o", ms=4, color=colour, markerfacecolor=face
+            )
+    middle.set_xticks(range(1, 5))
+    finish_axes(middle, "Quartile of $R$", "Coverage − nominal\n(points)")
+
+    places = np.arange(len(relative_crps))[::-1]
+    values = finite_array("relative_crps", [*relative_crps.values()], above=0)
+    bottom.barh(places, values, color=BLUE, alpha=0.8, height=0.6)
+    bottom.set_yticks(places, [*relative_crps])
+    for place, value in zip(places, values, strict=True):
+        bottom.text(value, place, f" {value:.3f}", va="center", fontsize=TEXT_SIZE)
+    bottom.set_xlim(0, 1.15 * values.max())
+    finish_axes(bottom, "CRPS / CRPS of a constant error bar", "Error bar from")
+    return figure

@@ -1,0 +1,205 @@
+r"""Split-conformal error bars whose width follows R and, for an ensemble, the models' spread.
+
+Of n calibration errors, the :math:`\lceil (n + 1) p \rceil`-th smallest is :math:`q_p`. A molecule
+drawn as the calibration molecules were then has
+
+.. math:: P(|\hat E - E| \le q_p) \ge p
+
+whatever the model and the distribution of its errors (Vovk, Gammerman and Shafer, *Algorithmic
+Learning in a Random World*, 2005; Angelopoulos and Bates, arXiv:2107.07511). Two refinements:
+
+- **Mondrian bins of R** (Vovk et al., 2003; "Mondrian" because bins tile the input space): each bin
+  has quantiles of its own, so that coverage holds where R is small and where it is large. Between
+  the bins' medians :math:`\log q_p` is linear in log R, which leaves no steps; the promise is then
+  kept on average over neighbouring bins, and what was measured stands in the model's files.
+- **A scale** (normalised conformal prediction: Papadopoulos et al. 2008; Lei et al.,
+  arXiv:1604.04173): errors of an ensemble are divided by :math:`s = (\sigma + \beta)^a`, with the
+  models' sample standard deviation :math:`\sigma`, its median :math:`\beta`, and the slope a of
+  :math:`\log |e|` against :math:`\log(\sigma + \beta)`; intervals are :math:`s\, q_p(R)`. The slope
+  comes from every fifth calibration molecule, the quantiles from the others.
+
+Quantile regression in log R, conformalised (Romano, Patterson and Candès, arXiv:1905.03222),
+covered the quartiles of R as well within the sampling error, with more to fit. Nothing is promised
+for molecules of another kind than the calibration's: the flag of
+:mod:`hipnn_pyg.uncertainty.distance` is for those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+LEVELS = (0.5, 0.9, 0.95)
+"""Coverage of the intervals that are kept with a model."""
+
+MOST_BINS = 10
+BIN_SIZE = 400
+"""Bins of R hold at least this many molecules, where there are enough for two bins."""
+
+SMALLEST_R = 1e-12
+"""R below this counts as this: its logarithm is taken."""
+
+
+def fewest(level: float) -> int:
+    """The smallest calibration set that has a quantile at this level: p / (1 - p), rounded up.
+
+    Args:
+        level: p, between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"a level must lie between 0 and 1, not {level}")
+    return math.ceil(round(level / (1 - level), 9))
+
+
+def conformal_quantile(scores: ArrayLike, level: float) -> float:
+    """The ceil((n + 1) p)-th smallest of n calibration scores.
+
+    Args:
+        scores: n scores, finite.
+        level: p.
+
+    Raises:
+        ValueError: too few scores for this level, or one that is not finite.
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    if len(ordered) < fewest(level):
+        raise ValueError(
+            f"an interval of {100 * level:g} % needs at least {fewest(level)} calibration "
+            f"molecules, not {len(ordered)}: set more aside, or ask for a lower level"
+        )
+    if not np.isfinite(ordered).all():
+        raise ValueError("a calibration error is not finite: look at those molecules first")
+    place = math.ceil(round((len(ordered) + 1) * level, 9))
+    return float(ordered[place - 1])
+
+
+@dataclass(frozen=True)
+class ConformalIntervals:
+    """Half-widths of intervals around a prediction, as a function of R and the spread.
+
+    Attributes:
+        levels: coverage of each interval, ascending, ``[L]``.
+        log_r: median of log R in each bin, ascending, ``[B]``.
+        log_q: log of the quantiles of abs(error) / scale, ``[B, L]``.
+        r_range: smallest and largest R of the calibration molecules.
+        beta: added to the spread, in the unit of the energies; None for no spread.
+        slope: a, the power of the spread.
+        num: calibration molecules.
+    """
+
+    levels: tuple[float, ...]
+    log_r: Floats
+    log_q: Floats
+    r_range: tuple[float, float]
+    beta: float | None
+    slope: float
+    num: int
+
+    @classmethod
+    def fit(
+        cls,
+        error: Floats,
+        r: Floats,
+        spread: Floats | None = None,
+        levels: tuple[float, ...] = LEVELS,
+        most_bins: int = MOST_BINS,
+    ) -> ConformalIntervals:
+        """Calibrate on molecules that played no part in training, drawn at random.
+
+        Args:
+            error: abs(prediction - target), ``[n]``.
+            r: non-hierarchicality, ``[n]``.
+            spread: sample standard deviation over the models, ``[n]``; None for one model.
+            levels: coverage of each interval, ascending.
+            most_bins: bins of R at most; 1 leaves R out.
+
+        Raises:
+            ValueError: too few molecules for the highest level; values that are not finite.
+        """
+        inputs = [error, r] if spread is None else [error, r, spread]
+        if not all(np.isfinite(values).all() and len(values) == len(error) for values in inputs):
+            raise ValueError("errors, R and spread must be finite and equally many")
+        num, beta, slope, scale = len(error), None, 0.0, np.ones(len(error))
+        r_range = (float(np.min(r, initial=np.inf)), float(np.max(r, initial=0.0)))
+        if spread is not None:
+            fifth = np.arange(num) % 5 == 0
+            beta, slope = _scale(error[fifth], spread[fifth])
+            error, r, scale = error[~fifth], r[~fifth], (spread[~fifth] + beta) ** slope
+        conformal_quantile(error, max(levels))  # refuses too few
+        log_r = np.log(np.maximum(r, SMALLEST_R))
+        medians, quantiles = [], []
+        for members in _bins(log_r, min(most_bins, max(1, len(error) // BIN_SIZE))):
+            scores = (error / scale)[members]
+            medians.append(float(np.median(log_r[members])))
+            quantiles.append([conformal_quantile(scores, level) for level in levels])
+        log_q = np.log(np.maximum(quantiles, np.finfo(np.float64).tiny))
+        return cls(tuple(levels), np.array(medians), log_q, r_range, beta, slope, num)
+
+    def beyond(self, r: Floats) -> NDArray[np.bool_]:
+        """Which R no calibration molecule came near, ``[M]``."""
+        return (r < self.r_range[0]) | (r > self.r_range[1])
+
+    def half_width(self, r: Floats, spread: Floats | None = None) -> Floats:
+        """Half-widths, ``[M, L]``, in the unit of the calibration errors.
+
+        Where R lies beyond the calibration's, the widest bin counts.
+
+        Args:
+            r: non-hierarchicality, ``[M]``.
+            spread: sample standard deviation over the models, ``[M]``; as in :meth:`fit`.
+
+        Raises:
+            ValueError: a spread is missing, or not wanted.
+        """
+        if (spread is None) != (self.beta is None):
+            made = "one model" if self.beta is None else "an ensemble, whose spread it needs"
+            raise ValueError(f"this error bar was calibrated for {made}: run `hipnn calibrate`")
+        log_r = np.log(np.maximum(r, SMALLEST_R))
+        log_q = np.stack([np.interp(log_r, self.log_r, q) for q in self.log_q.T], axis=1)
+        log_q = np.where(self.beyond(r)[:, None], self.log_q.max(axis=0), log_q)
+        width = np.exp(np.maximum.accumulate(log_q, axis=1))
+        if spread is not None and self.beta is not None:
+            width = width * ((spread + self.beta) ** self.slope)[:, None]
+        return width
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        values = asdict(self)
+        return values | {"log_r": self.log_r.tolist(), "log_q": self.log_q.tolist()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ConformalIntervals:
+        """What :meth:`to_json` gave."""
+        arrays = {name: np.array(values[name], dtype=np.float64) for name in ("log_r", "log_q")}
+        levels, (low, high) = tuple(values["levels"]), values["r_range"]
+        return cls(**{**values, **arrays, "levels": levels, "r_range": (low, high)})
+
+
+def _scale(error: Floats, spread: Floats) -> tuple[float, float]:
+    """beta and the least-squares slope of log abs(error); 0 where the spread says nothing."""
+    beta = float(np.median(spread)) if len(spread) else 0.0
+    if len(spread) < 20 or beta <= 0:
+        return max(beta, 1.0), 0.0
+    floor = 1e-3 * np.median(error) + np.finfo(np.float64).tiny
+    slope = np.polyfit(np.log(spread + beta), np.log(np.maximum(error, floor)), 1)[0]
+    return beta, max(0.0, float(slope))
+
+
+def _bins(log_r: Floats, number: int) -> list[NDArray[np.int64]]:
+    """Members of bins of about equal size; equal values stay together."""
+    order = np.argsort(log_r, kind="stable")
+    values, smallest = log_r[order], len(order) // (2 * number)
+    cuts, begin = [], 0
+    for place in (len(order) * k // number for k in range(1, number)):
+        cut = int(np.searchsorted(values, values[place]))
+        if cut - begin >= smallest and len(order) - cut >= smallest:
+            cuts.append(cut)
+            begin = cut
+    return np.split(order, cuts)

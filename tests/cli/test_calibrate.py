@@ -1,0 +1,357 @@
+"""``hipnn calibrate``, ``predict`` with error bars, ``ship`` and the models of the package."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import ase.build
+import ase.io
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import Data
+
+from hipnn_pyg import HIPNN, ModelFileError, load_model, save_model
+from hipnn_pyg.cli import calibrate, main
+from hipnn_pyg.data.molecules import from_smiles
+from hipnn_pyg.data.splits import Split
+from hipnn_pyg.models import files, pretrained, pretrained_models
+from hipnn_pyg.models.files import member_folders
+from hipnn_pyg.uncertainty import CalibratedModel
+from hipnn_pyg.uncertainty.structures import drugs
+from hipnn_pyg.units import convert
+
+from .conftest import train_options, write_molecules
+
+Capture = pytest.CaptureFixture[str]
+SMILES = ("C", "N", "O", "CO")
+"""Of the four molecules that the files of these tests repeat."""
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_molecules(tmp_path_factory.mktemp("many") / "many.extxyz", 400)
+
+
+@pytest.fixture(scope="session")
+def uncalibrated(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with 300 test molecules."""
+    run = tmp_path_factory.mktemp("calibrated") / "run"
+    options = ("--num_train", "80", "--epochs", "12", "--batch_size", "8")
+    assert main(train_options(many, run, *options, "--learning_rate", "0.01")) == 0
+    return run
+
+
+def with_smiles(members: list[Path], *rest: object) -> calibrate.Halves:
+    """What QM9 would give: names, and a SMILES of every molecule."""
+    halves = TAKE(members, *rest)  # type: ignore[arg-type]
+    number = len(halves.molecules)
+    names = [f"named_{k}" for k in range(number)]
+    return halves._replace(smiles=[SMILES[k % 4] for k in range(number)], names=names)
+
+
+TAKE = calibrate.take_halves
+OPTIONS = ("--num_calibration", "160", "--num_smiles", "60")
+
+
+@pytest.fixture(scope="session")
+def calibrated(uncalibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("calibrated") / "run"
+    shutil.copytree(uncalibrated, run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "take_halves", with_smiles)
+        patch.setattr("hipnn_pyg.uncertainty.assess.drugs", lambda: drugs()[4:8])
+        assert main(["calibrate", str(run), *OPTIONS]) == 0
+    return run
+
+
+def one_line(capsys: Capture, command: str) -> str:
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith(f"hipnn {command}: ")
+    assert shown.err.count("\n") == 1 and "Traceback" not in shown.err
+    return shown.err
+
+
+# --- calibrate ---------------------------------------------------------------------------------
+
+
+def test_calibration_and_test_molecules_are_apart(calibrated: Path) -> None:
+    report = json.loads((calibrated / "calibration.json").read_text())
+    halves = TAKE([calibrated], 160, 0, None)
+    run = Split.load(calibrated / "split.npz")
+    parts = [set(part.tolist()) for part in (halves.split.train, halves.split.test)]
+    assert parts[0] | parts[1] == set(run.test.tolist()) and not parts[0] & parts[1]
+    assert [len(part) for part in parts] == [160, 140]
+    assert report["calibration_split_sha256"] == halves.split.checksum
+    other = TAKE([calibrated], 160, 1, None).split
+    assert not torch.equal(other.train, halves.split.train)  # control
+
+
+def test_report_is_what_the_test_molecules_say(calibrated: Path, many: Path) -> None:
+    report = json.loads((calibrated / "calibration.json").read_text())
+    halves = TAKE([calibrated], 160, 0, None)
+    images = ase.io.read(many, index=":")
+    chosen = [images[k] for k in halves.split.test.tolist()]
+    data = [Data(z=torch.tensor(a.numbers), pos=torch.tensor(a.positions).float()) for a in chosen]
+    out = CalibratedModel.load(calibrated).predict(data)
+    error = np.abs(out.energy.numpy() - [a.get_potential_energy() for a in chosen])
+    given = report["geometries"]["given"]
+    assert report["unit"] == "kcal/mol"
+    mae = convert(float(error.mean()), "eV", "kcal/mol")
+    assert given["statistics"]["mae"] == pytest.approx(mae, rel=1e-4)
+    assert out.judgement is not None
+    width = out.judgement.half_width.numpy()
+    np.testing.assert_allclose(given["coverage"], (error[:, None] <= width).mean(0), atol=0.008)
+    np.testing.assert_allclose(
+        given["mean_half_width"], convert(width.mean(0), "eV", "kcal/mol"), rtol=1e-4
+    )
+    np.testing.assert_allclose(given["coverage"], given["levels"], atol=0.12)
+    classes = {row["class"]: row for row in report["classes"]}
+    assert classes["unchanged (control)"]["auc"] == pytest.approx(0.5, abs=0.12)
+    rotated = classes["rotated (control)"]["auc"]
+    assert rotated == pytest.approx(classes["unchanged (control)"]["auc"], abs=0.005)
+    assert classes["one bond + 0.3 Å"]["auc"] > 0.75
+    assert {row["kind"] for row in report["comparison"]} == {"constant", "R"}
+    assert (calibrated / "plots" / "error_bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_calibrate_prints(calibrated: Path, tmp_path: Path, capsys: Capture) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(calibrated, run)
+    assert main(["calibrate", str(run), "--num_calibration", "160"]) == 0  # no SMILES this time
+    out = capsys.readouterr().out
+    for phrase in ("50 %", "90 %", "95 %", "quartile 4 of R", "CRPS", "AUC", "one bond"):
+        assert phrase in out
+    assert "kcal/mol" in out and "RDKit" not in out
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--num_calibration", "300"], "has 300 molecules, so num_calibration = 300 leaves none"),
+        (["--num_calibration", "0"], "num_calibration = 0"),
+        (["--num_calibration", "18"], "95 % needs at least 19 calibration molecules, not 18"),
+    ],
+)
+def test_too_few_molecules(
+    options: list[str], message: str, uncalibrated: Path, capsys: Capture
+) -> None:
+    assert main(["calibrate", str(uncalibrated), *options]) == 1
+    assert message in one_line(capsys, "calibrate")
+    assert not (uncalibrated / "error_bars.json").exists()
+
+
+def test_an_ensemble_is_calibrated_on_what_no_member_saw(
+    many: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    run = tmp_path / "run"
+    options = ("--num_train", "100", "--epochs", "2", "--batch_size", "16", "--ensemble", "3")
+    assert main(train_options(many, run, *options)) == 0
+    assert main(["calibrate", str(run), "--num_calibration", "399"]) == 1
+    assert "train all members on one split" in one_line_of(capsys)
+    assert main(["calibrate", str(run), "--num_calibration", "60"]) == 0
+    seen: set[int] = set()
+    for k in range(3):
+        split = Split.load(run / f"member-{k}" / "split.npz")
+        seen |= {*split.train.tolist(), *split.validation.tolist()}
+    halves = TAKE(member_folders(run), 60, 0, None).split
+    assert not seen & {*halves.train.tolist(), *halves.test.tolist()}
+    report = json.loads((run / "calibration.json").read_text())
+    kinds = [row["kind"] for row in report["comparison"]]
+    assert kinds == ["constant", "R", "ensemble", "R and ensemble"]
+    capsys.readouterr()
+    assert main(["predict", "--model", str(run), "CO"]) == 0
+    printed = capsys.readouterr().out
+    assert "spread" in printed and "±" not in printed  # RDKit geometries were not calibrated
+
+
+def one_line_of(capsys: Capture) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+# --- predict -----------------------------------------------------------------------------------
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predict_prints_the_error_bar_that_applies(
+    calibrated: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    xyz, output = tmp_path / "methanol.xyz", tmp_path / "out.csv"
+    ase.io.write(xyz, ase.build.molecule("CH3OH"))
+    command = ["predict", "--model", str(calibrated), "CO", str(xyz)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "RDKit geometry" in printed and "geometry as given" in printed
+    model = CalibratedModel.load(calibrated)
+    embedded = model.predict(from_smiles("CO"), "rdkit")
+    assert f"{float(embedded.energy):.5f} ± {float(embedded.q90):.5f}" in printed
+
+    assert main([*command, "--output", str(output), "--unit", "kcal/mol"]) == 0
+    smiles, file = rows_of(output)
+    assert smiles["geometry"] == "RDKit geometry" and file["geometry"] == "geometry as given"
+    assert embedded.judgement is not None
+    for level, width in zip(("q50", "q90", "q95"), embedded.judgement.half_width[0], strict=True):
+        expected = convert(float(width), "eV", "kcal/mol")
+        assert float(smiles[level]) == pytest.approx(expected, rel=1e-6)
+    assert float(smiles["q50"]) < float(smiles["q90"]) <= float(smiles["q95"])
+    given = model.predict(from_smiles("CO"), "given")
+    assert float(given.q90) != pytest.approx(float(embedded.q90), rel=1e-3)
+
+
+def test_predict_flags_what_is_unlike_the_training_data(calibrated: Path, tmp_path: Path) -> None:
+    aspirin = "CC(=O)Oc1ccccc1C(=O)O"
+    output = tmp_path / "out.extxyz"
+    command = ["predict", "--model", str(calibrated), "C", aspirin, "--output", str(output)]
+    assert main([*command, "--unit", "kcal/mol"]) == 0
+    usual, unlike = ase.io.read(output, index=":")
+    assert unlike.info["unlike_training"] and not usual.info["unlike_training"]
+    assert usual.info["geometry"] == "RDKit geometry" and "unit" not in usual.info
+    out = CalibratedModel.load(calibrated).predict(from_smiles("C"), "rdkit")
+    assert usual.info["q90"] == pytest.approx(float(out.q90), rel=1e-4)  # eV, always
+
+
+def test_without_calibration_no_error_bar_is_printed(
+    uncalibrated: Path, calibrated: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(["predict", "--model", str(uncalibrated), "CO"]) == 0
+    assert "±" not in capsys.readouterr().out
+    loose = ["predict", "--model", str(calibrated), "CO", "--optimize", "false"]
+    assert main(loose) == 0
+    printed = capsys.readouterr().out
+    assert "RDKit geometry, not relaxed" in printed and "±" not in printed
+    output = tmp_path / "out.csv"
+    assert main([*loose, "--output", str(output)]) == 0
+    assert "q90" not in rows_of(output)[0]
+
+
+# --- ship and from_pretrained ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shipped(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model as it would come with the package."""
+    output = tmp_path_factory.mktemp("pretrained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hipnn_pyg.cli.ship.take_halves", with_smiles)
+        assert main(["ship", str(calibrated), "tiny-model", "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture
+def with_tiny(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "PRETRAINED", shipped)
+
+
+@pytest.fixture(params=["tiny-model", *pretrained_models()])
+def folder(request: pytest.FixtureRequest, shipped: Path) -> Path:
+    """Every model that comes with the package, and the tiny one."""
+    tiny = request.param == "tiny-model"
+    return shipped / "tiny-model" if tiny else pretrained.PRETRAINED / request.param
+
+
+def structures(stored: dict[str, np.ndarray], scale: float = 1.0) -> list[Data]:
+    cuts = np.cumsum(stored["counts"])[:-1]
+    return [
+        Data(z=torch.tensor(z.astype(np.int64)), pos=torch.tensor(pos) * scale)
+        for z, pos in zip(np.split(stored["z"], cuts), np.split(stored["pos"], cuts), strict=True)
+    ]
+
+
+def test_every_named_prediction_is_reproduced(folder: Path) -> None:
+    stored = dict(np.load(folder / "predictions.npz"))
+    expected = convert(stored["energy"], str(stored["unit"]), "kcal/mol")
+    model = CalibratedModel.load(folder)
+    out = model.predict(structures(stored))
+    ours = convert(out.energy.numpy(), model.energy_unit, "kcal/mol")
+    assert np.abs(ours - expected).max() < 1e-3
+    np.testing.assert_allclose(out.q90, stored["q90"], rtol=1e-3)
+    assert out.unlike_training is not None
+    assert (out.unlike_training.numpy() != stored["unlike_training"]).sum() <= 1  # on the edge
+    moved = model.predict(structures(stored, scale=1.002)).energy.numpy()  # control
+    assert (np.abs(convert(moved, model.energy_unit, "kcal/mol") - expected) > 1e-3).mean() > 0.95
+
+
+def test_folder_holds_what_a_user_needs(folder: Path) -> None:
+    stored = np.load(folder / "predictions.npz")
+    names, number = stored["name"].tolist(), len(stored["name"])
+    assert len(set(names)) == number and number in (140, 200)
+    inside = np.unpackbits(stored["test_set"])
+    report = json.loads((folder / "calibration.json").read_text())
+    assert inside.sum() == report["num_test"] and inside[stored["index"]].all()
+    error = convert(np.abs(stored["energy"] - stored["target"]), str(stored["unit"]), "kcal/mol")
+    mae = report["geometries"]["given"]["statistics"]["mae"]
+    assert error.mean() == pytest.approx(mae, rel=0.35)
+    card = (folder / "card.md").read_text()
+    for heading in ("Made by", "Split", "On the test set", "unlike the training data", "Not for"):
+        assert f"## {heading}" in card or f"## Structures {heading}" in card
+    model = json.loads((folder / "model.json").read_text())
+    assert model["split_sha256"] in card and "hipnn train" in card
+    assert f"{mae:.3f}" in card and report["calibration_split_sha256"] in card
+
+
+def test_from_pretrained(with_tiny: None, shipped: Path) -> None:
+    assert pretrained_models() == ["tiny-model"]
+    model, expected = HIPNN.from_pretrained("tiny-model"), load_model(shipped / "tiny-model")
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    assert not model.training
+    with pytest.raises(ModelFileError, match=r"no model 'big'.*choose from \['tiny-model'\]"):
+        HIPNN.from_pretrained("big")
+
+
+def test_predict_with_a_model_of_the_package(
+    with_tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "--model", "tiny-model", "CO", "N"]) == 0
+    printed = capsys.readouterr().out
+    energy = CalibratedModel.load("tiny-model").predict(from_smiles("CO"), "rdkit").energy
+    assert f"{float(energy):.5f} ±" in printed and "RDKit geometry" in printed
+    assert main(["predict", "--model", "big", "CO"]) == 1
+    assert "big does not exist" in (line := one_line(capsys, "predict")) and "tiny-model" in line
+
+
+def test_without_models_the_message_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "PRETRAINED", tmp_path / "none")
+    assert pretrained_models() == []
+    with pytest.raises(ModelFileError, match="it has none; train one"):
+        HIPNN.from_pretrained("qm9-u0")
+
+
+def test_ship_refuses(
+    uncalibrated: Path, calibrated: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    output = ["--output", str(tmp_path / "out")]
+    assert main(["ship", str(uncalibrated), "a", *output]) == 1
+    assert "has no error bars: run `hipnn calibrate" in one_line(capsys, "ship")
+    assert main(["ship", str(calibrated), "../a b", *output]) == 1
+    assert "is no model name" in one_line(capsys, "ship")
+    assert not (tmp_path / "out").exists()
+
+
+def test_members_of_a_folder(
+    small_model: Callable[..., HIPNN], tmp_path: Path, capsys: Capture
+) -> None:
+    """A run's own model, an ensemble's members, or both as in the package; 10 comes after 2."""
+    with pytest.raises(ModelFileError, match="does not exist"):
+        member_folders(tmp_path)
+    for k in (10, 2, 0):
+        save_model(small_model(torch.float32), tmp_path / f"member-{k}")
+    names = [path.name for path in member_folders(tmp_path)]
+    assert names == ["member-0", "member-2", "member-10"]
+    save_model(small_model(torch.float32), tmp_path)
+    assert member_folders(tmp_path / "model.json")[0] == tmp_path
+    assert len(member_folders(tmp_path)) == 4
+    same = {files.weights_sha256(path) for path in member_folders(tmp_path)}
+    other = save_model(small_model(torch.float32, hidden_channels=7), tmp_path / "other")
+    assert len(same) == 1 and files.weights_sha256(other) not in same

@@ -1,0 +1,72 @@
+"""The figure of error bars holds what it was given, and refuses what has no place on it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+
+from hipnn_pyg.plots import plot_error_bars
+
+LEVELS = (0.5, 0.9, 0.95)
+R = np.geomspace(0.1, 2, 30)
+WIDTH = R[:, None] ** 0.5 * np.array([0.3, 1.0, 1.4])
+QUARTILES = np.tile(LEVELS, (4, 1)) + 0.01 * np.arange(4)[:, None]
+CRPS = {"constant": 1.0, "R": 0.99, "ensemble": 0.93, "R and ensemble": 0.92}
+
+
+def figure(**changes):
+    values = {
+        "half_widths": {"geometry as given": (R, WIDTH), "RDKit geometry": (R, 8 * WIDTH)},
+        "coverage": {"geometry as given": QUARTILES, "RDKit geometry": QUARTILES - 0.02},
+        "levels": LEVELS,
+        "relative_crps": CRPS,
+    }
+    return plot_error_bars(**(values | changes))
+
+
+def test_panels_hold_the_data():
+    top, middle, bottom = figure().axes
+    assert len(top.lines) == 6 and top.get_xscale() == top.get_yscale() == "log"
+    labels = [line.get_label() for line in top.lines]
+    assert labels[:2] == ["50 %, geometry as given", "90 %, geometry as given"]
+    np.testing.assert_array_equal(top.lines[4].get_ydata(), 8 * WIDTH[:, 1])
+    assert "(kcal/mol)" in top.get_ylabel() and "dimensionless" in top.get_xlabel()
+    points = [line.get_ydata() for line in middle.lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(points[0], [0, 1, 2, 3])
+    np.testing.assert_allclose(points[3], [-2, -1, 0, 1])
+    assert [patch.get_width() for patch in bottom.patches] == list(CRPS.values())
+    names = [label.get_text() for label in bottom.get_yticklabels()]
+    assert names == list(CRPS)
+
+
+def test_figure_is_labelled_fits_a_column_and_no_text_overlaps():
+    drawn = figure()
+    drawn.savefig(io.BytesIO(), format="png")
+    assert drawn.get_figwidth() == pytest.approx(3.37)
+    labels = [label for ax in drawn.axes for label in (ax.xaxis.label, ax.yaxis.label)]
+    assert all(label.get_text() for label in labels)
+    boxes = [label.get_window_extent() for label in labels]
+    boxes += [legend.get_window_extent() for legend in drawn.legends]
+    boxes += [text.get_window_extent() for text in drawn.axes[2].texts]
+    width, height = drawn.canvas.get_width_height()
+    for k, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+        assert not any(box.overlaps(other) for other in boxes[:k])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"half_widths": {}}, "nothing to draw"),
+        ({"relative_crps": {}}, "nothing to draw"),
+        ({"half_widths": {"a": (R, WIDTH[:, :2])}}, r"half-widths of a.*\(30, 3\)"),
+        ({"half_widths": {"a": (R, 0 * WIDTH)}}, "half-widths of a.*above 0"),
+        ({"coverage": {"a": QUARTILES[:3]}}, r"coverage of a.*\(4, 3\)"),
+        ({"relative_crps": {"R": np.nan}}, "relative_crps.*finite"),
+    ],
+)
+def test_bad_input_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        figure(**changes)

@@ -1,0 +1,140 @@
+"""Conformal intervals: exact coverage, coverage given R, what is refused, what lies beyond."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from hipnn_pyg.uncertainty.conformal import ConformalIntervals, conformal_quantile, fewest
+from hipnn_pyg.uncertainty.scores import CRPS_LEVELS, coverage, crps
+
+LEVELS = (0.5, 0.9, 0.95)
+
+
+def sample(seed: int, number: int = 20_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Errors whose scale follows R and, more closely, the spread of an ensemble."""
+    random = np.random.default_rng(seed)
+    r = 10 ** random.normal(-0.5, 0.3, number)
+    spread = 10 ** random.normal(-0.3, 0.3, number) * r**0.5
+    return np.abs(random.normal(size=number)) * (0.1 + spread), r, spread
+
+
+def covered(intervals: ConformalIntervals, spread_known: bool = False, seed: int = 1) -> tuple:
+    error, r, spread = sample(seed)
+    width = intervals.half_width(r, spread if spread_known else None)
+    return coverage(error, width, r, intervals.levels).deviation()
+
+
+def test_quantile_is_an_order_statistic() -> None:
+    scores = np.random.default_rng(0).permutation(np.arange(1, 100))  # 99 of them
+    assert [conformal_quantile(scores, p) for p in LEVELS] == [50, 90, 95]
+    assert conformal_quantile(np.arange(1, 20), 0.95) == 19  # the largest of just enough
+
+
+@pytest.mark.parametrize(("level", "needed"), [(0.5, 1), (0.9, 9), (0.95, 19), (0.99, 99)])
+def test_small_sets_are_refused(level: float, needed: int) -> None:
+    assert fewest(level) == needed
+    assert conformal_quantile(np.ones(needed), level) == 1
+    with pytest.raises(ValueError, match=f"at least {needed} calibration molecules, not"):
+        conformal_quantile(np.ones(needed - 1), level)
+    few = np.linspace(0.1, 1, needed)
+    assert ConformalIntervals.fit(few, few, levels=(level,)).half_width(few).shape == (needed, 1)
+    with pytest.raises(ValueError, match=f"needs at least {needed}"):
+        ConformalIntervals.fit(few[1:], few[1:], levels=(level,))
+
+
+def test_coverage_over_many_calibrations_is_exact() -> None:
+    """With n = 19 the 95 % interval covers 19/20, and with n = 24 still: 24/25."""
+    random = np.random.default_rng(3)
+    for n, expected in ((19, 19 / 20), (24, 24 / 25), (39, 38 / 40)):
+        draws = random.exponential(size=(20_000, n + 1))
+        bound = [conformal_quantile(row, 0.95) for row in draws[:, :-1]]
+        assert np.mean(draws[:, -1] <= bound) == pytest.approx(expected, abs=0.005)
+
+
+def test_coverage_holds_in_each_quartile_of_r() -> None:
+    error, r, _ = sample(0)
+    overall, quartile = covered(ConformalIntervals.fit(error, r))
+    assert overall < 1.0 and quartile < 2.5
+    overall, quartile = covered(ConformalIntervals.fit(error, r, most_bins=1))  # control
+    assert overall < 1.0 and quartile > 10
+
+
+def test_the_spread_sharpens_and_a_random_one_does_not() -> None:
+    error, r, spread = sample(0)
+    test_error, test_r, test_spread = sample(1)
+    noise = np.random.default_rng(5).permutation
+
+    def score(known: np.ndarray | None, test: np.ndarray | None) -> float:
+        fitted = ConformalIntervals.fit(error, r, known, levels=CRPS_LEVELS)
+        width = fitted.half_width(test_r, test)
+        observed = (test_error[:, None] <= width).mean(0)
+        np.testing.assert_allclose(observed, CRPS_LEVELS, atol=0.015)
+        return crps(test_error, width)
+
+    alone = score(None, None)
+    assert score(spread, test_spread) < 0.96 * alone
+    assert score(noise(spread), noise(test_spread)) == pytest.approx(alone, rel=0.01)
+    both = ConformalIntervals.fit(error, r, spread)
+    assert max(covered(both, spread_known=True)) < 2.5 and both.slope > 0.5
+    with pytest.raises(ValueError, match="an ensemble, whose spread it needs"):
+        both.half_width(test_r)
+    with pytest.raises(ValueError, match="for one model"):
+        ConformalIntervals.fit(error, r).half_width(test_r, test_spread)
+
+
+def test_beyond_the_calibrated_r_the_widest_bin_counts() -> None:
+    random = np.random.default_rng(0)
+    r = random.uniform(1, 2, 10_000)
+    error = np.abs(random.normal(size=len(r))) * (3 - r)  # errors fall with R here
+    intervals = ConformalIntervals.fit(error, r)
+    places = np.array([1.02, 1.98, 0.5, 4.0])
+    width = intervals.half_width(places)
+    assert (width[0] > 1.5 * width[1]).all()
+    np.testing.assert_allclose(width[2], width.max(0))
+    np.testing.assert_allclose(width[3], width.max(0))
+    assert intervals.beyond(places).tolist() == [False, False, True, True]
+    assert intervals.r_range == (r.min(), r.max())
+
+
+def test_half_widths_are_smooth_in_r_and_ordered_in_the_level() -> None:
+    error, r, _ = sample(0)
+    intervals = ConformalIntervals.fit(error, r)
+    fine = np.geomspace(*intervals.r_range, 20_001)
+    width = intervals.half_width(fine)
+    assert np.abs(np.diff(np.log(width), axis=0)).max() < 1e-2  # no steps
+    assert (np.diff(width, axis=1) > 0).all()
+    assert width[-1, 1] > 2 * width[0, 1]
+
+
+@pytest.mark.parametrize("with_spread", [False, True])
+def test_json_keeps_every_bit(with_spread: bool) -> None:
+    error, r, spread = sample(0, 3000)
+    known = spread if with_spread else None
+    intervals = ConformalIntervals.fit(error, r, known)
+    again = ConformalIntervals.from_json(json.loads(json.dumps(intervals.to_json())))
+    np.testing.assert_array_equal(again.half_width(r, known), intervals.half_width(r, known))
+    assert again.num == 3000 and again.levels == LEVELS
+
+
+def test_equal_values_of_r_are_one_bin() -> None:
+    error = np.abs(np.random.default_rng(0).normal(size=6000))
+    two = np.where(np.arange(6000) % 3, 5.0, 9.0)
+    width = ConformalIntervals.fit(np.where(two == 5, error, 2 * error), two).half_width(
+        np.array([5.0, 9.0])
+    )
+    np.testing.assert_allclose(width[1] / width[0], 2, rtol=0.1)
+    assert len(ConformalIntervals.fit(error, np.full(6000, 7.0)).log_r) == 1
+    zero = ConformalIntervals.fit(error, np.zeros(6000)).half_width(np.zeros(1))
+    np.testing.assert_allclose(zero[0], [conformal_quantile(error, p) for p in LEVELS])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(bad: float) -> None:
+    good = np.linspace(0.1, 1, 50)
+    spoiled = np.where(np.arange(50) == 7, bad, good)
+    for arguments in ((spoiled, good), (good, spoiled), (good, good, spoiled)):
+        with pytest.raises(ValueError, match="finite"):
+            ConformalIntervals.fit(*arguments)
