@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from hipnn_pyg.plots import (
+    Curve,
+    error_curves,
     error_quantiles,
     learning_curves,
+    order_energies,
     parity,
     plot_error_quantiles,
     sensitivities,
+    sensitivities_by_layer,
 )
 from hipnn_pyg.plots.arrays import finite_array
 
@@ -29,6 +33,22 @@ FIGURES = {
     "sensitivities": lambda: sensitivities(R, S, PHI, r_cut=8.0, title="layer 1"),
     "quantiles": lambda: plot_error_quantiles(
         error_quantiles(np.full(40, 0.1), np.linspace(0.1, 1, 40))
+    ),
+    "layers": lambda: sensitivities_by_layer(R, [S, 0.9 * S], PHI, S),
+    "orders": lambda: order_energies([1755.0, 16.0, 6.5], [20.0, 4.0, 0.8]),
+    "curves": lambda: error_curves(
+        {"fast, 100 epochs": Curve([1, 9], [1.0, 0.5], [0.1, 0.1]), "_end": Curve([9], [0.4])},
+        "Training molecules",
+        "MAE (eV)",
+        {"paper": 0.256},
+    ),
+    "long labels": lambda: error_curves(
+        {
+            f"fast, {n} epochs, learning_rate = 0.002, batch_size = 60": Curve([n], [n])
+            for n in (1, 10, 100)
+        },
+        "Minutes of training",
+        "MAE (kcal/mol)",
     ),
 }
 
@@ -88,6 +108,17 @@ BAD = {
     "R all 0": (lambda: error_quantiles(np.zeros(20), np.ones(20)), "all 20 values of R are 0"),
     "p = 1": (lambda: error_quantiles([1.0], [1.0], p=(0.5, 1.0)), "p = 1.*below 1"),
     "too few": (lambda: error_quantiles(np.ones(9), np.ones(9)), "9 molecules.*min_count"),
+    "no layer": (lambda: sensitivities_by_layer(R, [], PHI, S), "trained is empty"),
+    "layer": (lambda: sensitivities_by_layer(R, [S, S.T], PHI, S), r"trained\[1\] has shape"),
+    "orders": (lambda: order_energies([2.0, 1.0], [1.0]), "truncated_mae has shape"),
+    "exact": (lambda: order_energies([2.0, 1.0], [1.0, 0.0]), r"truncated_mae\[1\] = 0.*above 0"),
+    "nothing": (lambda: error_curves({}, "x", "y"), "curves is empty"),
+    "minutes": (lambda: error_curves({"a": Curve([0.0], [1.0])}, "x", "y"), "x of 'a'.*above 0"),
+    "bars": (lambda: error_curves({"a": Curve([1.0], [1.0], [-1.0])}, "x", "y"), "bar of 'a'"),
+    "level": (
+        lambda: error_curves({"a": Curve([1.0], [1.0])}, "x", "y", {"paper": 0.0}),
+        r"levels\['paper'\]",
+    ),
     "zero error": (
         lambda: plot_error_quantiles(error_quantiles(np.ones(20), np.zeros(20))),
         "quantiles.*above 0",

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from hipnn_pyg.plots import learning_curves, parity, sensitivities
+from hipnn_pyg.plots import (
+    Curve,
+    error_curves,
+    learning_curves,
+    order_energies,
+    parity,
+    sensitivities,
+    sensitivities_by_layer,
+)
 from hipnn_pyg.plots.parity import MAX_SCATTER
 
 
@@ -115,3 +123,70 @@ def test_sensitivities_draws_each_function_under_the_cutoff():
 
     bohr = sensitivities(r, s, phi, length_unit="Bohr").axes[0]
     assert bohr.get_xlabel() == "Distance $r$ (Bohr)" and len(bohr.lines) == 4
+
+
+def test_sensitivities_by_layer_draws_each_layer_over_the_initial_ones():
+    r = np.linspace(0.5, 8.0, 30)
+    phi = np.cos(np.pi * r / 16) ** 2
+    before = np.stack([phi, 0.5 * phi], axis=1)
+    figure = sensitivities_by_layer(r, [0.9 * before, 0.8 * before, 0.7 * before], phi, before)
+    assert len(figure.axes) == 3
+    for ax, factor in zip(figure.axes, (0.9, 0.8, 0.7), strict=True):
+        for k in range(2):
+            np.testing.assert_array_equal(ax.lines[k].get_ydata(), before[:, k])
+            np.testing.assert_array_equal(ax.lines[2 + k].get_ydata(), factor * before[:, k])
+        np.testing.assert_array_equal(ax.lines[4].get_ydata(), phi)
+    assert "interaction 3" in figure.axes[2].get_ylabel()
+    assert figure.axes[2].get_xlabel() == "Distance $r$ (Å)" and not figure.axes[0].get_xlabel()
+
+
+def test_orders_that_decay_exponentially_are_a_straight_line():
+    figure = order_energies([1000.0, 100.0, 10.0], [50.0, 5.0, 0.5], unit="meV")
+    ax = figure.axes[0]
+    figure.draw_without_rendering()
+    for drawn, values in zip(ax.lines, ([1000, 100, 10], [50, 5, 0.5]), strict=True):
+        np.testing.assert_array_equal(drawn.get_ydata(), values)
+        x, y = ax.transData.transform(drawn.get_xydata()).T
+        np.testing.assert_allclose(np.diff(y, 2), 0, atol=1e-6)
+        np.testing.assert_allclose(np.diff(x, 2), 0, atol=1e-6)
+    assert texts(ax).split("\n") == ["1,000", "100", "10", "50", "5", "0.5"]
+    assert "(meV)" in ax.get_ylabel()
+    assert [t for t in ax.get_xticks() if 0 <= t <= 2] == [0, 1, 2]
+
+
+def test_error_curves_hold_points_bars_and_levels():
+    figure = error_curves(
+        {
+            "ours": Curve([1e3, 1e4, 1e5], [3.0, 1.0, 0.4], [0.3, 0.1, 0.04], marker="o"),
+            "_end": Curve([2e5], [0.3], line=False, marker="s", continued=True),
+            "other": Curve([1e3], [2.0]),
+            "paper": Curve([1e4, 1e5], [0.9, 0.26], reference=True),
+        },
+        "Training molecules",
+        "MAE (kcal/mol)",
+        {"goal": 0.25},
+    )
+    ax = figure.axes[0]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    ours, end, other, paper = ax.containers
+    np.testing.assert_array_equal(ours.lines[0].get_xdata(), [1e3, 1e4, 1e5])
+    (bars,) = ours.lines[2]
+    np.testing.assert_allclose(bars.get_segments()[0][:, 1], [2.7, 3.3])
+    colours = [container.lines[0].get_color() for container in (ours, end, other, paper)]
+    assert colours[0] == colours[1] == "#0072B2" and colours[2] == "#D55E00"
+    assert colours[3] == "0.45" and paper.lines[0].get_linestyle() == "--"
+    assert end.lines[0].get_linestyle() == "None" and end.lines[0].get_marker() == "s"
+    np.testing.assert_array_equal(line(ax, "goal, 0.25").get_ydata(), 0.25)
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert set(shown) == {"goal, 0.25", "ours", "other", "paper"}
+
+
+@pytest.mark.parametrize("span", [1.001, 1.5, 4, 40, 1e4])
+def test_error_curve_ticks_are_distinct_plain_numbers(span):
+    figure = error_curves({"a": Curve([20.0, 20.0 * span], [0.3 * span, 0.3])}, "x", "y")
+    figure.draw_without_rendering()
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        low, high = sorted(axis.get_view_interval())
+        ticks = [t.label1.get_text() for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+        assert len(ticks) >= 2 and len(set(ticks)) == len(ticks)
+        assert all("e" not in tick and float(tick.replace(",", "")) > 0 for tick in ticks)

@@ -1,0 +1,111 @@
+"""Errors against what they were paid with: training molecules, or minutes of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import cycle
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from numpy.typing import ArrayLike
+
+from hipnn_pyg.plots.arrays import finite_array
+from hipnn_pyg.plots.style import COLOURS, GREY, TEXT_SIZE, finish_axes, new_figure
+
+SHORT = 24
+"""Characters of a label that leaves room for another one beside it."""
+
+
+class Curve(NamedTuple):
+    """One curve or set of points.
+
+    Attributes:
+        x: what the error was paid with, [num_points], above 0.
+        y: the error, [num_points], above 0.
+        bar: half the length of the error bar of y, [num_points]; None for none.
+        line: connect the points by a line.
+        marker: matplotlib's name of a marker, or "" for none.
+        reference: of somebody else: grey, its line dashed.
+        continued: in the colour of the curve before.
+    """
+
+    x: ArrayLike
+    y: ArrayLike
+    bar: ArrayLike | None = None
+    line: bool = True
+    marker: str = ""
+    reference: bool = False
+    continued: bool = False
+
+
+def error_curves(
+    curves: Mapping[str, Curve], xlabel: str, ylabel: str, levels: Mapping[str, float] | None = None
+) -> Figure:
+    """Error curves on two logarithmic axes.
+
+    Args:
+        curves: label -> curve; labels that begin with "_" stay out of the legend.
+        xlabel: quantity and unit.
+        ylabel: quantity and unit.
+        levels: label -> error, drawn as dotted horizontal lines.
+
+    Raises:
+        ValueError: no curve, unequal lengths, or values that are not finite and positive.
+    """
+    if not curves:
+        raise ValueError("curves is empty: pass at least one label with its points")
+    figure = new_figure(2.9)
+    ax = figure.subplots()
+    ax.set(xscale="log", yscale="log")
+    colours, colour = cycle(COLOURS), ""
+    for label, curve in curves.items():
+        if not (curve.reference or (curve.continued and colour)):
+            colour = next(colours)
+        _draw(ax, label, curve, GREY if curve.reference else colour)
+    for label, level in (levels or {}).items():
+        y = float(finite_array(f"levels[{label!r}]", level, (), above=0))
+        ax.axhline(y, color=GREY, linestyle=":", linewidth=1.0, label=f"{label}, {y:g}")
+    for axis in (ax.xaxis, ax.yaxis):
+        _plain_ticks(ax, axis.axis_name)
+    finish_axes(ax, xlabel, ylabel)
+    longest = max(map(len, curves))
+    columns = 2 if longest <= SHORT else 1
+    figure.legend(loc="outside upper center", ncols=columns, fontsize=TEXT_SIZE, frameon=False)
+    return figure
+
+
+def _draw(ax: Axes, label: str, curve: Curve, colour: str) -> None:
+    x = finite_array(f"x of {label!r}", curve.x, (None,), above=0)
+    y = finite_array(f"y of {label!r}", curve.y, x.shape, above=0)
+    bar = None if curve.bar is None else finite_array(f"bar of {label!r}", curve.bar, x.shape, 0)
+    style = ("--" if curve.reference else "-") if curve.line else "none"
+    ax.errorbar(
+        x,
+        y,
+        bar,
+        color=colour,
+        linestyle=style,
+        linewidth=1.0,
+        marker=curve.marker or None,
+        ms=3.5,
+        elinewidth=0.8,
+        capsize=2,
+        label=label,
+    )
+
+
+def _plain_ticks(ax: Axes, name: str) -> None:
+    """Plain numbers at 1, 2, 5 times powers of ten where that fits, else at powers of ten."""
+    low, high = ax.get_xlim() if name == "x" else ax.get_ylim()
+    axis = ax.xaxis if name == "x" else ax.yaxis
+    decades = np.log10(high / low)
+    if decades < 0.5:  # a narrow range: widen it, so that at least two ticks fall in
+        middle = np.sqrt(low * high)
+        (ax.set_xlim if name == "x" else ax.set_ylim)(middle / 2, middle * 2)
+    few = decades < (2.0 if name == "x" else 2.5)  # there is less room along x
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,115 @@
+"""What a reproduction prints and writes: tables, sentences and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from hipnn_pyg.models.files import atomic_write
+from hipnn_pyg.reproduce.records import readable_json
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text under headings; the first column and those of ``wide`` are left-aligned.
+
+    Args:
+        headings: of the columns.
+        rows: their cells.
+        wide: headings of further columns of text.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    wide: Sequence[str] = ()
+
+    def is_text(self, heading: str) -> bool:
+        """Whether a column is left-aligned."""
+        return heading == self.headings[0] or heading in self.wide
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        rule = "".join("|---" if self.is_text(heading) else "|--:" for heading in self.headings)
+        lines = [f"| {' | '.join(cells)} |" for cells in (self.headings, *self.rows)]
+        return "\n".join([lines[0], rule + "|", *lines[1:]])
+
+    def rich(self) -> RichTable:
+        """For the terminal: units and brackets on a line of their own."""
+        table = RichTable()
+        for heading in self.headings:
+            text = heading in self.wide
+            justify: Literal["left", "right"] = "left" if self.is_text(heading) else "right"
+            table.add_column(_broken(heading), justify=justify, min_width=30 if text else None)
+        for cells in self.rows:
+            broken = zip(self.headings, cells, strict=True)
+            table.add_row(*(c if h in self.wide else _broken(c) for h, c in broken))
+        return table
+
+
+@dataclass(frozen=True)
+class Report:
+    """A table or figure of the paper, as far as there are runs for it.
+
+    Args:
+        name: of its files.
+        title: one line.
+        table: the figures, if any.
+        text: sentences below the table.
+        data: the same figures for programs; becomes the JSON file.
+        figure: the picture, if any.
+    """
+
+    name: str
+    title: str
+    table: Table | None = None
+    text: Sequence[str] = ()
+    data: Any = field(default_factory=list)
+    figure: Figure | None = None
+
+    def markdown(self) -> str:
+        """Title, table and text."""
+        parts = [f"## {self.title}", *([self.table.markdown()] if self.table else []), *self.text]
+        if self.figure is not None:
+            parts.insert(1, f"![{self.title}]({self.name}.png)")
+        return "\n\n".join(parts) + "\n"
+
+    def show(self, console: Console, said: set[str] | None = None) -> None:
+        """Print title, table and text.
+
+        Args:
+            console: where to.
+            said: lines of text that need not be said again; these are added.
+        """
+        said = set() if said is None else said
+        console.print(f"\n[bold]{self.title}[/bold]", highlight=False)
+        if self.table is not None:
+            console.print(self.table.rich())
+        for line in self.text:
+            if line not in said:
+                console.print(line, highlight=False, markup=False)
+        said.update(self.text)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``NAME.md``, ``NAME.json`` and, if there is a figure, ``NAME.png``.
+
+        Returns:
+            The files.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        markdown, data = folder / f"{self.name}.md", folder / f"{self.name}.json"
+        atomic_write({markdown: self.markdown().encode(), data: readable_json(self.data).encode()})
+        if self.figure is None:
+            return [markdown, data]
+        picture = folder / f"{self.name}.png"
+        self.figure.savefig(picture, dpi=200)
+        return [markdown, data, picture]
+
+
+def _broken(cell: str) -> str:
+    return cell.replace(" (", "\n(")
