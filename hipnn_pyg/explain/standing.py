@@ -1,0 +1,111 @@
+"""Where the R of one molecule stands among molecules that the model was tested on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+BINS = 40
+"""Of the histogram, equally wide in log10 R."""
+
+
+class KnownR(NamedTuple):
+    """R of molecules the model has seen.
+
+    Attributes:
+        r: non-hierarchicality (Eq. 18), ``[M]``.
+        part: what they are: ``"test"``, ``"validation"`` or ``"train"``.
+    """
+
+    r: Floats
+    part: str
+
+
+class Standing(NamedTuple):
+    """Where R stands among M others.
+
+    Attributes:
+        fraction: of the others with a smaller R.
+        median: of the others.
+        num: M.
+        part: what they are.
+        edges: log10 R at the edges of the histogram's bins, ``[BINS + 1]``.
+        counts: molecules in each bin, ``[BINS]``.
+        place: log10 R of this molecule, moved to the histogram's edge if it lies outside.
+        outside: whether it lies outside.
+    """
+
+    fraction: float
+    median: float
+    num: int
+    part: str
+    edges: Floats
+    counts: NDArray[np.int64]
+    place: float
+    outside: bool
+
+    @property
+    def words(self) -> str:
+        """Larger than that of how many."""
+        others = f"{self.num:,} {self.part} molecules (median {self.median:.4f})"
+        if self.fraction in (0.0, 1.0):
+            return f"{'larger' if self.fraction else 'smaller'} than that of all {others}"
+        return f"larger than that of {100 * self.fraction:.1f} % of {others}"
+
+
+def known_r(folder: str | Path) -> KnownR | None:
+    """R of the molecules in a model's ``predictions.npz``; None where there is none.
+
+    Predictions of an older state of the weights do not count: ``results.json`` beside them, if
+    there is one, must hold the model's card as it is now.
+
+    Args:
+        folder: a run folder that was evaluated, or the folder of a model of the package.
+    """
+    path = Path(folder) / "predictions.npz"
+    if not path.is_file():
+        return None
+    results, card = Path(folder) / "results.json", Path(folder) / "model.json"
+    if results.is_file() and card.is_file():
+        if json.loads(results.read_text()).get("model") != json.loads(card.read_text()):
+            return None
+    with np.load(path) as stored:
+        if "nonhierarchicality" not in stored:
+            return None
+        r = np.asarray(stored["nonhierarchicality"], dtype=np.float64)
+        part = str(stored["part"]) if "part" in stored else "test"
+    r = r[np.isfinite(r) & (r > 0)]
+    return KnownR(r, part) if len(r) else None
+
+
+def stand(r: float, known: KnownR | None) -> Standing | None:
+    """Place one R among others.
+
+    Args:
+        r: of the molecule.
+        known: of the others; None gives None.
+    """
+    if known is None:
+        return None
+    log_r = np.log10(known.r)
+    low, high = float(log_r.min()), float(log_r.max())
+    if high - low < 1e-6:
+        low, high = low - 0.5, high + 0.5
+    counts, edges = np.histogram(log_r, BINS, (low, high))
+    place = float(np.log10(r)) if r > 0 else -np.inf
+    return Standing(
+        float((known.r < r).mean()),
+        float(np.median(known.r)),
+        len(known.r),
+        known.part,
+        edges,
+        counts,
+        min(max(place, low), high),
+        not low <= place <= high,
+    )

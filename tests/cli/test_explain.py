@@ -1,0 +1,410 @@
+"""`hipnn explain`: the parts add up, the page says what the model says and loads nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import ase.build
+import ase.io
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import Batch, Data
+
+import hipnn_pyg.explain
+from hipnn_pyg import HIPNN, load_model
+from hipnn_pyg.cli import main
+from hipnn_pyg.data.molecules import read_structures
+from hipnn_pyg.data.packed import PackedMolecules
+from hipnn_pyg.data.targets import ASE_ENERGY
+from hipnn_pyg.explain import Breakdown, Report, Trust, break_down, known_r, render, stand
+from hipnn_pyg.explain.colours import colourings
+from hipnn_pyg.uncertainty import ErrorBars, FeatureStatistics, take_sample
+from hipnn_pyg.units import convert
+
+Capture = pytest.CaptureFixture[str]
+VIEWER = Path(hipnn_pyg.explain.__file__).parent / "viewer"
+
+
+@pytest.fixture
+def ethanol(molecules: Batch) -> Data:
+    return molecules.to_data_list()[3]
+
+
+def made_up(steps_at: dict[int, float], unit: str = "eV", hierarchical: bool = True) -> Breakdown:
+    """Water with E^1 = 1/10 of E^0, and E^2 = 1/10 of E^1 but for the given multiples."""
+    atoms = ase.build.molecule("H2O")
+    first = -1.0 - 0.5 * np.arange(3)
+    second = 0.1 * first
+    third = second * np.array([steps_at.get(i, 0.1) for i in range(3)])
+    terms = np.stack([first, second, third], axis=1)
+    square = terms**2
+    steps = square[:, 1:] / (square[:, 1:] + square[:, :-1])
+    return Breakdown(atoms.numbers, atoms.positions, terms, steps, unit, hierarchical)
+
+
+def page_of(parts: Breakdown, name: str = "water", trust: Trust | None = None) -> str:
+    trust = trust or Trust({}, "geometry as given", "not calibrated")
+    return render(Report(name, parts, trust, None, "made-up", {"target": "energy"}))
+
+
+# --- the parts of one energy --------------------------------------------------------------------
+
+
+def test_parts_add_up_to_the_prediction(
+    small_model: Callable[..., HIPNN], ethanol: Data, dtype: torch.dtype
+) -> None:
+    model = small_model(dtype)
+    parts = break_down([model], ethanol)
+    expected = model.energy_terms(ethanol.z, ethanol.pos)
+    np.testing.assert_allclose(parts.energy, expected.energy.item(), rtol=1e-12)
+    np.testing.assert_allclose(parts.r, expected.nonhierarchicality.item(), rtol=1e-12)
+    np.testing.assert_allclose(parts.atoms.sum(), parts.orders.sum(), rtol=1e-12)
+    np.testing.assert_allclose(parts.r_atoms.sum(), parts.r_orders.sum(), rtol=1e-12)
+    assert parts.terms.shape == (9, 3) and parts.steps.shape == (9, 2)
+    assert parts.formula == "C2H6O" and parts.symbols[:3] == ["C", "C", "O"]
+    moved = Data(z=ethanol.z, pos=ethanol.pos * 1.02)  # control: another molecule, other parts
+    assert abs(break_down([model], moved).energy - parts.energy) > 1e-3
+
+
+def test_units_scale_energies_and_leave_r(small_model: Callable[..., HIPNN], ethanol: Data) -> None:
+    model = small_model()
+    model.energy_unit = "eV"
+    one, other = break_down([model], ethanol), break_down([model], ethanol, "kcal/mol")
+    np.testing.assert_allclose(other.terms, convert(one.terms, "eV", "kcal/mol"), rtol=1e-12)
+    np.testing.assert_array_equal(other.steps, one.steps)
+    model.energy_unit = "unknown"
+    with pytest.raises(ValueError, match="cannot convert 'unknown'"):
+        break_down([model], ethanol, "eV")
+
+
+def test_an_ensemble_is_explained_by_the_mean(
+    small_model: Callable[..., HIPNN], ethanol: Data
+) -> None:
+    models = [small_model(), small_model()]
+    with torch.no_grad():
+        models[1].blocks[0].readout.bias.add_(0.3)
+    each = [break_down([model], ethanol) for model in models]
+    both = break_down(models, ethanol)
+    for name in ("terms", "steps", "energy", "r"):
+        mean = (getattr(each[0], name) + getattr(each[1], name)) / 2
+        np.testing.assert_allclose(getattr(both, name), mean, rtol=1e-12)
+    assert abs(both.r - each[0].r) > 1e-3  # control: the members differ
+
+
+def test_the_hierarchy_breaks_exactly_where_an_order_exceeds_the_one_below(
+    small_model: Callable[..., HIPNN], ethanol: Data
+) -> None:
+    model = small_model()
+    with torch.no_grad():  # E^2 scatters about 0, so that some of it is small
+        model.blocks[1].readout.bias.sub_(
+            model.energy_terms(ethanol.z, ethanol.pos).terms[:, 2].mean()
+        )
+    parts = break_down([model], ethanol)
+    size = np.abs(parts.terms)
+    np.testing.assert_array_equal(parts.breaks, size[:, 1:] > size[:, :-1])
+    assert parts.breaks.any() and not parts.breaks.all()
+    largest = [1 if atom[1] > atom[2] else 2 for atom in size]
+    assert parts.largest.tolist() == largest
+
+
+@pytest.mark.parametrize("multiple, broken", [(0.99, []), (1.01, [2])])
+def test_control_the_limit_is_one(multiple: float, broken: list[int]) -> None:
+    parts = made_up({1: multiple})
+    assert [parts.broken_orders(i) for i in range(3)] == [[], broken, []]
+
+
+def test_a_model_without_hierarchy_has_nothing_that_breaks(
+    small_model: Callable[..., HIPNN], ethanol: Data
+) -> None:
+    parts = break_down([small_model(hierarchical=False)], ethanol)
+    assert not parts.breaks.any() and parts.steps[:, 1].min() == 1.0
+    page = page_of(parts)
+    assert "no hierarchy: R says nothing" in page and "breaks at" not in page
+
+
+# --- where R stands -------------------------------------------------------------------------------
+
+
+def test_standing(tmp_path: Path) -> None:
+    r = np.array([0.5, 1.0, 2.0, 4.0])
+    np.savez(tmp_path / "predictions.npz", nonhierarchicality=r, part=np.array("test"))
+    standing = stand(1.5, known_r(tmp_path))
+    assert standing is not None and standing.fraction == 0.5 and standing.counts.sum() == 4
+    assert standing.words == "larger than that of 50.0 % of 4 test molecules (median 1.5000)"
+    beyond = stand(9.0, known_r(tmp_path))
+    assert beyond is not None and beyond.outside and beyond.words.startswith("larger than that of")
+    assert "of all 4" in beyond.words and beyond.place == pytest.approx(np.log10(4))
+    assert stand(1.5, known_r(tmp_path / "elsewhere")) is None
+
+
+def test_predictions_of_other_weights_do_not_count(tmp_path: Path) -> None:
+    np.savez(tmp_path / "predictions.npz", nonhierarchicality=np.ones(3))
+    (tmp_path / "model.json").write_text('{"epoch": 2}')
+    (tmp_path / "results.json").write_text('{"model": {"epoch": 2}}')
+    assert known_r(tmp_path) is not None
+    (tmp_path / "results.json").write_text('{"model": {"epoch": 1}}')
+    assert known_r(tmp_path) is None
+
+
+# --- colours --------------------------------------------------------------------------------------
+
+# Machado, Oliveira and Fernandes, IEEE Trans. Vis. Comput. Graph. 15, 1291 (2009), severity 1.
+BLINDNESS = {
+    "protan": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216),
+               (-0.003882, -0.048116, 1.051998)),
+    "deutan": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413),
+               (-0.011820, 0.042940, 0.968881)),
+    "tritan": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602),
+               (0.004733, 0.691367, 0.303900)),
+}  # fmt: skip
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def lab(colour: str, kind: str) -> np.ndarray:
+    """CIE L*a*b* (D65) of ``#rrggbb`` as a colour-blind person sees it."""
+    rgb = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+    linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    seen = TO_XYZ @ np.clip(np.array(BLINDNESS[kind]) @ linear, 0, 1) / [0.9505, 1.0, 1.089]
+    f = np.where(seen > 0.008856, np.cbrt(seen), 7.787 * seen + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def difference(one: str, other: str, kind: str) -> float:
+    return float(np.linalg.norm(lab(one, kind) - lab(other, kind)))
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_colour_blind_people_can_tell_the_colours_apart(kind: str) -> None:
+    found = {colouring.key: colouring for colouring in colourings(made_up({0: 3.0}))}
+    signed = found["beyond"].stops
+    assert difference(signed[0], signed[-1], kind) > 30
+    assert difference(signed[0], signed[4], kind) > 20 < difference(signed[4], signed[-1], kind)
+    assert difference(found["R"].stops[0], found["R"].stops[-1], kind) > 30
+    (first, *_), (second, *_) = found["largest"].classes
+    assert difference(first, second, kind) > 30
+
+
+def test_control_red_and_green_are_alike_to_some() -> None:
+    assert (
+        difference("#a83232", "#5f6b00", "deutan") < 20 < difference("#a83232", "#5f6b00", "tritan")
+    )
+
+
+def test_colours_follow_the_numbers() -> None:
+    found = {colouring.key: colouring for colouring in colourings(made_up({0: 3.0}))}
+    assert list(found) == ["energy", "beyond", "order1", "order2", "largest", "R", "element"]
+    order2, parts = found["order2"], made_up({0: 3.0})
+    assert order2.high == -order2.low == pytest.approx(np.abs(parts.terms[:, 2]).max())
+    assert order2.colours[np.abs(parts.terms[:, 2]).argmax()] == order2.stops[0]  # it is negative
+    assert len(set(found["largest"].colours)) == 2 and found["R"].low == 0.0
+    assert all(len(colouring.colours) == 3 for colouring in found.values())
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+class Outline(HTMLParser):
+    """Nesting, ids, references to ids, addresses that a browser would load, and table cells."""
+
+    VOID = frozenset({"meta", "input", "line", "rect"})
+    LOADS = frozenset({"src", "srcset", "data", "poster", "background", "action", "xlink:href"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.uses: set[str] = set()
+        self.loads: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(page)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name in ("for", "aria-labelledby"):
+                self.uses.add(value or "")
+            elif name in self.LOADS or (name == "href" and tag != "a"):
+                self.loads.append(value or "")
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if self.rows and {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+def without_viewer(page: str) -> str:
+    return page.replace((VIEWER / "3Dmol-min.js").read_text(), "")
+
+
+def test_the_page_loads_nothing_and_is_well_formed() -> None:
+    page = page_of(made_up({0: 3.0}))
+    outline = Outline(page)
+    assert outline.loads == []
+    assert len(set(outline.ids)) == len(outline.ids) and outline.uses <= set(outline.ids)
+    own = without_viewer(page)
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", own)
+    assert "default-src 'none'" in own and "connect-src" not in own
+    assert '<meta name="viewport" content="width=device-width' in own
+    assert "prefers-color-scheme: dark" in own and '<html lang="en">' in own
+    # controls: what the outline must see
+    assert Outline('<img src="https://x.org/a.png"></img>').loads == ["https://x.org/a.png"]
+    with pytest.raises(AssertionError, match="closes something else"):
+        Outline("<p><b></p></b>")
+
+
+def test_the_page_holds_the_numbers() -> None:
+    parts = made_up({2: 3.0}, unit="kcal/mol")
+    rows = Outline(page_of(parts)).rows
+    value = lambda text: float(text.replace("\N{MINUS SIGN}", "-"))  # noqa: E731
+    atoms = [row for row in rows if row and row[0] in ("O0", "H1", "H2")]
+    for i, (_, *cells) in enumerate(atoms):
+        shown = [value(cell) for cell in cells[:5]]
+        expected = [*parts.terms[i], parts.atoms[i], parts.r_atoms[i]]
+        np.testing.assert_allclose(shown, expected, atol=0.0051)
+    assert [cells[-1].split() for cells in atoms] == [[], [], ["▲", "E2"]]
+    (sums,) = [row for row in rows if row and row[0] == "sum"]
+    np.testing.assert_allclose(
+        [value(c) for c in sums[1:5]], [*parts.orders, parts.energy], atol=6e-3
+    )
+
+
+def test_names_from_outside_stay_text() -> None:
+    page = page_of(made_up({}), name="</script><img src=x>.xyz")
+    assert "<img" not in page and "&lt;/script&gt;" in page
+
+
+def test_error_bar_and_flag_in_the_page() -> None:
+    trust = Trust({0.5: 0.1, 0.9: 0.25, 0.95: 0.4}, "RDKit geometry")
+    page = page_of(made_up({}), trust=trust)
+    assert "± 0.2500 eV" in page and "no promise" not in page and "made from the SMILES" in page
+    flagged = page_of(made_up({}), trust=trust._replace(unlike=["R is outside"]))
+    assert "no promise: R is outside." in flagged
+    bare = page_of(made_up({}))
+    assert "not calibrated." in bare and "±" not in without_viewer(bare)
+
+
+def test_the_viewer_is_the_one_on_record() -> None:
+    content = (VIEWER / "3Dmol-min.js").read_bytes()
+    assert hashlib.sha256(content).hexdigest() in (VIEWER / "README.md").read_text()
+    page = page_of(made_up({}))
+    assert content.decode() in page and (VIEWER / "3Dmol-LICENSE.txt").read_text() in page
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run without what other tests left in it."""
+    target = tmp_path / "copy"
+    shutil.copytree(trained, target)
+    for name in ("predictions.npz", "results.json", "error_bars.json"):
+        (target / name).unlink(missing_ok=True)
+    return target
+
+
+def test_text(copy: Path, capsys: Capture) -> None:
+    assert main(["explain", "CO", "--model", str(copy), "--text"]) == 0
+    out = capsys.readouterr().out
+    assert main(["predict", "CO", "--model", str(copy), "--output", str(copy / "e.csv")]) == 0
+    header, row = (copy / "e.csv").read_text().splitlines()
+    predicted = dict(zip(header.split(","), row.split(","), strict=True))
+    assert f"E = {float(predicted['energy']):.4f} eV (RDKit geometry; error bar: not cal" in out
+    assert f"R = {float(predicted['R']):.4f}" in out
+    (sums,) = [line for line in out.splitlines() if "sum" in line and "sum to n" not in line]
+    shown = [float(word) for word in re.findall(r"-?\d+\.\d+", sums)]
+    expected = [float(predicted[name]) for name in ("E0", "E1", "E2", "energy", "R")]
+    np.testing.assert_allclose(shown, expected, atol=6e-5)
+    assert not list(Path().glob("explain.html"))
+
+
+def test_page_of_a_run_that_was_evaluated(copy: Path, molecule_file: Path) -> None:
+    page = copy / "page.html"
+    command = ["explain", str(molecule_file), "--index", "7", "--model", str(copy)]
+    assert main([*command, "--output", str(page)]) == 0
+    assert "Not known where R stands" in page.read_text()
+    assert main(["evaluate", str(copy)]) == 0
+    assert main([*command, "--output", str(page), "--unit", "kcal/mol"]) == 0
+    text = page.read_text()
+    assert "of 20 test molecules" in text or "of all 20 test molecules" in text
+    assert "molecules.extxyz#7" in text and "CH4O, 6 atoms, geometry as given" in text
+    atoms = read_structures(molecule_file)[7]
+    energy = load_model(copy).energy_terms(atoms.z, atoms.pos).energy.item()
+    shown = f"{convert(energy, 'eV', 'kcal/mol'):.2f}".replace("-", "\N{MINUS SIGN}")
+    assert f"{shown} kcal/mol" in text
+
+
+def test_error_bar_and_flag_of_a_calibrated_model(
+    copy: Path, molecule_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    packed = PackedMolecules.pack(read_structures(molecule_file), ASE_ENERGY)
+    first, second = packed.subset(torch.arange(100)), packed.subset(torch.arange(100, 200))
+    model = load_model(copy)
+    statistics = FeatureStatistics.fit(model, first)
+    sample = take_sample([model], statistics, second)
+    ErrorBars.fit(statistics, {"given": sample}, model.energy_unit).save(copy, [copy])
+    known = ase.build.molecule("CH4")
+    crushed = known.copy()
+    crushed.positions *= 0.6
+    for name, atoms in (("known", known), ("crushed", crushed)):
+        ase.io.write(tmp_path / f"{name}.xyz", atoms)
+    command = ["explain", "--model", str(copy), "--text"]
+    assert main([*command, str(tmp_path / "known.xyz")]) == 0
+    calm = capsys.readouterr().out
+    assert re.search(r"± 0\.\d+ eV \(90 %, geometry as given\)", calm) and "warning" not in calm
+    assert main([*command, str(tmp_path / "crushed.xyz")]) == 0
+    assert "warning: unlike the training data (an atom is at distance" in capsys.readouterr().out
+    assert main([*command, "C"]) == 0
+    assert "not calibrated for this, only for: geometry as given" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["{file}"], "holds 200 structures: choose one with --index 0 ... 199"),
+        (["{file}", "--index", "200"], "--index 0 ... 199, not 200"),
+        (["C", "--output", "page.pdf"], "--output page.pdf must end in .html"),
+        (["C", "--unit", "parsec"], "cannot convert 'eV' to 'parsec'"),
+        (["FC"], "atomic number 9"),
+        (["nosuch.xyz"], "does not exist"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], message: str, copy: Path, molecule_file: Path, capsys: Capture
+) -> None:
+    filled = [argument.format(file=molecule_file) for argument in arguments]
+    assert main(["explain", *filled, "--model", str(copy)]) == 1
+    shown = capsys.readouterr()
+    assert message in shown.err and shown.err.count("\n") == 1 and shown.out == ""
+
+
+def test_the_data_in_the_page_are_json(copy: Path) -> None:
+    page = copy / "page.html"
+    assert main(["explain", "CO", "--model", str(copy), "--output", str(page)]) == 0
+    (text,) = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', page.read_text()
+    )
+    data = json.loads(text)
+    assert data["xyz"].splitlines()[0] == "6" and data["names"][:3] == ["C0", "O1", "H2"]
+    assert {len(colours) for colours in data["colours"].values()} == {6}
