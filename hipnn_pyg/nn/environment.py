@@ -42,7 +42,7 @@ class EnvironmentSum(MessagePassing):
         if pairs.pattern is not None:
             return envsum(s, z, pairs.pattern)
         if pairs.padded:
-            return torch.bmm(s.transpose(1, 2), z[pairs.j])
+            return torch.bmm(s.transpose(1, 2), z[pairs.j]).to(z.dtype)
         assert pairs.i is not None
         edge_index = torch.stack((pairs.j, pairs.i))
         return self.propagate(edge_index, s=s, z=z, size=(z.size(0), z.size(0)))

@@ -47,4 +47,4 @@ class Interaction(nn.Module):
     def received(self, z: Tensor, pairs: Pairs) -> Tensor:
         r""":math:`\sum_{j,b} v_{ab}(r_{ij}) z_{j,b}` of every atom, ``[N, out]``."""
         e = self.environment_sum(self.sensitivity(pairs.r), z, pairs)
-        return e.flatten(1) @ self.V.flatten(0, 1)
+        return (e.flatten(1) @ self.V.flatten(0, 1)).to(e.dtype)  # autocast: see nn.precision

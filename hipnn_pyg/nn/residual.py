@@ -28,6 +28,10 @@ class Linear(nn.Linear):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def forward(self, z: Tensor) -> Tensor:
+        """``[N, in]`` to ``[N, out]``, in the dtype of ``z`` under autocast too."""
+        return super().forward(z).to(z.dtype)
+
 
 class Residual(nn.Module):
     r"""The residual transformation (Eq. 7).
