@@ -1,4 +1,4 @@
-"""The ``hipnn`` command: ``hipnn data | train | evaluate | predict | plot``."""
+"""The ``hipnn`` command: ``data | train | predict | explain`` and the others in COMMANDS."""
 
 from __future__ import annotations
 
@@ -10,8 +10,21 @@ import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from hipnn_pyg.checks import StructureError
-from hipnn_pyg.cli import data, evaluate, plot, predict, train
+from hipnn_pyg.cli import (
+    calibrate,
+    data,
+    evaluate,
+    explain,
+    md,
+    plot,
+    predict,
+    relax,
+    reproduce,
+    ship,
+    train,
+)
 from hipnn_pyg.data.unavailable import DatasetUnavailableError
+from hipnn_pyg.interfaces.simulation import SimulationStopped
 from hipnn_pyg.models.files import ModelFileError
 from hipnn_pyg.train.trainer import TrainingStopped
 
@@ -19,8 +32,14 @@ COMMANDS = {
     "data": data,
     "train": train,
     "evaluate": evaluate,
+    "calibrate": calibrate,
     "predict": predict,
+    "explain": explain,
+    "relax": relax,
+    "md": md,
     "plot": plot,
+    "reproduce": reproduce,
+    "ship": ship,
 }
 DESCRIPTION = """HIP-NN on PyTorch Geometric: molecular energies, and how far to trust them.
 
@@ -34,6 +53,7 @@ EXPECTED_ERRORS = (
     ImportError,
     ModelFileError,
     OSError,
+    SimulationStopped,
     StructureError,
     TrainingStopped,
     ValueError,
@@ -78,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(f"hipnn {command}: {error}", file=sys.stderr)
-        return 130 if isinstance(error, TrainingStopped) and error.interrupted else 1
+        return 130 if getattr(error, "interrupted", False) else 1
     except KeyboardInterrupt:  # before or after the training loop, which saves first
         print(f"hipnn {command}: stopped", file=sys.stderr)
         return 130

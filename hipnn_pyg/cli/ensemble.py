@@ -81,17 +81,24 @@ def report(members: Sequence[Trainer]) -> Table:
     The error bar of the mean is the sample standard deviation over the square root of the number
     of models; fewer than three have none.
     """
-    unit = members[0].metric_unit
+    errors = {f"validation MAE ({members[0].metric_unit})": "validation_mae"}
+    if members[0].forces:
+        errors["of forces (kcal/mol/Å)"] = "validation_force_mae"
     table = Table(title=f"{len(members)} models")
-    for heading in ("model", "seed", f"validation MAE ({unit})", "best epoch", "epochs"):
+    for heading in ("model", "seed", *errors, "best epoch", "epochs"):
         table.add_column(heading, justify="right")
     for number, member in enumerate(members):
+        figures = [f"{member.best_row[column]:.4f}" for column in errors.values()]
         of_epochs = f"{member.best_epoch}", f"{member.epoch}"
-        table.add_row(f"{number}", f"{member.config.seed}", f"{member.best_mae:.4f}", *of_epochs)
-    maes = [member.best_mae for member in members]
-    mean = f"{statistics.mean(maes):.4f}"
-    if len(maes) >= 3:
-        mean += f" ± {statistics.stdev(maes) / math.sqrt(len(maes)):.4f}"
+        table.add_row(f"{number}", f"{member.config.seed}", *figures, *of_epochs)
     table.add_section()
-    table.add_row("mean", "", mean)
+    columns = [[member.best_row[column] for member in members] for column in errors.values()]
+    table.add_row("mean", "", *(_mean(column) for column in columns))
     return table
+
+
+def _mean(values: Sequence[float]) -> str:
+    text = f"{statistics.mean(values):.4f}"
+    if len(values) >= 3:
+        text += f" ± {statistics.stdev(values) / math.sqrt(len(values)):.4f}"
+    return text

@@ -1,51 +1,82 @@
-"""Print a run's errors on its test set, beside the paper's: MAE, RMSE, % above 1 kcal/mol."""
+"""Print a run's errors on its test set, beside the paper's: MAE, RMSE, % above 1 kcal/mol.
+
+Forces are tested where they were learned, and with --forces wherever the data set has them.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
 from hipnn_pyg.cli.run_folder import RunFolder, usable_device
+from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import MD17Set, MoleculeSet, QM9Set
 from hipnn_pyg.models.files import atomic_write, load_model, read_card
 from hipnn_pyg.paper import TABLE_1, TABLE_2, TABLE_3
-from hipnn_pyg.train.metrics import ErrorStatistics, error_statistics, predict
+from hipnn_pyg.train.metrics import (
+    ErrorStatistics,
+    ForceStatistics,
+    error_statistics,
+    force_statistics,
+    predict,
+    predict_forces,
+)
+
+Part = Literal["test", "validation", "train"]
+
+
+class Evaluation(NamedTuple):
+    """Errors of a run on one part of its data set.
+
+    Attributes:
+        energy: of the energies, kcal/mol where the target is an energy.
+        forces: of the force components, kcal/mol/Å; None where they were not looked at.
+        paper: the paper's figures for the energies, as text.
+    """
+
+    energy: ErrorStatistics
+    forces: ForceStatistics | None
+    paper: dict[str, str]
 
 
 def add_options(options: ArgumentParser) -> None:
     """Options of ``hipnn evaluate``."""
     options.add_argument("run", type=str, help="run folder of hipnn train")
+    options.add_argument("--part", type=Part, default="test", help="which molecules")
     options.add_argument(
-        "--part",
-        type=Literal["test", "validation", "train"],
-        default="test",
-        help="which molecules",
+        "--forces", action="store_true", help="test forces even if they were not learned"
     )
+    options.add_argument("--json", type=str | None, default=None, help="a copy of results.json")
     options.add_argument("--root", type=str | None, default=None, help="folder of the data set")
     options.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
 
 
 def run(arguments: Namespace) -> None:
     """Evaluate and print."""
-    statistics, paper = evaluate(
-        Path(arguments.run), arguments.part, arguments.root, arguments.device
-    )
-    Console().print(report(statistics, paper, arguments.part))
+    settings = (arguments.part, arguments.root, arguments.device, arguments.forces)
+    path = Path(arguments.run)
+    Console().print(report(evaluate(path, *settings), arguments.part))
+    if arguments.json is not None:
+        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(RunFolder(path).results, arguments.json)
 
 
 def evaluate(
     path: Path,
-    part: Literal["test", "validation", "train"] = "test",
+    part: Part = "test",
     root: str | None = None,
     device: str = "cpu",
-) -> tuple[ErrorStatistics, dict[str, str]]:
+    forces: bool = False,
+) -> Evaluation:
     """Predict one part of a run's data set; writes ``predictions.npz`` and ``results.json``.
 
     Args:
@@ -53,20 +84,30 @@ def evaluate(
         part: which molecules.
         root: another folder for the data set.
         device: where to compute.
+        forces: test forces even if they were not learned.
 
-    Returns:
-        Our statistics (kcal/mol where the target is an energy), and the paper's as text.
+    Raises:
+        ModelFileError: the folder holds no run, or a damaged one.
+        ValueError: there are no such molecules, or their data set has no forces.
     """
     folder = RunFolder(path)
     model = load_model(path, usable_device(device))
     molecules, packed, split = folder.molecules(root)
+    if forces and packed.forces is None:
+        packed = _with_forces(molecules)
     index = getattr(split, part)
     if not len(index):
         raise ValueError(f"{path} has no {part} molecules: choose another --part")
     chosen = packed.subset(index)
-    prediction = predict(model, chosen)
-    target = chosen.target.cpu()
-    statistics = error_statistics(prediction.energy, target, model.energy_unit)
+    target, unit, of_forces = chosen.target.cpu(), model.energy_unit, None
+    if packed.forces is None:
+        prediction = predict(model, chosen)
+    else:
+        prediction, predicted = predict_forces(model, chosen)
+        labels = chosen.gather(torch.arange(len(chosen))).forces
+        assert labels is not None
+        of_forces = force_statistics(predicted, labels, unit)
+    statistics = error_statistics(prediction.energy, target, unit)
     np.savez_compressed(
         folder.predictions,
         index=index.numpy(),
@@ -74,14 +115,23 @@ def evaluate(
         prediction=prediction.energy.numpy(),
         orders=prediction.orders.numpy(),
         nonhierarchicality=prediction.nonhierarchicality.numpy(),
-        unit=np.array(model.energy_unit),
+        unit=np.array(unit),
         part=np.array(part),
     )
     card = read_card(path)
     paper = published(molecules, card)
     results = {"part": part, **statistics._asdict(), "paper": paper, "model": card}
+    if of_forces is not None:
+        results["forces"] = of_forces._asdict()
     atomic_write({folder.results: json.dumps(results, indent=2).encode()})
-    return statistics, paper
+    return Evaluation(statistics, of_forces, paper)
+
+
+def _with_forces(molecules: MoleculeSet) -> PackedMolecules:
+    """A data set loaded once more, now with its forces."""
+    if isinstance(molecules, QM9Set):
+        raise ValueError("QM9 has no forces to test against: leave --forces out")
+    return replace(molecules, forces=True).load()[0]
 
 
 def published(molecules: MoleculeSet, card: dict[str, Any]) -> dict[str, str]:
@@ -89,6 +139,8 @@ def published(molecules: MoleculeSet, card: dict[str, Any]) -> dict[str, str]:
     size = molecules.num_train + molecules.num_validation
     network = card["hyperparameters"]
     if isinstance(molecules, MD17Set):
+        if card.get("trained_on_forces"):  # the paper learns energies only
+            return {}
         standard = (molecules.num_train, network["hidden_channels"], network["num_onsite"])
         if molecules.molecule in TABLE_3 and standard == (1_000, 20, 0):
             return {"mae": "{:.3f} ± {:.3f}".format(*TABLE_3[molecules.molecule])}
@@ -109,8 +161,9 @@ def published(molecules: MoleculeSet, card: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def report(statistics: ErrorStatistics, paper: dict[str, str], part: str) -> Table:
+def report(evaluation: Evaluation, part: str) -> Table:
     """The table that ``hipnn evaluate`` prints."""
+    statistics, forces, paper = evaluation
     table = Table(title=f"{part} set, {statistics.num:,} molecules")
     for heading in ("statistic", "this run", "paper"):
         table.add_column(heading, justify="left" if heading == "statistic" else "right")
@@ -126,4 +179,7 @@ def report(statistics: ErrorStatistics, paper: dict[str, str], part: str) -> Tab
         in_mev = statistics.to("meV")
         table.add_row("MAE (meV)", f"{in_mev.mae:.2f}", "-")
         table.add_row("RMSE (meV)", f"{in_mev.rmse:.2f}", "-")
+    if forces is not None:
+        table.add_row(f"force MAE ({forces.unit})", f"{forces.mae:.3f}", "-")
+        table.add_row(f"force RMSE ({forces.unit})", f"{forces.rmse:.3f}", "-")
     return table

@@ -72,6 +72,8 @@ def prepare(
     for machine_path in ("root", "path"):
         provenance.pop(machine_path, None)
     provenance["split_sha256"] = parts.checksum
+    if getattr(molecules, "trajectories", False):
+        provenance["trained_on_trajectories"] = True
     provenance["trained_on"] = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

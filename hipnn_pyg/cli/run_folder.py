@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ RESUME_MAY_CHANGE = {
     "devices",
     "num_nodes",
     "compile",
+    "capture",
     "self_check",
     "checkpoint_seconds",
     "root",
@@ -32,8 +33,15 @@ RESUME_MAY_CHANGE = {
 
 
 def of_class(kind: type[T], values: dict[str, Any]) -> T:
-    """The instance of a dataclass whose fields stand among ``values``."""
-    return kind(**{field.name: values[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+    """The instance of a dataclass whose fields stand among ``values``; others have defaults."""
+    present = {field.name for field in fields(kind)} & values.keys()  # type: ignore[arg-type]
+    return kind(**{name: values[name] for name in present})
+
+
+def defaults_of(*kinds: type) -> dict[str, Any]:
+    """The defaults of dataclasses: what a run from before a setting existed was trained with."""
+    every = [field for kind in kinds for field in fields(kind)]
+    return {field.name: field.default for field in every if field.default is not MISSING}
 
 
 def usable_device(name: str) -> torch.device:
@@ -137,8 +145,8 @@ class RunFolder:
         Raises:
             ModelFileError: naming the first setting that differs.
         """
-        old = self.read_config()
-        old.setdefault("ensemble", 1)
+        kinds = (type(molecules), Network, Training)
+        old = {"ensemble": 1, **defaults_of(*kinds), **self.read_config()}
         new = {**describe(molecules), **asdict(network), **asdict(training), "ensemble": ensemble}
         for name in (old.keys() | new.keys()) - RESUME_MAY_CHANGE:
             if old.get(name) != new.get(name):

@@ -25,6 +25,7 @@ from hipnn_pyg.checks import (
     check_targets,
     warn_unlikely_unit,
 )
+from hipnn_pyg.data.forces import ForceLabels, check_forces
 from hipnn_pyg.data.md17 import md17_energies
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.data.unavailable import DatasetUnavailableError
@@ -45,6 +46,7 @@ class MoleculeBatch(NamedTuple):
         max_atoms: atoms of the largest molecule.
         num_edges: sum of n (n - 1) over the molecules.
         target: energies in the target's unit, float64, ``[G]``.
+        forces: in the target's unit per Å, ``[N, 3]``; None without force labels.
     """
 
     z: Tensor
@@ -54,6 +56,7 @@ class MoleculeBatch(NamedTuple):
     max_atoms: int
     num_edges: int
     target: Tensor
+    forces: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class PackedMolecules:
         target: energies in the target's unit, float64, ``[M]``.
         start: first atom of each molecule, ``[M]``.
         spec: name, unit and place of the target.
+        forces: in the target's unit per Å, ``[A, 3]``; None without force labels.
+        force_labels: what the force labels are called.
     """
 
     z: Tensor
@@ -75,9 +80,17 @@ class PackedMolecules:
     target: Tensor
     start: Tensor
     spec: Target
+    forces: Tensor | None = None
+    force_labels: ForceLabels | None = None
 
     @classmethod
-    def pack(cls, source: Any, target: Target, validate: bool = True) -> PackedMolecules:
+    def pack(
+        cls,
+        source: Any,
+        target: Target,
+        validate: bool = True,
+        forces: ForceLabels | None = None,
+    ) -> PackedMolecules:
         """Pack a PyG dataset, a list of ``Data`` or a ``DataLoader``.
 
         An ``InMemoryDataset`` without transform is already packed and is only re-indexed; of a
@@ -88,19 +101,23 @@ class PackedMolecules:
             source: where ``z``, ``pos`` and the target are.
             target: which number is learned.
             validate: check every molecule (:mod:`hipnn_pyg.checks`).
+            forces: the force labels and their unit; None to leave forces alone.
 
         Raises:
             StructureError: no molecules, or a bad one.
+            ValueError: forces beside energies of unknown unit.
         """
         if isinstance(source, PackedMolecules):
+            if forces is not None and source.forces is None:
+                raise ValueError("these molecules were packed without forces: pack the source anew")
             return source
         if isinstance(source, DataLoader):
             source = source.dataset
         source = _indexed(source)
         if isinstance(source, InMemoryDataset) and source.transform is None:
-            packed = cls._of_in_memory(source, target)
+            packed = cls._of_in_memory(source, target, forces)
         else:
-            packed = cls._of_items(source, target)
+            packed = cls._of_items(source, target, forces)
         if isinstance(source, MD17) and target.key == "energy":
             packed = replace(packed, target=_float64_energies(source, packed.target))
         if validate:
@@ -108,7 +125,9 @@ class PackedMolecules:
         return packed
 
     @classmethod
-    def _of_in_memory(cls, dataset: InMemoryDataset, target: Target) -> PackedMolecules:
+    def _of_in_memory(
+        cls, dataset: InMemoryDataset, target: Target, labels: ForceLabels | None
+    ) -> PackedMolecules:
         if not len(dataset):
             raise StructureError("the dataset holds no molecules: give at least one")
         stored = dataset._data
@@ -118,25 +137,34 @@ class PackedMolecules:
             whole[target.key] = stored[target.key]
         energies = target.select(whole).double()
         start = counts.cumsum(0) - counts
-        packed = cls(stored.z, stored.pos, counts, energies, start, target)
+        forces = None
+        if labels is not None:
+            forces = labels.select(stored) * labels.factor(target.unit)
+        packed = cls(stored.z, stored.pos, counts, energies, start, target, forces, labels)
         indices = torch.as_tensor(list(dataset.indices()))
         everything = len(indices) == len(counts) and bool((indices.diff() == 1).all())
         return packed if everything else packed.subset(indices)
 
     @classmethod
-    def _of_items(cls, source: Iterable[Data], target: Target) -> PackedMolecules:
-        z, pos, counts, energies = [], [], [], []
+    def _of_items(
+        cls, source: Iterable[Data], target: Target, labels: ForceLabels | None
+    ) -> PackedMolecules:
+        z, pos, counts, energies, forces = [], [], [], [], []
         for item in source:
             z.append(item.z)
             pos.append(item.pos)
             atoms = item.batch.bincount() if item.batch is not None else [item.num_nodes]
             counts.append(torch.as_tensor(atoms))
             energies.append(target.select(item).double())
+            if labels is not None:
+                forces.append(labels.select(item) * labels.factor(target.unit))
         if not z:
             raise StructureError("the dataset holds no molecules: give at least one")
         number = torch.cat(counts).cpu()
         start = number.cumsum(0) - number
-        return cls(torch.cat(z), torch.cat(pos), number, torch.cat(energies), start, target)
+        joined = torch.cat(forces) if forces else None
+        atoms = (torch.cat(z), torch.cat(pos), number)
+        return cls(*atoms, torch.cat(energies), start, target, joined, labels)
 
     def check(self) -> None:
         """Check every molecule; raises :class:`~hipnn_pyg.checks.StructureError`."""
@@ -146,6 +174,8 @@ class PackedMolecules:
         check_targets(self.target, len(self))
         for molecules in torch.arange(len(self)).split(_CHECK_BLOCK):
             block = self.gather(molecules)
+            if block.forces is not None:
+                check_forces(block.forces, block.batch, molecules)
             nearest = _nearest_distances(block)
             finite = torch.isfinite(block.pos).all(dim=1)
             try:
@@ -174,6 +204,7 @@ class PackedMolecules:
             pos=self.pos.to(device),
             target=self.target.to(device),
             start=self.start.to(device),
+            forces=None if self.forces is None else self.forces.to(device),
         )
 
     def subset(self, index: Tensor) -> PackedMolecules:
@@ -203,9 +234,9 @@ class PackedMolecules:
         batch = graphs.repeat_interleave(counts, output_size=total)
         offset = self.start[index] - ptr[:-1]
         atoms = torch.arange(total, device=self.device) + offset[batch]
-        return MoleculeBatch(
-            self.z[atoms], self.pos[atoms], batch, ptr, largest, num_edges, self.target[index]
-        )
+        forces = None if self.forces is None else self.forces[atoms]
+        pairs = (batch, ptr, largest, num_edges)
+        return MoleculeBatch(self.z[atoms], self.pos[atoms], *pairs, self.target[index], forces)
 
 
 def _nearest_distances(block: MoleculeBatch, within: float = 3.0) -> Tensor:
@@ -236,8 +267,8 @@ def _float64_energies(dataset: MD17, stored: Tensor) -> Tensor:
 class PackedLoader:
     """Iterate mini-batches of packed molecules, with the fields of PyG's ``DataLoader`` batches.
 
-    Each item is a ``Data`` with ``z``, ``pos``, ``batch``, ``ptr`` and the target under its own key
-    (float64, ``[G]``).
+    Each item is a ``Data`` with ``z``, ``pos``, ``batch``, ``ptr``, the target under its own key
+    (float64, ``[G]``) and likewise the forces if there are any (target's unit per Å, ``[N, 3]``).
 
     Args:
         molecules: the packed molecules.
@@ -271,6 +302,8 @@ class PackedLoader:
             item = self.molecules.gather(index)
             data = Data(z=item.z, pos=item.pos, batch=item.batch, ptr=item.ptr)
             data[self.molecules.spec.key] = item.target
+            if self.molecules.force_labels is not None:
+                data[self.molecules.force_labels.key] = item.forces
             yield data
 
 

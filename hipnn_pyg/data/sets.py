@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
 from hipnn_pyg.checks import StructureError
+from hipnn_pyg.data.forces import ASE_FORCES, MD17_FORCES
 from hipnn_pyg.data.md17 import load_md17
 from hipnn_pyg.data.molecules import read_structures
 from hipnn_pyg.data.packed import PackedMolecules
@@ -47,29 +48,34 @@ class QM9Set:
 
 @dataclass(frozen=True)
 class MD17Set:
-    """One molecule of MD17 or revised MD17, energies re-read in float64 (kcal/mol).
+    """One molecule of MD17 or revised MD17, energies re-read in float64 (kcal/mol, kcal/mol/Å).
 
     Args:
         root: folder of the data set, as PyG's ``MD17`` lays it out.
         molecule: e.g. "benzene", "toluene", "revised benzene".
         num_train: training frames.
         num_validation: validation frames; the rest is the test set.
+        forces: learn the forces, too.
     """
+
+    trajectories: ClassVar[bool] = True
 
     root: str = "data/md17"
     molecule: str = "benzene"
     num_train: int = 1_000
     num_validation: int = 1_000
+    forces: bool = False
 
     def load(self) -> tuple[PackedMolecules, Tensor]:
         """All frames, checked, and their indices."""
-        packed = PackedMolecules.pack(load_md17(self.root, self.molecule), MD17_ENERGY)
+        frames, labels = load_md17(self.root, self.molecule), MD17_FORCES if self.forces else None
+        packed = PackedMolecules.pack(frames, MD17_ENERGY, forces=labels)
         return packed, torch.arange(len(packed))
 
 
 @dataclass(frozen=True)
 class FileSet:
-    """Structures with energies from any file ASE reads (extxyz, db, traj ...; energies in eV).
+    """Structures with energies from any file ASE reads (extxyz, db, traj ...; eV and eV/Å).
 
     Where compositions differ, subtract free-atom energies first: sigma_E is the spread of the
     energies, and that of total energies drowns the chemistry.
@@ -78,11 +84,13 @@ class FileSet:
         path: the file.
         num_train: training structures.
         num_validation: validation structures; the rest is the test set.
+        forces: learn the forces, too.
     """
 
     path: str
     num_train: int
     num_validation: int
+    forces: bool = False
 
     def load(self) -> tuple[PackedMolecules, Tensor]:
         """All structures, checked, and their indices."""
@@ -92,13 +100,18 @@ class FileSet:
                 f"{self.path} holds periodic structures: training on cells is not built yet; "
                 "remove cell and pbc if they do not matter"
             )
-        bare = [number for number, data in enumerate(structures) if "energy" not in data]
-        if bare:
-            raise StructureError(
-                f"{self.path}, structure {bare[0]}: no energy to learn; write one that ASE finds "
-                "(extxyz: energy=... in the comment line, in eV) or leave the structure out"
-            )
-        packed = PackedMolecules.pack(structures, ASE_ENERGY)
+        wanted = {"energy": "energy=... in the comment line, in eV"}
+        if self.forces:
+            wanted["force"] = "forces:R:3 among the Properties, in eV/Å"
+        for name, how in wanted.items():
+            bare = [number for number, data in enumerate(structures) if name not in data]
+            if bare:
+                raise StructureError(
+                    f"{self.path}, structure {bare[0]}: no {name} to learn; write one that ASE "
+                    f"finds (extxyz: {how}) or leave the structure out"
+                )
+        labels = ASE_FORCES if self.forces else None
+        packed = PackedMolecules.pack(structures, ASE_ENERGY, forces=labels)
         return packed, torch.arange(len(packed))
 
 

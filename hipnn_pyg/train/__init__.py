@@ -2,14 +2,26 @@
 
 from hipnn_pyg.train.config import Network, Training
 from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
+from hipnn_pyg.train.force_loss import ForceLossTerms, HIPNNForceLoss
 from hipnn_pyg.train.loss import HIPNNLoss, LossTerms
-from hipnn_pyg.train.metrics import ErrorStatistics, Predictions, error_statistics, predict
+from hipnn_pyg.train.metrics import (
+    ErrorStatistics,
+    ForceStatistics,
+    Predictions,
+    error_statistics,
+    force_statistics,
+    predict,
+    predict_forces,
+)
 from hipnn_pyg.train.schedule import PlateauAnnealing, WarmupCosine
 from hipnn_pyg.train.trainer import Trainer, TrainingStopped
 
 __all__ = [
     "EnsembleTrainer",
     "ErrorStatistics",
+    "ForceLossTerms",
+    "ForceStatistics",
+    "HIPNNForceLoss",
     "HIPNNLoss",
     "LossTerms",
     "Member",
@@ -21,5 +33,7 @@ __all__ = [
     "TrainingStopped",
     "WarmupCosine",
     "error_statistics",
+    "force_statistics",
     "predict",
+    "predict_forces",
 ]

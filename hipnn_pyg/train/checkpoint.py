@@ -5,11 +5,65 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hipnn_pyg.models.files import ModelFileError, atomic_write
+
+if TYPE_CHECKING:
+    from hipnn_pyg.train.trainer import Trainer
+    from hipnn_pyg.train.validation import Validation
+
+PROGRESS = ("epoch", "step", "seconds", "best_mae", "best_epoch", "stopped")
+"""Attributes of a trainer that say how far it is."""
+
+
+def run_state(trainer: Trainer) -> dict[str, Any]:
+    """All that a run needs to go on, for :func:`restore_run`; the tensors are not copied."""
+    return {
+        "totals": trainer.totals,
+        "model": trainer.model.state_dict(),
+        "average": None if trainer.average is None else trainer.average.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "schedule": trainer.schedule.state_dict(),
+        "progress": {name: getattr(trainer, name) for name in PROGRESS},
+        "history": trainer.history,
+    }
+
+
+def restore_run(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Bring a new trainer of the same settings to where ``run_state()`` was taken."""
+    trainer.model.load_state_dict(state["model"])
+    if trainer.average is not None:
+        trainer.average.load_state_dict(state["average"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.schedule.load_state_dict(state["schedule"])
+    for name in PROGRESS:
+        setattr(trainer, name, state["progress"][name])
+    trainer.history = state["history"]
+    trainer.totals.copy_(state["totals"])
+
+
+def best_model(trainer: Trainer, validation: Validation) -> dict[str, Any]:
+    """What the file of a trainer's best model says about it.
+
+    Args:
+        trainer: at the end of the epoch.
+        validation: of the model.
+    """
+    facts = {
+        "epoch": trainer.epoch,
+        "validation_mae": validation.energy.mae,
+        "training_seconds": round(trainer.seconds, 1),
+        "validation_unit": validation.energy.unit,
+        "target": trainer.train.spec.name,
+        "trained_on_forces": trainer.forces,
+    }
+    if validation.forces is not None:
+        facts["validation_force_mae"] = validation.forces.mae
+        facts["validation_force_unit"] = validation.forces.unit
+    return facts
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

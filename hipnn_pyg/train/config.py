@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hipnn_pyg.data.statistics import EnergyScale
+from hipnn_pyg.nn.precision import Precision
 from hipnn_pyg.units import Bohr
 
 OWN: dict[str, dict[str, Any]] = {
@@ -54,6 +55,9 @@ class Training:
             "residual" for E - E^0; null for the recipe's own, total (paper) or residual (fast).
         lambda_l2: weight of the L2 term (Eq. 16).
         lambda_r: weight of the non-hierarchicality term (Eq. 17).
+        energy_weight: with forces: weight of the energies' error, relative to sigma_E.
+        force_weight: with forces: weight of the forces' error, relative to their root mean square.
+        validate_every: epochs between two validations (fast only).
         t_init: paper: epochs before annealing may begin.
         t_patience: paper: epochs without a new best before the learning rate falls.
         decay: paper: factor by which it falls.
@@ -67,6 +71,10 @@ class Training:
         num_nodes: nodes, each with so many devices.
         compile: run the step through torch.compile: "on", "off" or "auto" (long runs on a GPU; on
             a CPU the package's own kernels are faster).
+        capture: run the whole step as one CUDA graph: "auto" (on a GPU, one process), "on" or
+            "off". On a CPU "on" runs the same step of fixed shapes without a graph, for tests.
+        precision: of the matrix products of a training step: "float32", "tf32" (on a GPU) or
+            "bf16"; validation and predictions stay float32.
         self_check: compare the kernel with the reference even if it passed on this machine before.
         checkpoint_seconds: time between checkpoints.
     """
@@ -78,6 +86,9 @@ class Training:
     energy_scale: EnergyScale | None = None
     lambda_l2: float = 1e-6
     lambda_r: float = 1e-2
+    energy_weight: float = 1.0
+    force_weight: float = 1.0
+    validate_every: int = 1
     t_init: int = 100
     t_patience: int = 50
     decay: float = 0.5
@@ -89,11 +100,14 @@ class Training:
     devices: int | Literal["auto"] = 1
     num_nodes: int = 1
     compile: Literal["auto", "on", "off"] = "auto"
+    capture: Literal["auto", "on", "off"] = "auto"
+    precision: Precision = "float32"
     self_check: bool = False
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         smallest = {"batch_size": 1, "warmup_steps": 0, "average_every": 1, "num_nodes": 1}
+        smallest |= {"energy_weight": 0, "force_weight": 0, "validate_every": 1}
         if self.devices != "auto":
             smallest["devices"] = 1
         for name, least in smallest.items():
@@ -101,6 +115,11 @@ class Training:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
+        if self.recipe == "paper" and self.validate_every > 1:
+            raise ValueError(
+                f"validate_every = {self.validate_every}, but the paper's annealing needs a "
+                "validation after every epoch: leave it out, or take the recipe fast"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
 

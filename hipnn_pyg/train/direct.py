@@ -41,7 +41,7 @@ class DirectGradient:
         )
 
     def __call__(self, batch: MoleculeBatch) -> tuple[LossTerms, Tensor]:
-        """The loss and its gradient ``[P]``, which the next call overwrites.
+        """The loss and its gradient ``[P]``.
 
         Args:
             batch: checked molecules.
@@ -56,7 +56,7 @@ class DirectGradient:
         found, dsums = self._head(sums, batch.target.numel(), l2)
         dterms = cpu.error_sums_backward(terms, batch.ptr, error, dsums)
         direct.backward(model, passes, dterms, self.slopes)
-        return found, self.gradient.add_(weights, alpha=2 * self.loss.lambda_l2)
+        return found, torch.add(self.gradient, weights, alpha=2 * self.loss.lambda_l2)
 
     def _head(self, sums: Tensor, count: int, l2: Tensor) -> tuple[LossTerms, Tensor]:
         """The loss from its sums, and its gradient in them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -14,6 +13,8 @@ from tqdm import tqdm
 
 from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.models.hipnn import HIPNN
+from hipnn_pyg.nn.precision import matrix_products
+from hipnn_pyg.train.bar import progress_bar
 from hipnn_pyg.train.graphs import compiled_graphs, recompiled
 from hipnn_pyg.train.interrupts import interrupts
 from hipnn_pyg.train.loss import LossTerms
@@ -27,6 +28,8 @@ class Member(Trainer):
     It has its own molecules, seed, E^0 and sigma_E, schedule, weight average, best model and
     folder, which is that of an ordinary run. Arguments as for :class:`Trainer`.
     """
+
+    alone = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -76,11 +79,12 @@ class EnsembleTrainer:
 
     Args:
         members: the models, with equal networks, loss weights and devices.
-        batched: steps together; "auto" for on a GPU.
+        batched: steps together; "auto" for on a GPU, unless forces are learned.
         progress: show one progress bar for all.
 
     Raises:
-        ValueError: there are no members, or they differ in more than data, seed and schedule.
+        ValueError: there are no members, they differ in more than data, seed and schedule, or
+            forces are to be learned in batched steps.
     """
 
     def __init__(
@@ -93,7 +97,10 @@ class EnsembleTrainer:
         if not self.members:
             raise ValueError("an ensemble needs at least one member")
         first = self.members[0]
-        self.batched = first.device.type == "cuda" if batched == "auto" else batched
+        alone = first.device.type != "cuda" or first.forces
+        self.batched = not alone if batched == "auto" else batched
+        if self.batched and first.forces:
+            raise ValueError("batched steps do not learn forces: train the members in turn")
         _check_alike(self.members, self.batched)
         self.progress = progress
         self.interrupted = False
@@ -181,7 +188,8 @@ class EnsembleTrainer:
         vectors: list[Tensor] = [member.objective.vector for member in front]
         batch = gather_padded([member.train for member in front], indices)
         graphs = compiled_graphs()
-        terms, gradients = self._stacked(torch.stack(vectors), self._frozen_of(front), batch)
+        with matrix_products(front[0].config.precision, front[0].device):
+            terms, gradients = self._stacked(torch.stack(vectors), self._frozen_of(front), batch)
         self.graphs += compiled_graphs() - graphs
         for vector, gradient in zip(vectors, gradients.unbind(), strict=True):
             vector.grad = gradient
@@ -226,18 +234,7 @@ class EnsembleTrainer:
         return total, seen
 
     def _bar(self) -> tqdm:
-        total, seen = self._molecules()
-        return tqdm(
-            total=total,
-            initial=seen,
-            unit="mol",
-            unit_scale=True,
-            desc=f"{len(self.members)} models",
-            smoothing=0.05,
-            disable=not self.progress,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-            dynamic_ncols=True,
-        )
+        return progress_bar(*self._molecules(), f"{len(self.members)} models", self.progress)
 
     def _show(self, bar: tqdm) -> None:
         """After an epoch: mean validation error, and no molecules for who has stopped early."""
@@ -256,9 +253,13 @@ def _check_alike(members: Sequence[Member], batched: bool) -> None:
             "network": (member.model.hyperparameters, first.model.hyperparameters),
             "kernel": (member.model.kernel, first.model.kernel),
             "precision": (member.objective.vector.dtype, first.objective.vector.dtype),
+            "precision of products": (member.config.precision, first.config.precision),
             "device": (member.device, first.device),
             "lambda_l2": (member.config.lambda_l2, first.config.lambda_l2),
             "lambda_r": (member.config.lambda_r, first.config.lambda_r),
+            "choice between energies and forces": (member.forces, first.forces),
+            "energy_weight": (member.config.energy_weight, first.config.energy_weight),
+            "force_weight": (member.config.force_weight, first.config.force_weight),
         }
         if batched:
             pairs["batch_size"] = (member.config.batch_size, first.config.batch_size)

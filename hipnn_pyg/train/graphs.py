@@ -12,19 +12,29 @@ from hipnn_pyg.train.config import Training
 
 COMPILE_PAYS_AFTER = 5_000
 """Steps from which ``compile="auto"`` compiles on a GPU: about a minute once."""
+FORCES_PAY_AFTER = 20_000
+"""The same for force training on a CPU, where a compiled step takes half the time."""
 
 
-def compile_wanted(config: Training, device: torch.device, kernel: str, total_steps: int) -> bool:
+def compile_wanted(
+    config: Training,
+    device: torch.device,
+    kernel: str,
+    total_steps: int,
+    forces: bool = False,
+) -> bool:
     """Whether to run the step through ``torch.compile``.
 
     ``"auto"`` does on a GPU, for runs long enough to pay. On a CPU the kernels of
-    :mod:`hipnn_pyg.ops` are faster than a compiled step and ready in seconds.
+    :mod:`hipnn_pyg.ops` are faster than a compiled step and ready in seconds; forces, whose second
+    derivatives they do not have, are compiled in long runs there, too.
 
     Args:
         config: its ``compile``.
         device: that trains.
         kernel: of the model there (``HIPNN.kernel_on``).
         total_steps: of the run.
+        forces: whether forces are learned.
     """
     compiler = device.type == "cuda" or available(device.type) == ""
     if not compiler and (config.compile == "on" or kernel == "padded"):
@@ -32,9 +42,53 @@ def compile_wanted(config: Training, device: torch.device, kernel: str, total_st
             f"{available(device.type)}: training runs in plain PyTorch, about a third as fast",
             stacklevel=3,
         )
+    if config.compile == "auto" and forces and device.type == "cpu":
+        return compiler and total_steps >= FORCES_PAY_AFTER
     if config.compile == "auto":
         return device.type == "cuda" and total_steps >= COMPILE_PAYS_AFTER
     return config.compile == "on" and compiler
+
+
+def capture_wanted(
+    config: Training, device: torch.device, processes: int, forces: bool = False
+) -> bool:
+    """Whether to run the step as one CUDA graph (:mod:`hipnn_pyg.train.capture`).
+
+    Args:
+        config: its ``capture``.
+        device: that trains.
+        processes: of the run.
+        forces: whether forces are learned: such steps are not captured.
+
+    Raises:
+        ValueError: ``capture="on"`` with several processes or with forces.
+    """
+    if forces:
+        if config.capture == "on":
+            raise ValueError("--capture on does not take forces yet: leave it out")
+        return False
+    if processes > 1:
+        if config.capture == "on":
+            raise ValueError(
+                f"--capture on takes one process, not {processes}: the mini-batch of a captured "
+                "step is drawn on one device; use --capture off"
+            )
+        return False
+    return config.capture == "on" or (config.capture == "auto" and device.type == "cuda")
+
+
+def not_captured(error: RuntimeError) -> str:
+    """The line that reports a step which could not be captured.
+
+    Args:
+        error: what was raised.
+    """
+    reason = (str(error) or "no reason given").splitlines()[0]
+    return (
+        f"the training step could not be captured ({type(error).__name__}: {reason}): training "
+        "goes on with ordinary steps, which give the same numbers more slowly; --capture on shows "
+        "the whole error, --capture off avoids it"
+    )
 
 
 def compiled_graphs() -> int:

@@ -66,12 +66,25 @@ def error_sums(model: HIPNN, kernel: str, batch: MoleculeBatch) -> Tensor:
     pos = batch.pos.to(model.blocks[0].interaction.V.dtype)
     pairs = all_pairs(kernel, pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges)
     terms, _ = model.atom_terms(model.species_index(batch.z), pairs)
+    return sums_of_terms(terms, batch)
+
+
+def sums_of_terms(terms: Tensor, batch: MoleculeBatch) -> Tensor:
+    """:func:`error_sums` from the E_i^n of the molecules, ``[N, orders + 1]``."""
     num_graphs = batch.target.numel()
     per_graph = terms.new_zeros(num_graphs, terms.size(1)).index_add(0, batch.batch, terms)
     error = per_graph[:, 1:].sum(1) - (batch.target - per_graph[:, 0])
     r = nonhierarchicality(terms, batch.batch, num_graphs)
     count = error.new_full((), num_graphs)
     return torch.stack((error.abs().sum(), error.square().sum(), r.sum(), count))
+
+
+def mean_and_root(absolute: Tensor, square: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """MAE and RMSE (Eqs. 12, 13) from sums over ``count`` errors."""
+    mean_square = square / count
+    # The root's gradient at 0 is infinite; that of the norm, which this is, is taken as 0.
+    exact = mean_square == 0
+    return absolute / count, torch.where(exact, 0.0, torch.where(exact, 1.0, mean_square).sqrt())
 
 
 class HIPNNLoss(nn.Module):
@@ -86,7 +99,12 @@ class HIPNNLoss(nn.Module):
         model: the model.
         lambda_l2: weight of the L2 term.
         lambda_r: weight of the R term; ignored without hierarchy (Table II).
+
+    Attributes:
+        num_sums: numbers that :meth:`sums` gives.
     """
+
+    num_sums = 4
 
     def __init__(self, model: HIPNN, lambda_l2: float = 1e-6, lambda_r: float = 1e-2) -> None:
         super().__init__()
@@ -103,7 +121,11 @@ class HIPNNLoss(nn.Module):
             l2: the L2 term, if it is already known.
         """
         l2 = l2_norm(self.model) if l2 is None else l2
-        return self.terms(error_sums(self.model, self.kernel, batch), l2)
+        return self.terms(self.sums(batch), l2)
+
+    def sums(self, batch: MoleculeBatch) -> Tensor:
+        """:func:`error_sums` of some molecules: all that :meth:`terms` needs of them."""
+        return error_sums(self.model, self.kernel, batch)
 
     def terms(self, sums: Tensor, l2: Tensor) -> LossTerms:
         """The loss from the sums over a mini-batch, see :func:`error_sums`.
@@ -113,10 +135,7 @@ class HIPNNLoss(nn.Module):
             l2: the L2 term.
         """
         absolute, square, r, count = sums.unbind()
-        mae, mean_square, r = absolute / count, square / count, r / count
-        # The root's gradient at 0 is infinite; that of the norm, which this is, is taken as 0.
-        exact = mean_square == 0
-        rmse = torch.where(exact, 0.0, torch.where(exact, 1.0, mean_square).sqrt())
+        (mae, rmse), r = mean_and_root(absolute, square, count), r / count
         loss = (mae + rmse) / self.model.reference.sigma_e
         loss = loss + self.lambda_l2 * l2 + self.lambda_r * r
         return LossTerms(loss, mae, rmse, l2, r)

@@ -1,8 +1,10 @@
-"""Predictions over a data set and the paper's three statistics of their errors."""
+"""Predictions over a data set, the paper's three statistics of their errors, and the forces'."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -32,7 +34,6 @@ class Predictions(NamedTuple):
     nonhierarchicality: Tensor
 
 
-@torch.no_grad()
 def predict(model: HIPNN, molecules: PackedMolecules, batch_size: int = 256) -> Predictions:
     """Predict packed (hence checked) molecules.
 
@@ -44,27 +45,78 @@ def predict(model: HIPNN, molecules: PackedMolecules, batch_size: int = 256) -> 
     Raises:
         StructureError: no molecules, or species that the model does not know.
     """
+    energy, orders, r, _ = _predict(model, molecules, batch_size, forces=False)
+    return Predictions(energy, orders, r)
+
+
+def predict_forces(
+    model: HIPNN, molecules: PackedMolecules, batch_size: int = 256
+) -> tuple[Predictions, Tensor]:
+    """Predict packed (hence checked) molecules and, by one gradient, the forces on their atoms.
+
+    Args:
+        model: the model; its mode is left as it was.
+        molecules: moved to the model's device.
+        batch_size: molecules per pass.
+
+    Returns:
+        ``(predictions, forces)``: energy unit / Å, on the CPU, ``[N, 3]``.
+
+    Raises:
+        StructureError: no molecules, or species that the model does not know.
+    """
+    energy, orders, r, forces = _predict(model, molecules, batch_size, forces=True)
+    return Predictions(energy, orders, r), forces
+
+
+def _predict(
+    model: HIPNN, molecules: PackedMolecules, batch_size: int, forces: bool
+) -> list[Tensor]:
+    """Energies, orders, R and forces (``[0]`` if not asked for)."""
     if not len(molecules):
         raise StructureError("there are no molecules to predict: give at least one")
     device = model.reference.weight.device
     self_check(model.kernel_on(device), device)
     molecules = molecules.to(device)
     check_species(molecules.z, model.species_index(molecules.z) >= 0, model.species)
-    training, validate = model.training, model.validate
-    model.eval()
-    model.validate = False
-    parts = []
-    try:
+    parts: list[list[Tensor]] = []
+    with _evaluating(model), torch.set_grad_enabled(forces):
         for index in torch.arange(len(molecules)).split(batch_size):
             batch = molecules.gather(index)
-            out = model.energy_terms(batch.z, batch.pos, batch.batch, num_graphs=index.numel())
-            orders = out.terms.new_zeros(index.numel(), out.terms.size(1))
-            orders = orders.index_add(0, batch.batch, out.terms)
-            parts.append((out.energy[:, 0].cpu(), orders.cpu(), out.nonhierarchicality.cpu()))
+            pos = batch.pos.requires_grad_(forces)
+            out = model.energy_terms(batch.z, pos, batch.batch, num_graphs=index.numel())
+            terms = out.terms.detach()
+            orders = terms.new_zeros(index.numel(), terms.size(1)).index_add(0, batch.batch, terms)
+            pull = -_slope(out.energy, pos) if forces else orders.new_empty(0)
+            part = (out.energy.detach()[:, 0], orders, out.nonhierarchicality.detach(), pull)
+            parts.append([tensor.cpu() for tensor in part])
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+@contextmanager
+def _evaluating(model: HIPNN) -> Iterator[None]:
+    """Without checks (done) and without derivatives in the parameters."""
+    training, validate = model.training, model.validate
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    model.validate = False
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
     finally:
+        for parameter in learned:
+            parameter.requires_grad_()
         model.train(training)
         model.validate = validate
-    return Predictions(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _slope(energy: Tensor, pos: Tensor) -> Tensor:
+    """dE/dpos, ``[N, 3]``; 0 where autograd sees no path: no atom has a neighbour."""
+    if not energy.requires_grad:
+        return torch.zeros_like(pos)
+    (slope,) = torch.autograd.grad(energy.sum(), (pos,), materialize_grads=True)
+    return slope
 
 
 class ErrorStatistics(NamedTuple):
@@ -142,3 +194,54 @@ def summed_statistics(sums: Tensor, unit: str) -> ErrorStatistics:
         "kcal/mol" if is_energy else unit,
         int(num),
     )
+
+
+class ForceStatistics(NamedTuple):
+    """Statistics of the errors of force components over a data set.
+
+    Attributes:
+        mae: mean absolute error.
+        rmse: root-mean-square error.
+        unit: of both.
+        num: components, 3 for each atom.
+    """
+
+    mae: float
+    rmse: float
+    unit: str
+    num: int
+
+
+def force_statistics(prediction: Tensor, target: Tensor, unit: str) -> ForceStatistics:
+    """MAE and RMSE of force components, in kcal/mol/Å.
+
+    Args:
+        prediction: ``[N, 3]``.
+        target: ``[N, 3]``.
+        unit: energy unit of both, per Å.
+    """
+    return summed_force_statistics(force_sums(prediction, target, unit))
+
+
+def force_sums(prediction: Tensor, target: Tensor, unit: str) -> Tensor:
+    """What :func:`summed_force_statistics` needs; adds up over parts of a data set.
+
+    Args:
+        prediction: ``[N, 3]``.
+        target: ``[N, 3]``.
+        unit: energy unit of both, per Å.
+
+    Returns:
+        Sums of abs(f) and f^2 in kcal/mol/Å and the number of components; float64 on the CPU,
+        ``[3]``.
+    """
+    factor = convert(1.0, unit, "kcal/mol")
+    error = (prediction.cpu().double() - target.cpu().double()) * factor
+    count = error.new_tensor(error.numel())
+    return torch.stack((error.abs().sum(), error.square().sum(), count))
+
+
+def summed_force_statistics(sums: Tensor) -> ForceStatistics:
+    """The statistics from the sums over a data set, ``[3]``."""
+    absolute, square, num = sums.tolist()
+    return ForceStatistics(absolute / num, math.sqrt(square / num), "kcal/mol/Å", int(num))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -41,7 +42,47 @@ def running_average(decay: float) -> Any:
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        n = int(count)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+        torch._foreach_lerp_(averaged, current, newest_share(int(count), decay))
 
     return update
+
+
+def newest_share(count: int, decay: float) -> float:
+    """Share of the present parameters in the average after this update.
+
+    Args:
+        count: updates done before.
+        decay: see :func:`running_average`.
+    """
+    return 1 - min(decay, (1 + count) / (10 + count))
+
+
+def shares(steps: range, every: int, count: int, decay: float) -> list[float]:
+    """The share of each step in the average: 0 where it is not updated, 1 in the first update.
+
+    Args:
+        steps: numbers of the steps within the epoch, from 0.
+        every: steps between two updates.
+        count: updates done before.
+        decay: see :func:`running_average`.
+    """
+    due = [(step + 1) % every == 0 for step in steps]
+    before = accumulate(due, initial=count)
+    return [
+        (newest_share(n, decay) if n else 1.0) if now else 0.0
+        for now, n in zip(due, before, strict=False)
+    ]
+
+
+def flattened(module: nn.Module) -> Tensor:
+    """Make the learned parameters of a module views of one vector, which is returned, ``[P]``.
+
+    Args:
+        module: its parameters keep names, shapes and values, in the order of the vector.
+    """
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    vector = torch.cat([parameter.detach().flatten() for parameter in learned])
+    parts = vector.split([parameter.numel() for parameter in learned])
+    for parameter, part in zip(learned, parts, strict=True):
+        parameter.data = part.view(parameter.shape)
+    return vector

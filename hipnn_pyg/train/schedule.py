@@ -17,6 +17,9 @@ class Schedule(Protocol):
     def after_epoch(self, improved: bool) -> bool:
         """Called after every validation; True ends the training."""
 
+    def rates(self, steps: int) -> list[float]:
+        """Learning rates of the next steps of the epoch."""
+
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on."""
 
@@ -49,6 +52,10 @@ class PlateauAnnealing:
 
     def after_step(self) -> None:
         """Nothing: the rate changes between epochs only."""
+
+    def rates(self, steps: int) -> list[float]:
+        """The same for all of them."""
+        return [self.optimizer.param_groups[0]["lr"]] * steps
 
     def after_epoch(self, improved: bool) -> bool:
         """Count the epoch; lower the rate or stop where the rule says so."""
@@ -108,6 +115,10 @@ class WarmupCosine:
         """Set the next step's rate."""
         self.step += 1
         self._apply()
+
+    def rates(self, steps: int) -> list[float]:
+        """What the next calls of :meth:`after_step` would set, the present rate first."""
+        return [self.peak * self.factor(self.step + k) for k in range(steps)]
 
     def after_epoch(self, improved: bool) -> bool:
         """Never stops early."""

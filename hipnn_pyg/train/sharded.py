@@ -11,8 +11,7 @@ from torch import distributed as dist
 from torch.func import functional_call
 
 from hipnn_pyg.data.packed import MoleculeBatch
-from hipnn_pyg.models.hipnn import HIPNN
-from hipnn_pyg.train.loss import LossTerms, error_sums
+from hipnn_pyg.train.loss import HIPNNLoss, LossTerms
 from hipnn_pyg.train.step import TrainingStep
 
 
@@ -30,15 +29,17 @@ class _Sum(torch.autograd.Function):
         return gradients[0] * dist.get_world_size()
 
 
-class _ErrorSums(nn.Module):
-    """:func:`error_sums` as a module, for ``functional_call``."""
+class _Sums(nn.Module):
+    """:meth:`HIPNNLoss.sums` as a module, for ``functional_call``, with the loss's names."""
 
-    def __init__(self, model: HIPNN, kernel: str) -> None:
+    def __init__(self, loss: HIPNNLoss) -> None:
         super().__init__()
-        self.model, self.kernel = model, kernel
+        object.__setattr__(self, "loss", loss)
+        self.loss: HIPNNLoss
+        self.model = loss.model
 
     def forward(self, batch: MoleculeBatch) -> Tensor:
-        return error_sums(self.model, self.kernel, batch)
+        return self.loss.sums(batch)
 
 
 class ShardedStep(nn.Module):
@@ -68,7 +69,7 @@ class ShardedStep(nn.Module):
         self._stop: Tensor = torch.tensor(0.0)
         for frozen in step.frozen.values():
             dist.broadcast(frozen, 0)
-        module = _ErrorSums(step.loss.model, step.loss.kernel)
+        module = _Sums(step.loss)
 
         def sums(vector: Tensor, frozen: dict[str, Tensor], part: MoleculeBatch) -> Tensor:
             parameters = {**step.views(vector), **frozen}
@@ -85,7 +86,7 @@ class ShardedStep(nn.Module):
             part: this process's molecules; None if it has none.
         """
         if part is None:
-            sums = self.vector.new_zeros(4, dtype=torch.float64)
+            sums = self.vector.new_zeros(self.step.loss.num_sums, dtype=torch.float64)
         else:
             sums = self._sums(self.vector, self.step.frozen, part)
         total = _Sum.apply(torch.cat((sums, sums.new_full((1,), self.asked))))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,46 +22,42 @@ from hipnn_pyg.data.packed import PackedMolecules, partition
 from hipnn_pyg.models.files import load_model, save_model
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.self_check import self_check
+from hipnn_pyg.nn.precision import matrix_products
+from hipnn_pyg.train.bar import progress_bar
+from hipnn_pyg.train.capture import CapturedStep, begin_captured, captured_step
 from hipnn_pyg.train.checkpoint import (
+    best_model,
     load_checkpoint,
     restore_rng,
+    restore_run,
+    run_state,
     save_checkpoint,
     write_history,
 )
 from hipnn_pyg.train.config import Training
-from hipnn_pyg.train.graphs import compile_wanted, compiled_graphs, recompiled
-from hipnn_pyg.train.interrupts import interrupts
-from hipnn_pyg.train.loss import HIPNNLoss, LossTerms
-from hipnn_pyg.train.metrics import ErrorStatistics, predict, statistics_sums, summed_statistics
-from hipnn_pyg.train.processes import (
-    check_agreement,
-    connect,
-    failure_elsewhere,
-    sum_over_processes,
-    watch,
+from hipnn_pyg.train.force_loss import ForceLossTerms, force_kernel
+from hipnn_pyg.train.graphs import (
+    capture_wanted,
+    compile_wanted,
+    compiled_graphs,
+    not_captured,
+    recompiled,
 )
+from hipnn_pyg.train.interrupts import interrupts
+from hipnn_pyg.train.loss import LossTerms
+from hipnn_pyg.train.objective import loss_of
+from hipnn_pyg.train.processes import check_agreement, connect, sum_over_processes, watch
 from hipnn_pyg.train.recipe import recipe, running_average
 from hipnn_pyg.train.sharded import ShardedStep
 from hipnn_pyg.train.step import Gradient, TrainingStep, compiled_gradient
+from hipnn_pyg.train.stopping import TrainingStopped, failures_elsewhere
+from hipnn_pyg.train.validation import Validation, score, summed_validation, validation_sums
 from hipnn_pyg.units import ENERGY_UNITS
 
 __all__ = ["Trainer", "TrainingStopped", "running_average"]
 
 LOOK_EVERY = 20
 """Steps between looks at whether another process was asked to stop: each waits for the GPU."""
-
-
-class TrainingStopped(RuntimeError):
-    """Training ended before its time: an interrupt (resume it) or a loss that is not finite.
-
-    Args:
-        message: what happened and what to do.
-        interrupted: whether it was Ctrl-C or SIGTERM.
-    """
-
-    def __init__(self, message: str, interrupted: bool = False) -> None:
-        super().__init__(message)
-        self.interrupted = interrupted
 
 
 class Trainer:
@@ -72,7 +67,8 @@ class Trainer:
         model: with E^0 and sigma_E set (``fit_e0``); moved to the device and trained in place.
         train: training molecules.
         validation: validation molecules, for early stopping and the choice of the best model.
-        config: settings.
+        config: settings. Forces are learned where ``train`` has force labels and
+            ``force_weight`` is not 0.
         folder: run folder for checkpoint, model files, ``metrics.csv`` and TensorBoard logs;
             None keeps everything in memory.
         provenance: kept in the model file (data set, split ...).
@@ -81,6 +77,9 @@ class Trainer:
     Raises:
         StructureError: species that the model does not know.
     """
+
+    alone = True
+    """Whether it takes its own steps, which can then be captured."""
 
     def __init__(
         self,
@@ -98,6 +97,9 @@ class Trainer:
             if not len(molecules):
                 raise ValueError(f"there are no {name} molecules: make num_{name} at least 1")
             check_species(molecules.z, model.species_index(molecules.z) >= 0, model.species)
+        self.forces = train.forces is not None and config.force_weight != 0
+        if self.forces and validation.forces is None:
+            raise ValueError("training molecules have forces, validation molecules none: pack both")
         self.folder = None if folder is None else Path(folder)
         self.provenance = provenance or {}
         loggers: list[Logger] = (
@@ -119,9 +121,13 @@ class Trainer:
         self.epoch = 0  # epochs done
         self.step = 0  # steps done in this epoch
         self.seconds = 0.0  # spent training, over all restarts
-        kernel = model.kernel_on(self.device)
+        kernel = (force_kernel if self.forces else HIPNN.kernel_on)(model, self.device)
         self_check(kernel, self.device, config.self_check)
-        self.compiled = compile_wanted(config, self.device, kernel, total_steps)
+        self.compiled = compile_wanted(config, self.device, kernel, total_steps, self.forces)
+        self.captures = self.alone and capture_wanted(
+            config, self.device, self.fabric.world_size, self.forces
+        )
+        self.captured: CapturedStep | None = None
         with self._failures():
             self._set_up_step()
         weights = [self.objective.vector]
@@ -131,7 +137,8 @@ class Trainer:
         self.metric_unit = "kcal/mol" if train.spec.unit in ENERGY_UNITS else train.spec.unit
         self.best_mae = math.inf
         self.best_epoch = 0
-        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # this epoch's
+        logged = 4 if self.forces else 3
+        self.totals = torch.zeros(logged, dtype=torch.float64, device=self.device)  # since a row
         self.best_state = copy.deepcopy(model.state_dict())
         self.history: list[dict[str, float]] = []
         self.first_bad = torch.tensor(-1, device=self.device)  # first step whose loss is not finite
@@ -151,11 +158,12 @@ class Trainer:
         with self._bar() as bar, interrupts(self._ask_to_stop), self._failures():
             self.start()
             while not self.finished:
+                self.begin_epoch()
                 for index in self.batches():
-                    self.update(self.gradient_of(index))
+                    self.take_step(index)
                     bar.update(index.numel())
                 self.end_epoch()
-                bar.set_postfix_str(f"validation MAE {self.last_mae:.3f} {self.metric_unit}")
+                bar.set_postfix_str(f"validation MAE {self.last or '-'}")
         return self.finish()
 
     def start(self) -> None:
@@ -164,6 +172,8 @@ class Trainer:
         if self.sharded is not None:
             done = self.epoch * self.steps_per_epoch + self.step
             check_agreement(self.train, self.validation, self.objective.vector, done)
+        if self.captures and self.captured is None:
+            self.captured = captured_step(self)
         if self.compiled and self.progress:
             tqdm.write("compiling the training step (up to a minute, cached between runs)")
 
@@ -176,24 +186,62 @@ class Trainer:
         """The mini-batches left in the present epoch: molecules of ``train``, each ``[G]``."""
         return self._partition()[self.step :]
 
+    def begin_epoch(self) -> None:
+        """Bring what captured steps read to the device; go on without them if they fail there."""
+        if self.captured is None:
+            return
+        try:
+            with self._computing():
+                begin_captured(self, self.captured)
+        except RuntimeError as error:
+            if self.config.capture == "on":
+                raise
+            self.captured, self.captures = None, False
+            if self.compiled:
+                self.gradient = compiled_gradient(self.objective)
+            warnings.warn(not_captured(error), HIPNNWarning, stacklevel=2)
+
+    def take_step(self, index: Tensor) -> None:
+        """One step of :meth:`fit`, on the next mini-batch.
+
+        Args:
+            index: molecules of the mini-batch, ``[G]``.
+        """
+        if self.captured is None:
+            self.update(self.gradient_of(index))
+            return
+        with self._computing():
+            self.captured()
+        self._count_step()
+        if self.average is not None and self.step % self.config.average_every == 0:
+            self.average.n_averaged += 1
+        self._checkpoint_if_due()
+
     def gradient_of(self, index: Tensor) -> LossTerms:
         """The loss of a mini-batch; its gradient is left in ``objective.vector.grad``.
 
         Args:
             index: molecules of the whole mini-batch, over all processes, ``[G]``.
         """
-        vector, graphs = self.objective.vector, compiled_graphs()
-        if self.sharded is None:
-            terms, vector.grad = self.gradient(vector, self.frozen, self.train.gather(index))
-        else:
+        vector = self.objective.vector
+        with self._computing():
+            if self.sharded is None:
+                terms, vector.grad = self.gradient(vector, self.frozen, self.train.gather(index))
+                return terms
             vector.grad = None
             self.sharded.asked = self.interrupted
             part = self._share(index)
             terms = self.wrapped(self.train.gather(part) if part.numel() else None)
             self.fabric.backward(terms.loss)
-            terms = LossTerms(*(term.detach() for term in terms))
+            return type(terms)(*(term.detach() for term in terms))
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Inside, products have the precision asked for, and compilations are counted."""
+        graphs = compiled_graphs()
+        with matrix_products(self.config.precision, self.device):
+            yield
         self.graphs += compiled_graphs() - graphs
-        return terms
 
     def update(self, terms: LossTerms) -> None:
         """One step of the optimizer along ``objective.vector.grad``, and what goes with it.
@@ -202,24 +250,32 @@ class Trainer:
             terms: of the mini-batch.
         """
         self.optimizer.step()
-        self.schedule.after_step()
-        self.step += 1
+        self._count_step()
         if self.average is not None and self.step % self.config.average_every == 0:
             self.average.update_parameters(self.model)
-        self.totals += torch.stack((terms.loss, terms.mae, terms.r))
+        logged = (terms.loss, terms.mae, terms.r)
+        if isinstance(terms, ForceLossTerms):
+            logged += (terms.force_mae,)
+        self.totals += torch.stack(logged)
         self._watch(terms.loss)
         self._checkpoint_if_due()
 
+    def _count_step(self) -> None:
+        self.schedule.after_step()
+        self.step += 1
+
     def end_epoch(self) -> None:
-        """Validate, log, keep the best, step the schedule, which may stop the training."""
+        """Validate if it is time, log, keep the best, step the schedule, which may stop."""
         self._raise_if_bad()
         self._count_time()
-        judged = self.model if self.average is None else cast(HIPNN, self.average.module)
-        statistics = self._validate(judged)
-        means = (self.totals / self.step).tolist()
-        self.totals.zero_()
-        improved = statistics.mae < self.best_mae
         self.epoch, self.step = self.epoch + 1, 0
+        if self.epoch % self.config.validate_every and self.epoch < self.epochs:
+            return
+        judged = self.model if self.average is None else cast(HIPNN, self.average.module)
+        self.last = self._validate(judged)
+        epochs = self.epoch - (self.history[-1]["epoch"] if self.history else 0)
+        means = (self.totals / (epochs * self.steps_per_epoch)).tolist()
+        self.totals.zero_()
         row = {
             "epoch": self.epoch,
             "seconds": self.seconds,
@@ -227,19 +283,24 @@ class Trainer:
             "train_loss": means[0],
             "train_mae": means[1],
             "train_r": means[2],
-            "validation_mae": statistics.mae,
-            "validation_rmse": statistics.rmse,
+            **({"train_force_mae": means[3]} if self.forces else {}),
+            **self.last.row,
             "compiled_graphs": self.graphs,
         }
+        improved = score(row, self.config) < score(self.best_row, self.config)
         self.history.append(row)
         self._report_graphs()
         self.fabric.log_dict(row, step=self.epoch)
-        self.last_mae = statistics.mae
         self.stopped = self.schedule.after_epoch(improved)
         if improved:
-            self.best_mae, self.best_epoch = statistics.mae, self.epoch
+            self.best_mae, self.best_epoch = self.last.energy.mae, self.epoch
             self.best_state = copy.deepcopy(judged.state_dict())
-            self._save_best(judged, statistics)
+            self._save_best(judged, self.last)
+
+    @property
+    def best_row(self) -> dict[str, float]:
+        """The row of the history that the best model has; {} before there is one."""
+        return next((row for row in self.history if row["epoch"] == self.best_epoch), {})
 
     def finish(self) -> HIPNN:
         """After the last epoch: a checkpoint, and the model with the best validation MAE."""
@@ -256,16 +317,14 @@ class Trainer:
         """This process's part of an index."""
         return index[self.fabric.global_rank :: self.fabric.world_size]
 
-    def _validate(self, judged: HIPNN) -> ErrorStatistics:
+    def _validate(self, judged: HIPNN) -> Validation:
         """Errors over the validation molecules, each predicted by one process."""
-        unit, sums = self.train.spec.unit, torch.zeros(4, dtype=torch.float64)
         part = self._share(torch.arange(len(self.validation)))
-        if part.numel():
-            mine = self.validation if self.sharded is None else self.validation.subset(part)
-            sums = statistics_sums(predict(judged, mine).energy, mine.target, unit)
+        mine = self.validation if self.sharded is None else self.validation.subset(part)
+        sums = validation_sums(judged, mine if len(mine) else None, self.forces)
         if self.sharded is not None:
             sums = sum_over_processes(sums, self.device)
-        return summed_statistics(sums, unit)
+        return summed_validation(sums, self.train.spec.unit)
 
     # -- what can go wrong ---------------------------------------------------------------------
 
@@ -290,26 +349,13 @@ class Trainer:
     def _ask_to_stop(self) -> None:
         self.interrupted = True
 
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _failures(self) -> AbstractContextManager[None]:
         """The failure of another process ends the run, with a checkpoint where that is possible."""
-        watch(True)
-        try:
-            yield
-        except TrainingStopped:
-            raise
-        except RuntimeError as error:
-            failure = failure_elsewhere(error)
-            if failure is None:
-                raise
-            watch(False)
-            if self.device.type == "cpu" and self._counted_at:  # a GPU may hold half a step
-                self._save()
-            stopped = TrainingStopped(f"{failure.reason}; {self._where()}")
-            stopped.add_note(failure.log)
-            raise stopped from error
-        finally:
-            watch(False)
+        return failures_elsewhere(self._save_after_failure, self._where)
+
+    def _save_after_failure(self) -> None:
+        if self.device.type == "cpu" and self._counted_at:  # a GPU may hold half a step
+            self._save()
 
     def _stop_wanted(self) -> bool:
         if self.sharded is None:
@@ -338,7 +384,8 @@ class Trainer:
     _saved_at = -math.inf
     _counted_at = 0.0
     _graphs_reported = 1
-    last_mae = math.nan
+    last: Validation | None = None
+    gradient: Gradient
 
     def _save(self) -> None:
         if not self.writes:
@@ -346,16 +393,7 @@ class Trainer:
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         self._count_time()
-        state = {
-            "totals": self.totals,
-            "model": self.model.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "progress": {name: getattr(self, name) for name in self._progress_names},
-            "history": self.history,
-        }
-        save_checkpoint(self.folder / "checkpoint.pt", state)
+        save_checkpoint(self.folder / "checkpoint.pt", run_state(self))
         write_history(self.folder / "metrics.csv", self.history)
         self._saved_at = time.monotonic()
 
@@ -363,8 +401,6 @@ class Trainer:
         now = time.monotonic()
         self.seconds += now - self._counted_at
         self._counted_at = now
-
-    _progress_names = ("epoch", "step", "seconds", "best_mae", "best_epoch", "stopped")
 
     def resume(self) -> None:
         """Go on from the checkpoint in the run folder.
@@ -374,45 +410,32 @@ class Trainer:
         """
         assert self.folder is not None
         state = load_checkpoint(self.folder / "checkpoint.pt", self.device)
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        for name in self._progress_names:
-            setattr(self, name, state["progress"][name])
-        self.history = state["history"]
-        self.totals = state["totals"]
+        restore_run(self, state)
+        self.captured = None  # it holds the optimizer's old state
         if self.best_epoch:
             self.best_state = load_model(self.folder, self.device).state_dict()
         restore_rng(state["rng"])
 
-    def _save_best(self, judged: HIPNN, statistics: ErrorStatistics) -> None:
-        if not self.writes:
-            return
-        assert self.folder is not None
-        provenance = {
-            "epoch": self.epoch,
-            "validation_mae": statistics.mae,
-            "training_seconds": round(self.seconds, 1),
-            "validation_unit": statistics.unit,
-            "target": self.train.spec.name,
-        }
-        save_model(judged, self.folder, **{**self.provenance, **provenance})
+    def _save_best(self, judged: HIPNN, validation: Validation) -> None:
+        if self.writes and self.folder is not None:
+            facts = {**self.provenance, **best_model(self, validation)}
+            save_model(judged, self.folder, **facts)
 
     # -- small decisions -----------------------------------------------------------------------
 
     def _set_up_step(self) -> None:
         """What gives loss and gradient: one graph, or a DDP module where there are processes."""
-        config = self.config
-        self.objective = TrainingStep(HIPNNLoss(self.model, config.lambda_l2, config.lambda_r))
+        forces = self.train if self.forces else None
+        self.objective = TrainingStep(loss_of(self.config, self.model, forces, self.captures))
+        if self.config.precision == "bf16":
+            self.objective.direct = None  # whose products are its own
         self.frozen = self.objective.frozen
-        self.gradient: Gradient = self.objective.gradient
+        self.gradient = self.objective.gradient
         self.sharded: ShardedStep | None = None
         if self.fabric.world_size > 1:
             self.sharded = ShardedStep(self.objective, self.compiled)
             self.wrapped = self.fabric.setup_module(self.sharded)
-        elif self.compiled:
+        elif self.compiled and not self.captures:
             self.gradient = compiled_gradient(self.objective)
 
     def _report_graphs(self) -> None:
@@ -423,14 +446,5 @@ class Trainer:
 
     def _bar(self) -> tqdm:
         size = len(self.train)
-        return tqdm(
-            total=self.epochs * size,
-            initial=self.epoch * size + self.step * self.config.batch_size,
-            unit="mol",
-            unit_scale=True,
-            desc=f"{self.epochs} epochs",
-            smoothing=0.05,
-            disable=not self.progress,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-            dynamic_ncols=True,
-        )
+        done = self.epoch * size + self.step * self.config.batch_size
+        return progress_bar(self.epochs * size, done, f"{self.epochs} epochs", self.progress)

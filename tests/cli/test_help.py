@@ -16,9 +16,14 @@ TRAINING = [
     "--t_init", "--t_patience", "--decay", "--warmup_steps", "--average_decay", "--average_every",
     "--seed", "--device", "--compile", "--checkpoint_seconds",
 ]  # fmt: skip
+SYSTEM = ["structure", "--model", "--index", "--run", "--min_distance", "--skin", "--i-know"]
 RUN = ["--config", "--print_config", "--run", "--resume"]
+SIMULATION = [
+    "--time", "--steps", "--resume", "--ensemble", "--temperature", "--timestep", "--friction",
+    "--velocities", "--seed", "--log_every", "--save_every", "--max_r", "--checkpoint_seconds",
+]  # fmt: skip
 PAGES = {
-    "": ["data", "train", "evaluate", "predict", "plot", "--debug"],
+    "": ["data", "train", "evaluate", "predict", "explain", "plot", "--debug"],
     "data": ["qm9", "qm9-raw", "md17"],
     "data qm9": ["--root", "--source"],
     "data qm9-raw": ["root"],
@@ -28,7 +33,12 @@ PAGES = {
     "train md17": [*RUN, "--root", "--molecule", *SET, *NETWORK, *TRAINING],
     "train file": [*RUN, "--path", *SET, *NETWORK, *TRAINING],
     "evaluate": ["run", "--part", "--root", "--device"],
+    "calibrate": ["run", "--num_calibration", "--num_smiles", "--seed", "--root", "--device"],
+    "ship": ["run", "name", "--output", "--root"],
+    "explain": ["input", "--model", "--output", "--text", "--index", "--unit", "--seed"],
     "predict": ["--model", "inputs", "--output", "--unit", "--seed", "--limit", "--device"],
+    "relax": [*SYSTEM, "--optimizer", "--fmax", "--steps", "--cell", "--pressure", "--max_r"],
+    "md": [*SYSTEM, *SIMULATION],
     "plot": ["run"],
 }
 

@@ -18,6 +18,7 @@ from torch_geometric import datasets
 
 from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.data import md17
+from hipnn_pyg.data.forces import MD17_FORCES
 from hipnn_pyg.data.md17 import load_md17, md17_energies, md17_molecules
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.targets import MD17_ENERGY
@@ -90,6 +91,21 @@ def test_float64_energies(
     lost = (pyg._data.energy.double().reshape(-1) - energies).abs()
     assert 0.1 * FLOAT32_SPACING < lost.max() <= 0.5 * FLOAT32_SPACING
     assert lost.mean() == pytest.approx(0.25 * FLOAT32_SPACING, rel=0.3)
+
+
+@pytest.mark.parametrize("name", ["benzene", "revised benzene"])
+def test_forces_are_the_files(
+    name: str, place: Callable[[str], Path], tmp_path: Path, no_network: None
+) -> None:
+    """PyG keeps them as float32: 1e-7 of a force, which does not matter as it does for energies."""
+    path = place(name)
+    dataset = load_md17(tmp_path, name)
+    raw = torch.from_numpy(np.load(path)["forces" if dataset.revised else "F"])
+    packed = PackedMolecules.pack(dataset, MD17_ENERGY, forces=MD17_FORCES)
+    assert torch.equal(packed.forces, raw.reshape(-1, 3).float())
+    chosen = torch.tensor([7, 3])
+    assert torch.equal(packed.gather(chosen).forces, raw[chosen].reshape(-1, 3).float())
+    assert PackedMolecules.pack(dataset, MD17_ENERGY).forces is None
 
 
 def test_packing_pygs_own_object_reads_float64(

@@ -59,7 +59,6 @@ def test_follows_the_parameters(parts: Parts, new_model: Callable[..., HIPNN]) -
     """It reads the parameters where they are, and writes all of the gradient each time."""
     step, batch = step_of(new_model().double()), parts[0].gather(torch.arange(9))
     _, first = step.gradient(step.vector, step.frozen, batch)
-    first = first.clone()
     with torch.no_grad():
         step.vector *= 1.1
     _, moved = step.gradient(step.vector, step.frozen, batch)

@@ -1,0 +1,110 @@
+"""The table of energies and forces on MD17, from the files in ``results/forces/``.
+
+A file is what ``hipnn evaluate RUN --forces --json FILE`` wrote, or what ``examples/07_forces.py
+--json results/forces`` did. Its name does not matter: molecule, seed and model stand in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hipnn_pyg.reproduce.report import Table
+
+MOLECULES = ("benzene", "malonaldehyde", "toluene")
+METHODS = {
+    "energies": "HIP-NN, energies only",
+    "forces": "HIP-NN with forces",
+    "SchNet": "SchNet with forces",
+}
+PUBLISHED = {"benzene": (0.08, 0.31), "malonaldehyde": (0.13, 0.66), "toluene": (0.12, 0.57)}
+"""SchNet, 1,000 frames with forces: MAE of energies (kcal/mol) and forces (kcal/mol/Å), Schütt et
+al., J. Chem. Phys. 148, 241722 (2018)."""
+QUANTITIES = ("energy (kcal/mol)", "forces (kcal/mol/Å)")
+NOT_RUN = "not run"
+
+
+class Run(NamedTuple):
+    """Test errors of one model on one split.
+
+    Attributes:
+        method: a key of :data:`METHODS`, or another that the table does not show.
+        molecule: name of the trajectory.
+        seed: of the split.
+        errors: MAE of energies and of force components.
+        minutes: of training.
+        trained: date, machine and versions.
+    """
+
+    method: str
+    molecule: str
+    seed: int
+    errors: tuple[float, float]
+    minutes: float
+    trained: str
+
+
+def read_run(path: Path) -> Run:
+    """One result file of either kind.
+
+    Raises:
+        ValueError: forces were not tested, or not on the test set.
+    """
+    result: dict[str, Any] = json.loads(path.read_text())
+    if "method" in result:
+        errors = (result["mae"], result["force_mae"])
+        method = "SchNet" if result["method"].startswith("SchNet") else "HIP-NN, plain loop"
+        seconds, trained_on = result["seconds"], result
+    else:
+        if "forces" not in result or result["part"] != "test":
+            raise ValueError(f"{path} has no test of forces: hipnn evaluate RUN --forces --json")
+        model = result["model"]
+        errors = (result["mae"], result["forces"]["mae"])
+        method = "forces" if model["trained_on_forces"] else "energies"
+        seconds, trained_on = model["training_seconds"], model["trained_on"]
+        result = model
+    where = f"{trained_on['machine']}, torch {trained_on['torch']}, {trained_on['date']}"
+    return Run(method, result["molecule"], result["seed"], errors, seconds / 60, where)
+
+
+def estimate(values: Sequence[float]) -> str:
+    """Mean; from three splits on with the sample standard deviation / sqrt(number)."""
+    if not values:
+        return NOT_RUN
+    text = f"{statistics.mean(values):.3f}"
+    if len(values) >= 3:
+        text += f" ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+    return text
+
+
+def forces(folder: Path) -> str:
+    """The table in Markdown, with a note on how it was made.
+
+    Args:
+        folder: of the result files.
+    """
+    runs = [read_run(path) for path in sorted(folder.glob("*.json"))]
+    rows, notes = [], []
+    for molecule in MOLECULES:
+        mine = [run for run in runs if run.molecule == molecule]
+        for k, quantity in enumerate(QUANTITIES):
+            cells = [
+                estimate([run.errors[k] for run in mine if run.method == method])
+                for method in METHODS
+            ]
+            published = f"{PUBLISHED[molecule][k]:.2f}"
+            rows.append([molecule if k == 0 else "", quantity, *cells, published])
+    for method, name in METHODS.items():
+        those = [run for run in runs if run.method == method and run.molecule in MOLECULES]
+        if those:
+            minutes = [run.minutes for run in those]
+            span = f"{min(minutes):.0f} to {max(minutes):.0f} minutes of training"
+            splits = sorted({run.seed for run in those})
+            notes.append(f"{name}: {span}, splits {splits}, {those[-1].trained}.")
+    headings = ["trajectory", "MAE of", *METHODS.values(), "SchNet, published"]
+    table = Table(headings, rows, wide=("MAE of",)).markdown()
+    return "\n\n".join([table, *notes])

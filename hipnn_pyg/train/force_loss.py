@@ -1,0 +1,170 @@
+"""The loss of energies and forces: the paper's (Eq. 14) with a force error of the same form."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hipnn_pyg.checks import StructureError
+from hipnn_pyg.data.packed import MoleculeBatch, PackedMolecules
+from hipnn_pyg.models.hipnn import HIPNN, Kernel, all_pairs
+from hipnn_pyg.train.loss import HIPNNLoss, mean_and_root, sums_of_terms
+
+
+class ForceLossTerms(NamedTuple):
+    """The loss of a mini-batch and its parts, each a float64 scalar.
+
+    Attributes:
+        loss: what is minimised, see :class:`HIPNNForceLoss`, dimensionless.
+        mae: mean absolute error of the energies (Eq. 12), energy unit.
+        rmse: root-mean-square error of the energies (Eq. 13), energy unit.
+        l2: L2 regularisation (Eq. 16), dimensionless.
+        r: mean non-hierarchicality (Eqs. 17, 18), dimensionless.
+        force_mae: mean absolute error of the force components, energy unit / Å.
+        force_rmse: their root-mean-square error, energy unit / Å.
+    """
+
+    loss: Tensor
+    mae: Tensor
+    rmse: Tensor
+    l2: Tensor
+    r: Tensor
+    force_mae: Tensor
+    force_rmse: Tensor
+
+
+def force_kernel(model: HIPNN, device: torch.device) -> Kernel:
+    """The kernel that trains on forces: ``"auto"`` is ``"padded"``, whose second derivatives are
+    the fastest (the fused layers compute theirs by the readable ones).
+    """
+    return "padded" if model.kernel == "auto" else model.kernel_on(device)
+
+
+def force_scale(molecules: PackedMolecules) -> float:
+    """sigma_F: root mean square of all force components (the mean force is 0), energy unit / Å.
+
+    Raises:
+        StructureError: there are no forces, or all are 0.
+    """
+    if molecules.forces is None:
+        raise StructureError("these molecules have no force labels: pack them with forces=...")
+    forces = molecules.gather(torch.arange(len(molecules))).forces
+    assert forces is not None
+    sigma_f = float(forces.double().square().mean().sqrt())
+    if not sigma_f > 0:
+        raise StructureError(
+            f"all forces of the {len(molecules)} training molecules are 0: give force labels that "
+            "are not, or train on energies alone"
+        )
+    return sigma_f
+
+
+def terms_and_forces(model: HIPNN, kernel: str, batch: MoleculeBatch) -> tuple[Tensor, Tensor]:
+    r"""E_i^n and forces, differentiable in the model's parameters (not in the positions).
+
+    .. math:: F_i = \sum_{j} \left(\frac{\partial E}{\partial r_{ij}}
+        + \frac{\partial E}{\partial r_{ji}}\right) \frac{r_{ij}}{|r_{ij}|}
+
+    Args:
+        model: the model.
+        kernel: as :func:`force_kernel` gives it.
+        batch: packed molecules, checked.
+
+    Returns:
+        ``(terms [N, orders + 1] float64, forces [N, 3])`` in the energy unit (/ Å).
+    """
+    pos = batch.pos.to(model.blocks[0].interaction.V.dtype)
+    pairs = all_pairs(kernel, pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges)
+    r = pairs.r.detach().requires_grad_()
+    terms, _ = model.atom_terms(model.species_index(batch.z), pairs._replace(r=r))
+    (slope,) = torch.autograd.grad(terms.sum(), (r,), create_graph=True, materialize_grads=True)
+    i = pairs.i
+    if i is None:
+        i = torch.arange(pos.size(0), device=pos.device).unsqueeze(1).expand_as(pairs.j)
+    pull = (slope / r).unsqueeze(-1) * (pos[pairs.j] - pos[i])  # unused places: 0 / inf
+    pull, i, j = pull.view(-1, 3), i.reshape(-1), pairs.j.reshape(-1)
+    return terms, torch.zeros_like(pos).index_add(0, i, pull).index_add(0, j, pull, alpha=-1)
+
+
+class HIPNNForceLoss(HIPNNLoss):
+    r"""The loss of a mini-batch with forces.
+
+    .. math:: L = \frac{w_E}{\sigma_E} (\mathrm{MAE}_E + \mathrm{RMSE}_E)
+        + \frac{w_F}{\sigma_F} (\mathrm{MAE}_F + \mathrm{RMSE}_F)
+        + \lambda_{L2} (\ldots) + \lambda_R \langle R \rangle
+
+    The paper learns energies only. Forces get an error of the form of Eqs. 12 to 15: MAE and RMSE
+    over the 3N components of the mini-batch, relative to sigma_F, the root mean square of the
+    training forces. With w_E = 1 and w_F = 0 it is Eq. 14.
+
+    Args:
+        model: the model.
+        sigma_f: sigma_F (energy unit / Å), see :func:`force_scale`.
+        energy_weight: w_E, dimensionless.
+        force_weight: w_F, dimensionless.
+        lambda_l2: weight of the L2 term.
+        lambda_r: weight of the R term; ignored without hierarchy.
+
+    Raises:
+        ValueError: a negative weight, or both 0.
+    """
+
+    num_sums = 7
+
+    def __init__(
+        self,
+        model: HIPNN,
+        sigma_f: float,
+        energy_weight: float = 1.0,
+        force_weight: float = 1.0,
+        lambda_l2: float = 1e-6,
+        lambda_r: float = 1e-2,
+    ) -> None:
+        super().__init__(model, lambda_l2, lambda_r)
+        if min(energy_weight, force_weight) < 0 or energy_weight + force_weight == 0:
+            raise ValueError(
+                f"energy_weight = {energy_weight} and force_weight = {force_weight}: both must be "
+                "at least 0, and one of them positive"
+            )
+        self.energy_weight, self.force_weight = energy_weight, force_weight
+        self.kernel = force_kernel(model, model.reference.weight.device)
+        self.sigma_f: Tensor
+        scale = model.reference.sigma_e.new_full((), sigma_f)
+        self.register_buffer("sigma_f", scale, persistent=False)
+
+    def forward(  # type: ignore[override]
+        self, batch: MoleculeBatch, l2: Tensor | None = None
+    ) -> ForceLossTerms:
+        """The loss of a packed mini-batch of checked molecules with forces."""
+        return super().forward(batch, l2)  # type: ignore[return-value]
+
+    def sums(self, batch: MoleculeBatch) -> Tensor:
+        """What :meth:`terms` needs of some molecules; adds up over parts of a mini-batch.
+
+        Returns:
+            The sums of :func:`~hipnn_pyg.train.loss.error_sums`, those of abs(f) and f^2 over
+            the components f of the force errors, and their number; float64, ``[7]``.
+        """
+        assert batch.forces is not None
+        terms, forces = terms_and_forces(self.model, self.kernel, batch)
+        error = forces.double() - batch.forces
+        count = error.new_full((), error.numel())
+        of_forces = torch.stack((error.abs().sum(), error.square().sum(), count))
+        return torch.cat((sums_of_terms(terms, batch), of_forces))
+
+    def terms(self, sums: Tensor, l2: Tensor) -> ForceLossTerms:  # type: ignore[override]
+        """The loss from the sums over a mini-batch, see :meth:`sums`.
+
+        Args:
+            sums: of the whole mini-batch, ``[7]``.
+            l2: the L2 term.
+        """
+        absolute, square, r, count, absolute_f, square_f, count_f = sums.unbind()
+        (mae, rmse), r = mean_and_root(absolute, square, count), r / count
+        force_mae, force_rmse = mean_and_root(absolute_f, square_f, count_f)
+        loss = self.energy_weight * (mae + rmse) / self.model.reference.sigma_e
+        loss = loss + self.force_weight * (force_mae + force_rmse) / self.sigma_f
+        loss = loss + self.lambda_l2 * l2 + self.lambda_r * r
+        return ForceLossTerms(loss, mae, rmse, l2, r, force_mae, force_rmse)

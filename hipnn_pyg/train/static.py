@@ -1,0 +1,166 @@
+"""Mini-batches of fixed shape, drawn on the device: what a training step needs to be captured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hipnn_pyg.data.packed import MoleculeBatch, PackedMolecules
+from hipnn_pyg.graph import molecule_pairs
+from hipnn_pyg.graph.static import static_edges
+from hipnn_pyg.train.loss import HIPNNLoss, sums_of_terms
+
+SPREAD = 3.0
+"""Standard deviations above the mean size that the usual capacity has room for."""
+ROUND = 32
+"""Capacities are multiples of this."""
+
+
+class Capacity(NamedTuple):
+    """Room for a mini-batch.
+
+    Attributes:
+        atoms: A, more than there are in any mini-batch that uses it: the last one is padding.
+        edges: E, pairs inside the molecules, each in both directions.
+    """
+
+    atoms: int
+    edges: int
+
+
+def capacities(counts: Tensor, batch_size: int) -> list[Capacity]:
+    """The shapes that the mini-batches of a data set need, ascending.
+
+    The sizes of random mini-batches of G molecules scatter by sqrt(G) times the molecules' standard
+    deviation: the first capacity leaves out about one mini-batch in a thousand, the last one none.
+
+    Args:
+        counts: atoms of each molecule, ``[M]``.
+        batch_size: G.
+    """
+    usual, largest = [], []
+    for sizes in (counts, counts * (counts - 1)):
+        all_of_them = int(sizes.topk(batch_size).values.sum())
+        mean, deviation = float(sizes.double().mean()), float(sizes.double().std(correction=0))
+        most = math.ceil(batch_size * mean + SPREAD * math.sqrt(batch_size) * deviation)
+        usual.append(min(most, all_of_them))
+        largest.append(all_of_them)
+    rounded = [Capacity(_up(atoms + 1), _up(edges)) for atoms, edges in (usual, largest)]
+    return rounded[:1] if rounded[0] == rounded[1] else rounded
+
+
+def _up(size: int) -> int:
+    return -(-size // ROUND) * ROUND
+
+
+class StaticBatches:
+    """The mini-batches of an epoch: written to the device once, then drawn there one by one.
+
+    Args:
+        molecules: to draw from, on the device.
+        batch_size: molecules of a mini-batch, G.
+        steps: mini-batches of an epoch.
+
+    Attributes:
+        capacities: the shapes that mini-batches are drawn in.
+        step: number of the next mini-batch, ``[1]``.
+    """
+
+    def __init__(self, molecules: PackedMolecules, batch_size: int, steps: int) -> None:
+        device = molecules.device
+        self.molecules = molecules
+        self.batch_size = batch_size = min(batch_size, len(molecules))
+        self.capacities = capacities(molecules.counts, batch_size)
+        self.max_atoms = int(molecules.counts.max())
+        self.counts = molecules.counts.to(device)
+        self.order = torch.zeros(steps * batch_size, dtype=torch.long, device=device)
+        self.step = torch.zeros(1, dtype=torch.long, device=device)
+        self.needed: list[int] = []
+
+    def begin(self, batches: Sequence[Tensor], step: int = 0) -> None:
+        """Write the mini-batches of an epoch.
+
+        Args:
+            batches: molecules of each, int64 on the CPU, ``[G]`` or, in the last one, fewer.
+            step: the one to begin with.
+        """
+        order = torch.full((self.order.numel(),), -1)
+        molecules = torch.cat(list(batches))
+        order[: molecules.numel()] = molecules
+        self.order.copy_(order)
+        self.step.fill_(step)
+
+        counts = torch.where(order < 0, 0, self.molecules.counts[order]).view(-1, self.batch_size)
+        atoms, edges = counts.sum(1), (counts * (counts - 1)).sum(1)
+        too_small = [(atoms >= room.atoms) | (edges > room.edges) for room in self.capacities]
+        self.needed = torch.stack(too_small).sum(0).tolist()
+
+    def capacity_of(self, step: int) -> Capacity:
+        """The smallest capacity that takes a mini-batch of the epoch."""
+        return self.capacities[self.needed[step]]
+
+    def draw(self, capacity: Capacity) -> MoleculeBatch:
+        """The mini-batch number :attr:`step`; no shape and no Python number depends on it.
+
+        Padding atoms stand behind the molecules, in a graph G of their own, of which ``ptr`` says
+        that it is empty. Where the mini-batch has fewer than G molecules, the last ones have no
+        atoms and the target 0.
+
+        Args:
+            capacity: that it fits into.
+
+        Returns:
+            Fields of fixed shape: ``z [A]``, ``pos [A, 3]``, ``batch [A]``, ``ptr [G + 2]``,
+            ``target [G]``.
+        """
+        data, size = self.molecules, self.batch_size
+        place = torch.arange(size, device=data.device)
+        molecule = self.order[self.step * size + place]
+        there = molecule >= 0
+        molecule = molecule.clamp(min=0)
+        last = torch.where(there, self.counts[molecule], 0).cumsum(0)
+        ptr = torch.cat((torch.zeros_like(last[:1]), last, last[-1:]))
+        atom = torch.arange(capacity.atoms, device=data.device)
+        batch = torch.searchsorted(last, atom, right=True)  # G for padding
+        # Padding copies the first atom of the mini-batch, whose species the model knows.
+        start = data.start[torch.cat((molecule, molecule[:1]))]
+        source = start[batch] + torch.where(batch < size, atom - ptr[batch], 0)
+        return MoleculeBatch(
+            data.z[source],
+            data.pos[source],
+            batch,
+            ptr,
+            self.max_atoms,
+            capacity.edges,
+            torch.where(there, data.target[molecule], 0.0),
+        )
+
+
+class StaticLoss(HIPNNLoss):
+    """:class:`HIPNNLoss` that also takes the mini-batches of :class:`StaticBatches`.
+
+    Padding atoms have no pairs and no energies; molecules without atoms have no error, and are not
+    counted.
+    """
+
+    def sums(self, batch: MoleculeBatch) -> Tensor:
+        """Sums over the molecules, as :func:`~hipnn_pyg.train.loss.error_sums` gives them."""
+        model, size = self.model, batch.target.size(0)
+        if batch.ptr.size(0) == size + 1:
+            return super().sums(batch)
+        pos = batch.pos.to(model.blocks[0].interaction.V.dtype)
+        if self.kernel == "padded":
+            pairs = molecule_pairs(pos, batch.batch, batch.ptr, batch.max_atoms)
+        else:
+            pairs = static_edges(pos, batch.batch, batch.ptr, batch.num_edges)
+            pairs = pairs if self.kernel == "fused" else pairs._replace(pattern=None)
+        terms, _ = model.atom_terms(model.species_index(batch.z), pairs)
+        terms = torch.where((batch.batch < size).unsqueeze(1), terms, 0.0)
+        target = torch.cat((batch.target, torch.zeros_like(batch.target[:1])))
+        absolute, square, r, _ = sums_of_terms(terms, batch._replace(target=target)).unbind()
+        count = (batch.ptr.diff() > 0).sum()
+        return torch.stack((absolute, square, r, count.to(r.dtype)))

@@ -1,0 +1,230 @@
+"""``hipnn train ... --forces`` and ``hipnn evaluate``, from the command line to the model card."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ase.build
+import ase.io
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase.calculators.singlepoint import SinglePointCalculator
+from torch_geometric.datasets import MD17
+
+from hipnn_pyg.cli import main
+from hipnn_pyg.cli.train import FORCES
+from hipnn_pyg.interfaces.ase import HIPNNCalculator, check_is_potential
+from hipnn_pyg.models.files import read_card
+
+Capture = pytest.CaptureFixture[str]
+TINY = (
+    "--hidden_channels 5 --num_onsite 0 --num_sensitivities 5 --cutoff 5 --device cpu "
+    "--compile off --batch_size 10 --learning_rate 0.01 --validate_every 1"
+).split()
+
+
+def write_file(path: Path, number: int = 80) -> Path:
+    """Rattled water with energies (eV) = -10 - sum over pairs of 3 exp(-r / 1 Å), and forces."""
+    images = []
+    for count in range(number):
+        atoms = ase.build.molecule("H2O")
+        atoms.rattle(0.1, seed=count)
+        pos = torch.tensor(atoms.positions).requires_grad_()
+        energy = -10.0 - 3.0 * torch.exp(-torch.pdist(pos)).sum()
+        (slope,) = torch.autograd.grad(energy, pos)
+        atoms.calc = SinglePointCalculator(atoms, energy=float(energy.detach()), forces=-slope)
+        images.append(atoms)
+    ase.io.write(path, images, format="extxyz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def water(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_file(tmp_path_factory.mktemp("water") / "water.extxyz")
+
+
+def file_options(path: Path, run: Path, *more: str) -> list[str]:
+    return [
+        *("train", "file", "--path", str(path), "--num_train", "50", "--num_validation", "15"),
+        *("--run", str(run), "--epochs", "8", *TINY, *more),
+    ]
+
+
+def place_md17(root: Path, name: str, data_dir: Path | None) -> None:
+    """A trajectory where PyG looks for it: the real file, or 300 frames of the same form."""
+    revised, file = name.startswith("revised"), MD17.file_names[name]
+    folder = root / ("raw/rmd17/npz_data" if revised else f"{name}/raw")
+    folder.mkdir(parents=True)
+    if data_dir is not None:
+        shutil.copy(data_dir / ("rmd17" if revised else "md17") / file, folder)
+        return
+    random, keys = np.random.default_rng(0), ["z", "R", "E", "F"]
+    if revised:
+        keys = ["nuclear_charges", "coords", "energies", "forces"]
+    ring = np.exp(1j * np.arange(6) * np.pi / 3)
+    still = np.concatenate([1.39 * ring, 2.48 * ring])
+    still = np.stack([still.real, still.imag, 0 * still.real], axis=1)
+    moved = random.normal(scale=0.05, size=(300, 12, 3))
+    energies = -146_000 + 100 * (moved**2).sum((1, 2))
+    values = [np.array([6] * 6 + [1] * 6), still + moved, energies, -200 * moved]
+    np.savez(folder / file, **dict(zip(keys, values, strict=True)))
+
+
+# -- training and testing --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["benzene", "revised benzene"])
+def test_md17(name: str, tmp_path: Path, data_dir: Path | None, capsys: Capture) -> None:
+    place_md17(tmp_path / "md17", name, data_dir)
+    run = tmp_path / "run"
+    options = [
+        *("train", "md17", "--root", str(tmp_path / "md17"), "--molecule", name, "--forces"),
+        *("--num_train", "100", "--num_validation", "50", "--epochs", "3", "--run", str(run)),
+    ]
+    assert main([*options, *TINY]) == 0
+    assert "of forces" in capsys.readouterr().out
+    card = read_card(run)
+    assert card["trained_on_forces"] is True and card["trained_on_trajectories"] is True
+    check_is_potential(card)
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    best = rows[card["epoch"] - 1]
+    assert float(best["validation_force_mae"]) == card["validation_force_mae"]
+    assert all(float(row["train_force_mae"]) > 0 for row in rows)
+
+    assert main(["evaluate", str(run)]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((run / "results.json").read_text())
+    assert "force MAE (kcal/mol/Å)" in printed and f"{results['forces']['mae']:.3f}" in printed
+    assert results["forces"]["unit"] == "kcal/mol/Å" and results["paper"] == {}
+    assert results["forces"]["num"] == 36 * results["num"]
+    assert 0 < results["forces"]["mae"] <= results["forces"]["rmse"]
+
+
+def test_energies_alone_can_be_tested_on_forces(
+    tmp_path: Path, data_dir: Path | None, capsys: Capture
+) -> None:
+    place_md17(tmp_path / "md17", "benzene", data_dir)
+    run = tmp_path / "run"
+    options = [
+        *("train", "md17", "--root", str(tmp_path / "md17"), "--num_train", "100"),
+        *("--num_validation", "50", "--epochs", "1", "--run", str(run), *TINY),
+    ]
+    assert main(options) == 0
+    card = read_card(run)
+    assert card["trained_on_forces"] is False and card["trained_on_trajectories"] is True
+    check_is_potential(card)
+    assert main(["evaluate", str(run)]) == 0
+    assert "force" not in capsys.readouterr().out
+    assert "forces" not in json.loads((run / "results.json").read_text())
+    assert main(["evaluate", str(run), "--forces"]) == 0
+    assert "force RMSE" in capsys.readouterr().out
+    assert json.loads((run / "results.json").read_text())["forces"]["mae"] > 0
+
+
+def test_file(water: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Forces in eV/Å are learned, and the calculator gives them back."""
+    with_forces, without = tmp_path / "forces", tmp_path / "energies"
+    assert main(file_options(water, with_forces, "--forces")) == 0
+    assert main(file_options(water, without)) == 0
+    for run in (with_forces, without):
+        assert main(["evaluate", str(run), "--forces"]) == 0
+    capsys.readouterr()
+    errors = [
+        json.loads((run / "results.json").read_text())["forces"]["mae"]
+        for run in (with_forces, without)
+    ]
+    assert errors[0] < 0.7 * errors[1]  # control: learned from energies alone
+    card = read_card(with_forces)
+    assert card["trained_on_forces"] is True and "trained_on_trajectories" not in card
+
+    test = torch.from_numpy(np.load(with_forces / "split.npz")["test"])
+    difference = []
+    for number in test.tolist():
+        atoms = ase.io.read(water, index=number)
+        labels = atoms.get_forces()
+        atoms.calc = HIPNNCalculator(with_forces)
+        difference.append(np.abs(atoms.get_forces() - labels).mean())
+    assert np.mean(difference) * 23.060548 == pytest.approx(errors[0], rel=1e-4)
+
+
+def test_ensemble(water: Path, tmp_path: Path, capsys: Capture) -> None:
+    run = tmp_path / "run"
+    assert main(file_options(water, run, "--forces", "--ensemble", "3", "--epochs", "1")) == 0
+    assert "forces" in capsys.readouterr().out
+    maes = {read_card(run / f"member-{k}")["validation_force_mae"] for k in range(3)}
+    assert len(maes) == 3
+
+
+def test_two_processes_train_what_one_does(
+    water: Path, tmp_path: Path, hipnn: Callable[[Sequence[str]], Any]
+) -> None:
+    """Each has its share of every mini-batch; sums, sigma_F and forces are those of all."""
+    assert main(file_options(water, tmp_path / "one", "--forces", "--epochs", "2")) == 0
+    options = file_options(water, tmp_path / "two", "--forces", "--epochs", "2", "--devices", "2")
+    process = hipnn(options)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    one, two = (
+        list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("one", "two")
+    )
+    for ours, theirs in zip(two, one, strict=True):
+        for name in ("train_loss", "train_force_mae", "validation_mae", "validation_force_mae"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-3), name
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def test_forces_have_their_own_defaults(water: Path, tmp_path: Path) -> None:
+    """--forces changes defaults, wherever it stands, and no option that is given."""
+    short = ["--epochs", "1", "--compile", "off", "--num_train", "4", "--num_validation", "4"]
+    start = ["train", "file", "--path", str(water), *short]
+    small = ["--hidden_channels", "4", "--num_onsite", "0"]
+
+    def settings(name: str, *options: str) -> dict[str, Any]:
+        assert main([*start, "--run", str(tmp_path / name), *options]) == 0
+        return yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+
+    plain, forces = settings("plain", *small), settings("forces", "--forces", *small)
+    behind = settings("behind", *small, "--batch_size", "30", "--forces")
+    assert plain["forces"] is False and forces["forces"] is True
+    assert forces["batch_size"] == FORCES["batch_size"] != plain["batch_size"] == 30
+    assert forces["hidden_channels"] == plain["hidden_channels"] == 4
+    assert behind == {**forces, "batch_size": 30}
+    again = settings("again", "--config", str(tmp_path / "forces" / "config.yaml"))
+    assert again == forces
+
+
+def test_runs_from_before_there_were_forces(water: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Their configurations lack the new settings, which then have the values they had."""
+    run, new = tmp_path / "run", ("forces", "energy_weight", "force_weight", "validate_every")
+    assert main(file_options(water, run)) == 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    old = {name: value for name, value in config.items() if name not in new}
+    (run / "config.yaml").write_text(yaml.safe_dump(old))
+    assert main(["evaluate", str(run)]) == 0
+    assert main([*file_options(water, run), "--resume"]) == 0
+    assert main([*file_options(water, run, "--force_weight", "2.0"), "--resume"]) == 1
+    assert "trained with force_weight = 1.0, not 2.0" in capsys.readouterr().err
+
+
+def test_what_cannot_be(water: Path, tmp_path: Path, capsys: Capture) -> None:
+    bare = ase.io.read(water, index=":")
+    bare[7].calc = SinglePointCalculator(bare[7], energy=-14.0)
+    ase.io.write(tmp_path / "bare.extxyz", bare, format="extxyz")
+    for options, message in (
+        (file_options(tmp_path / "bare.extxyz", tmp_path / "a", "--forces"), "no force to learn"),
+        (file_options(water, tmp_path / "b", "--forces", "--capture", "on"), "--capture on"),
+        (file_options(water, tmp_path / "c", "--force_weight", "-1"), "force_weight must be at"),
+    ):
+        assert main(options) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "qm9", "--forces"])
