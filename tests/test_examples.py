@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from math import isfinite
@@ -60,8 +61,13 @@ def write_benzene(path: Path) -> None:
     still = np.concatenate([1.39 * ring, 2.48 * ring])
     positions = still + random.normal(scale=0.05, size=(MD17_FRAMES, 12, 3))
     z = np.array([6] * 6 + [1] * 6, dtype=np.uint8)
-    energies = energy_of_bonds(positions)[:, None]
-    np.savez(path, z=z, R=positions, E=energies, F=np.zeros_like(positions))
+    energies, forces = energy_of_bonds(positions)[:, None], np.empty_like(positions)
+    for place in np.ndindex(12, 3):
+        step = np.zeros((12, 3))
+        step[place] = 1e-5
+        rise = energy_of_bonds(positions + step) - energy_of_bonds(positions - step)
+        forces[(slice(None), *place)] = -rise / 2e-5
+    np.savez(path, z=z, R=positions, E=energies, F=forces)
 
 
 @pytest.fixture
@@ -178,3 +184,66 @@ def test_compare(main_of: Callable[[str], Main], qm9: QM9Pack) -> None:
         assert result[name]["mae_kcal_per_mol"] <= result[name]["rmse_kcal_per_mol"]
     assert result["HIPNN"]["parameters"] != result["SchNet"]["parameters"]
     assert result["HIPNN"]["test_molecules"] == result["SchNet"]["test_molecules"]
+
+
+def test_forces(main_of: Callable[[str], Main], md17_file: Path, tmp_path: Path) -> None:
+    options = ["--quick", "--root", str(tmp_path), "--json", str(tmp_path / "json")]
+    options += ["--keep", str(tmp_path / "keep")]
+    result = main_of("07_forces")(options)
+    assert set(result) == {"HIPNN", "SchNet"}
+    frames, forces = np.load(md17_file), np.load(md17_file)["F"]
+    deviation = np.abs(frames["E"] - frames["E"].mean()).mean()
+    for name, figures in result.items():
+        assert 0 < figures["mae"] < 1.2 * deviation and figures["mae"] <= figures["rmse"]
+        assert 0 < figures["force_mae"] < 1.2 * np.abs(forces).mean()
+        assert figures["force_mae"] <= figures["force_rmse"] and figures["steps"] > 0
+        written = json.loads((tmp_path / f"json/{name.lower()}-loop-benzene-0.json").read_text())
+        assert written["force_mae"] == figures["force_mae"] and written["molecule"] == "benzene"
+        assert figures["test_frames"] == 200
+    again = main_of("07_forces")(options)  # nothing is left to do but the tests
+    for name, figures in result.items():
+        for key in ("steps", "seconds", "mae", "force_mae"):
+            assert again[name][key] == pytest.approx(figures[key], rel=1e-6), key
+
+
+def test_relaxation_and_vibrations(
+    main_of: Callable[[str], Main],
+    md17_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture = tmp_path / "spectrum.png"
+    options = ["--root", str(tmp_path), "--molecule", "benzene", "--plot", str(picture)]
+    result = main_of("08_relax_vibrations")(["--quick", *options])
+    assert result["converged"] and result["largest_force"] < 1e-4 and result["relaxed_by"] > 0.01
+    wavenumbers = result["wavenumbers"]
+    assert wavenumbers.shape == (36,) and (np.sort(np.abs(wavenumbers))[:6] < 40).all()
+    assert 1000 < wavenumbers.max() < 5000
+    inside = (wavenumbers > 30).sum() * 10 * np.sqrt(2 * np.pi)  # of Gaussians wholly on the grid
+    assert inside * 0.99 < np.trapezoid(result["density"], dx=2) < inside + 36 * 25
+    assert picture.read_bytes().startswith(b"\x89PNG") and "cm^-1" in capsys.readouterr().out
+
+
+def test_nve(
+    main_of: Callable[[str], Main],
+    md17_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--root", str(tmp_path), "--molecule", "benzene", "--run", str(tmp_path / "nve")]
+    result = main_of("09_nve")(["--quick", *options])
+    assert result["steps"] == 1_000 and result["rows"] == 101 and result["time"] == 0.5
+    assert abs(result["drift"]) < 1 and 0 < result["fluctuation"] < 1
+    assert 50 < result["temperature"] < 600
+    assert result["picture"].read_bytes().startswith(b"\x89PNG")
+    assert "meV/atom/ps" in capsys.readouterr().out
+
+
+def test_crystal(main_of: Callable[[str], Main]) -> None:
+    result = main_of("10_crystal")(["--quick"])
+    assert result["train_loss"][-1] < 0.3 * result["train_loss"][0]
+    (a, modulus), (emt_a, emt_modulus) = result["HIP-NN"], result["EMT"]
+    assert a == pytest.approx(emt_a, abs=0.02) and emt_a == pytest.approx(3.590, abs=1e-3)
+    assert modulus == pytest.approx(emt_modulus, rel=0.25)
+    assert result["relaxed"] and result["a"] == pytest.approx(a, abs=2e-3)
+    assert abs(result["pressure"]) < 0.1
