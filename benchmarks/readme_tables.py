@@ -1,46 +1,43 @@
 """Write the tables of the README from the files in ``results/``: ``make tables``.
 
-Each goes between ``<!-- NAME -->`` and ``<!-- /NAME -->``. Run folders are what ``hipnn train``
-and ``hipnn evaluate`` wrote; ``compare.json`` is from ``examples/06_compare.py --json``.
+Each goes between ``<!-- NAME -->`` and ``<!-- /NAME -->``. Records are what ``hipnn reproduce``
+wrote; ``compare.json`` is from ``examples/06_compare.py --json``.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from force_table import forces
+
+from hipnn_pyg.reproduce.groups import groups_of
+from hipnn_pyg.reproduce.outputs import OUTPUTS
+from hipnn_pyg.reproduce.records import read_records
+from hipnn_pyg.reproduce.report import Table
+from hipnn_pyg.reproduce.tables import STATISTICS, number, provenance, published
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 
 
-def markdown(headings: list[str], rows: Iterable[list[str]]) -> str:
-    """A Markdown table whose first column is text and the others numbers."""
-    rule = "|---|" + "--:|" * (len(headings) - 1)
-    return "\n".join([f"| {' | '.join(headings)} |", rule, *(f"| {' | '.join(r)} |" for r in rows)])
-
-
 def runs() -> str:
-    """One row per run folder: what was trained, our statistics, the paper's beside them."""
-    rows = []
-    for file in sorted(RESULTS.glob("*/results.json")):
-        result = json.loads(file.read_text())
-        model, paper = result["model"], result["paper"]
-        settings = [
-            file.parent.name,
-            str(model["hyperparameters"]["hidden_channels"]),
-            f"{model['num_train']:,}",
-            f"{model['recipe']}, {model['epoch']}",
-            f"{model['training_seconds'] / 60:.0f}",
-        ]
-        for key, digits in (("mae", 3), ("rmse", 3), ("above_1_kcal", 2)):
-            settings.append(f"{result[key]:.{digits}f} ({paper.get(key, '-')})")
-        rows.append([*settings, model["trained_on"]["date"]])
-    headings = ["run", "F", "N_train", "recipe, best epoch", "minutes"]
-    headings += ["MAE (paper)", "RMSE (paper)", "% > 1 kcal/mol (paper)", "date"]
-    return markdown(headings, rows)
+    """What was run of the paper's tables: our statistics, the paper's beside them."""
+    records, rows = read_records(RESULTS / "records"), []
+    for name, label in (("table2", "QM9, F = {}"), ("table1", "QM9, {}"), ("table3", "MD17, {}")):
+        for row in OUTPUTS[name].usual_rows(records):
+            if name == "table1" and row.key == "110426":
+                continue  # stands in Table II
+            for group in groups_of(row, records):
+                cells = [label.format(row.label)]
+                for statistic, (_, digits) in STATISTICS.items():
+                    ours, paper = number(group.mean(statistic), digits), row.paper.get(statistic)
+                    cells.append(f"{ours} ({published(paper, digits)})" if paper else ours)
+                rows.append([*cells, provenance(group)])
+    headings = ["MAE (paper)", "RMSE (paper)", "% > 1 kcal/mol (paper)"]
+    return Table(["experiment", *headings, "trained"], rows, wide=("trained",)).markdown()
 
 
 def comparison() -> str:
@@ -63,14 +60,19 @@ def comparison() -> str:
         f"\n\n{options['minutes']:g} minutes of training each, batch {options['batch_size']}, seed "
         f"{options['seed']}, {measured['machine']}, torch {measured['torch']}, {measured['date']}."
     )
-    return markdown(["", *figures], rows) + note
+    return Table(["", *figures], rows).markdown() + note
 
 
 def main() -> None:
     """Rewrite the README's tables."""
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for name, make in (("runs", runs), ("comparison", comparison)):
+    sections = {
+        "runs": runs,
+        "comparison": comparison,
+        "forces": lambda: forces(RESULTS / "forces"),
+    }
+    for name, make in sections.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text = re.sub(pattern, lambda m, make=make: m[1] + make() + "\n" + m[2], text, flags=re.S)
     readme.write_text(text)

@@ -23,12 +23,15 @@ from typing import Any
 import torch
 from suite import machine, report
 from suite.bench import Bench
+from suite.dynamics import md
+from suite.gpu import gpu
 from suite.large import large
 from suite.memory import memory
+from suite.precision import precision
 from suite.rows import Row, Unavailable
 from suite.settings import QUICK, Settings
 from suite.starting import first_step
-from suite.steps import gpu, inference, train_step
+from suite.steps import inference, train_step
 from suite.training import ensemble, trainer
 
 ENTRIES: dict[str, Callable[[Bench], list[Row]]] = {
@@ -37,8 +40,10 @@ ENTRIES: dict[str, Callable[[Bench], list[Row]]] = {
     "trainer": trainer,
     "memory": memory,
     "large": large,
+    "md": md,
     "first_step": first_step,
     "ensemble": ensemble,
+    "precision": precision,
     "gpu": gpu,
 }
 
@@ -59,6 +64,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     )
     options.add_argument("--synthetic", action="store_true", help="random molecules, not QM9")
     options.add_argument("--peers", nargs="*", default=default.peers, help="to compare with")
+    options.add_argument("--run", help="run folder of the model of `precision`")
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
     options.add_argument("--seed", type=int, default=default.seed)
     arguments = options.parse_args(argv)
@@ -71,7 +77,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """Run the entries; returns what their files hold."""
     arguments = parse(argv)
-    names = ("root", "synthetic", "peers", "threads", "seed")
+    names = ("root", "synthetic", "peers", "run", "threads", "seed")
     settings = Settings(
         **{name: getattr(arguments, name) for name in names},
         **(QUICK if arguments.quick else {}),

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ import pytest
 import torch
 
 from hipnn_pyg.interfaces import from_hippynn
+from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.train import HIPNNLoss, Network
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
-ENTRIES = (
-    "train_step inference trainer memory large first_step ensemble gpu"  # the table's order
+ENTRIES = (  # the table's order
+    "train_step inference trainer memory large md first_step ensemble precision gpu"
 ).split()
 QUICK = ["--quick", "--synthetic", "--threads", "1", "--out"]
 
@@ -151,8 +153,8 @@ def test_who_is_measured(results: Path) -> None:
         rounds = row["figures"]["SchNet"]["rounds"]
         assert [value is None for value in rounds] == [False, True, False]  # seldom
     if not torch.cuda.is_available():
-        for row in read(results, "gpu")["rows"]:
-            assert not row["figures"] and set(row["missing"].values()) == {"no GPU"}
+        gpu = read(results, "gpu")
+        assert not gpu["rows"] and gpu["missing"].startswith("no GPU: this PyTorch")
 
 
 def test_the_epoch_is_extrapolated_from_the_trainer(results: Path) -> None:
@@ -168,6 +170,132 @@ def test_the_ensemble_is_measured_beside_single_models(results: Path) -> None:
     assert cpu["title"].startswith("8 models") and cpu["goals"][0]["value"] > 0
     assert gpu["title"].startswith("GPU: 8 models")
     assert torch.cuda.is_available() or gpu["missing"]["ensemble"] == "no GPU"
+
+
+def test_the_precision_of_the_shipped_model(results: Path) -> None:
+    """bf16 errs by more than float32, by less than forces of eV/Å; TF32 is the GPU's."""
+    rows = read(results, "precision")["rows"]
+    assert [row["title"] for row in rows[:4]] == [
+        f"CPU: {size} error of {what}"
+        for what in ("energies", "forces")
+        for size in ("mean", "largest")
+    ]
+    for row in rows[:4]:
+        assert row["unit"] == ("kcal/mol" if "energies" in row["title"] else "kcal/mol/Å")
+        error = {name: figure["median"] for name, figure in row["figures"].items()}
+        assert 0 < error["float32"] < 0.01 < error["bf16"] < 100
+        same = error["tf32"] == error["float32"]
+        assert same == ("tf32 has no effect on this device" in row["note"])
+        assert "bf16 has no effect" not in row["note"] and "qm9-fast-10" in row["note"]
+    means, largest = (rows[k]["figures"]["bf16"]["median"] for k in (0, 1))
+    assert means < largest
+
+
+def test_a_folder_without_a_model_has_no_precision(inline: None, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    result = module("run").main([*QUICK, out, "--only", "precision", "--run", str(tmp_path)])
+    assert (
+        result["precision"]["missing"] == f"{tmp_path} holds no model: name a run folder with --run"
+    )
+
+
+# -- the GPU's entry, on a CPU ---------------------------------------------------------------------
+
+
+def test_the_captured_step_is_our_step(inline: None) -> None:
+    """The same batches, drawn within the step or gathered outside, give the same weights."""
+    tasks, settings = module("suite.tasks"), module("suite.settings")
+    molecules = module("suite.structures").random_molecules(24, seed=0)
+    quick = replace(settings.Settings(), **settings.QUICK)
+    batches = list(torch.randint(24, (5, 4), generator=torch.Generator().manual_seed(0)))
+    weights = {}
+    for name in ("HIPNN", "HIPNN captured"):
+        tasks.set_up(name, molecules, quick)
+        before = tasks.built(name).objective.vector.detach().clone()
+        assert tasks.turn(name, "step", batches) > 0
+        assert tasks.turn(name, "energies", batches[:2]) > 0
+        weights[name] = tasks.built(name).objective.vector.detach()
+        assert not torch.allclose(weights[name], before, atol=1e-4)  # control
+    torch.testing.assert_close(weights["HIPNN captured"], weights["HIPNN"], rtol=1e-4, atol=1e-6)
+
+
+def test_kernels_are_counted_without_copies() -> None:
+    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    events = [
+        SimpleNamespace(name=name, device_type=device)
+        for name, device in (
+            ("aten::mm", cpu),
+            ("cudaGraphLaunch", cpu),
+            ("ampere_sgemm_64x32", cuda),
+            ("_envsum", cuda),
+            ("Memcpy HtoD (Pinned -> Device)", cuda),
+            ("Memset (Device)", cuda),
+        )
+    ]
+    assert module("suite.tasks").count_kernels(events) == 2
+
+
+def test_the_rows_of_the_gpu(inline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be written, with the CPU in its place; no figure of it is kept."""
+    gpu = module("suite.gpu")
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "PEERS", ("SchNet",))
+    monkeypatch.setattr(gpu.tasks, "kernels_per_step", lambda name, batch: len(name))
+    for name in ("compare", "kernel_count", "epoch_row", "ensemble_row"):
+        there = getattr(gpu, name)
+        swapped = lambda *a, there=there: there(*("cpu" if x == "cuda" else x for x in a))  # noqa: E731
+        monkeypatch.setattr(gpu, name, swapped)
+    settings = module("suite.settings")
+    quick = replace(settings.Settings(), synthetic=True, threads=1, **settings.QUICK)
+    bench = module("suite.bench").Bench(quick)
+    rows = [row.as_dict() for row in gpu.gpu(bench)]
+    bench.close()
+    titles = [row["title"] for row in rows]
+    for size in (2, 8):
+        for what in ("GPU training step", "GPU kernels per training step", "GPU energies"):
+            assert f"{what}, batch {size}" in titles
+    assert titles[-2:] == ["epoch of 2 steps", "8 models, 1 steps each"]
+    step, kernels, energies = rows[:3]
+    assert step["ours"] == "HIPNN captured" and energies["ours"] == "HIPNN"
+    assert set(step["ratios"]) == {"HIPNN", "SchNet"} and step["floor"]["value"] > 0
+    assert [goal["goal"] for goal in step["goals"]] == ["at least 5x SchNet", "at most 0.274123 ms"]
+    assert kernels["figures"]["SchNet"]["median"] == 6.0
+    assert energies["figures"]["HIPNN"]["molecules_per_second"] > 0
+    assert [row["goals"][0]["goal"] for row in rows[-2:]] == [
+        "at most 1 s",
+        "at least 0.4x one model",
+    ]
+    json.dumps(rows, allow_nan=False)
+
+
+def test_dynamics_in_ase_and_of_many_molecules(results: Path) -> None:
+    small, box, *at_once = read(results, "md")["rows"]
+    assert (
+        small["title"].startswith("MD step, 15 atoms") and "81 atoms in a periodic" in box["title"]
+    )
+    for row in small, box:
+        assert set(row["figures"]) == {"HIPNN", "hippynn numba"} and not row["missing"]
+        assert row["goals"][0]["value"] == row["ratios"]["hippynn numba"]["median"]
+    assert [row["title"].split()[0] for row in at_once] == ["dynamics", "relaxation"]
+    for row in at_once:
+        assert set(row["figures"]) == {"TorchSim", "ASE, one by one"} and not row["missing"]
+
+
+def test_both_calculators_have_the_same_forces(
+    inline: None, recwarn: pytest.WarningsRecorder
+) -> None:
+    tasks, dynamics = module("suite.tasks"), module("suite.dynamics")
+    settings = module("suite.settings").Settings(network=Network(hidden_channels=6, num_onsite=1))
+    tasks.set_up("hippynn numba", module("suite.structures").random_molecules(8, 0), settings)
+    theirs = tasks.built("hippynn numba")
+    for size in 81, 0:
+        dynamics.load("hippynn numba", size, settings)
+        atoms = dynamics._running["hippynn numba"].atoms
+        forces, energy = atoms.get_forces(), atoms.get_potential_energy()
+        atoms.calc = HIPNNCalculator(from_hippynn(theirs.network, theirs.henergy))
+        np.testing.assert_allclose(atoms.get_forces(), forces, rtol=0, atol=1e-3)
+        assert atoms.get_potential_energy() == pytest.approx(energy, rel=1e-5)
+        assert np.abs(forces).max() > 0.1
 
 
 def test_the_table_has_every_row_and_its_origin(results: Path) -> None:

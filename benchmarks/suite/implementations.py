@@ -11,7 +11,7 @@ import os
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -26,6 +26,8 @@ from hipnn_pyg import HIPNN, PackedMolecules, RadiusGraph
 from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.graph import edge_distances
 from hipnn_pyg.train import HIPNNLoss
+from hipnn_pyg.train.capture import CapturedStep
+from hipnn_pyg.train.static import StaticBatches, StaticLoss
 from hipnn_pyg.train.step import TrainingStep, compiled_gradient
 from suite.rows import Unavailable
 from suite.settings import Settings
@@ -50,6 +52,16 @@ class Implementation(ABC):
     def prepare(self, batch: MoleculeBatch) -> Any:
         """The batch in the form the model takes, without pairs. Not timed."""
         return batch
+
+    def load(self, molecules: PackedMolecules, batches: Sequence[Tensor], action: str) -> list[Any]:
+        """What the calls of ``action`` take, one after the other. Not timed.
+
+        Args:
+            molecules: all, on the device.
+            batches: molecules of each batch.
+            action: ``"step"`` or ``"energies"``.
+        """
+        return [self.prepare(molecules.gather(index)) for index in batches]
 
     @abstractmethod
     def loss(self, batch: Any) -> Tensor:
@@ -109,6 +121,45 @@ class Ours(Implementation):
         return self.model.energy_terms(z, pos, edge_index=edge_index).energy
 
 
+class Captured(Ours):
+    """HIP-NN of this package as its trainer runs it on a GPU: a step is one CUDA graph.
+
+    Mini-batches are drawn within the step, from molecules that live on the device. On a CPU the
+    same step runs without a graph.
+
+    Args:
+        molecules: for E^0 and sigma_E.
+        settings: sizes and seed.
+        device: where it runs.
+    """
+
+    def __init__(self, molecules: PackedMolecules, settings: Settings, device: str) -> None:
+        super().__init__(molecules, settings, device, compiled=False)
+        self.compiled = settings.compiled
+        self.objective = TrainingStep(StaticLoss(self.model, LAMBDA_L2, LAMBDA_R))
+        self.optimizer = self._adam(self.objective)
+        self.steps: dict[int, CapturedStep] = {}  # by batch size
+
+    def load(self, molecules: PackedMolecules, batches: Sequence[Tensor], action: str) -> list[Any]:
+        """All that steps draw is written to the device here."""
+        if action != "step":
+            return super().load(molecules, batches, action)
+        size = batches[0].numel()
+        if size not in self.steps or len(self.steps[size].rates) < len(batches):
+            drawn = StaticBatches(molecules, size, steps=max(len(batches), 64))
+            totals = torch.zeros(3, dtype=torch.float64, device=molecules.device)
+            bad = torch.tensor(-1, device=molecules.device)
+            self.steps[size] = CapturedStep(
+                self.objective, self.optimizer, drawn, None, totals, bad, self.compiled
+            )
+        step = self.steps[size]
+        step.begin(batches, 0, [1e-3] * len(step.rates), [0.0] * len(step.rates))
+        return [step] * len(batches)
+
+    def step(self, batch: CapturedStep) -> None:
+        batch()
+
+
 class Hippynn(Implementation):
     """hippynn's HIP-NN of the same sizes: its graph, pair finder and kernels, the same loss.
 
@@ -147,6 +198,7 @@ class Hippynn(Implementation):
         outputs = [energy.mol_energy, energy.hierarchicality]
         self.graph = GraphModule([species, positions], outputs).to(device)
         self.network, self.henergy = node.torch_module, energy.torch_module
+        self.energy_node = energy
         reference = HIPNN(SPECIES).fit_e0(molecules, molecules.spec)
         self.sigma_e = reference.sigma_e
         e0, *readouts = self.henergy.layers
@@ -211,9 +263,11 @@ class PyGSchNet(Implementation):
 BUILDERS: dict[str, Callable[[PackedMolecules, Settings, str], Implementation]] = {
     "HIPNN compiled": partial(Ours, compiled=True),
     "HIPNN": partial(Ours, compiled=False),
+    "HIPNN captured": Captured,
     "hippynn numba": partial(Hippynn, kernels="numba"),
     "hippynn triton": partial(Hippynn, kernels="triton"),
     "hippynn pytorch": partial(Hippynn, kernels="pytorch"),
     "SchNet": PyGSchNet,
 }
 OURS = ("HIPNN", "HIPNN compiled")
+CAPTURED = "HIPNN captured"

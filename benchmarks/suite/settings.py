@@ -28,10 +28,16 @@ class Settings:
         seldom: slow implementations take part in every so many-th round only.
         trainer_steps: steps of one epoch of the measured trainer.
         trainer_rounds: epochs of it.
+        gpu_trainer_steps: steps of an epoch on a GPU: one of QM9.
         memory_rounds: batches whose peak memory is measured.
         large: sizes of the large structures (atoms).
         large_rounds: energies of each, at most.
+        dynamics: sizes of the periodic boxes of water (atoms).
+        dynamics_steps: steps of a turn for 15 atoms; in proportion fewer for more, at least 2.
+        dynamics_molecules: molecules that TorchSim moves at once.
         memory_limit_gb: memory a large structure may take.
+        run: folder of the model whose precision is measured; None for the shipped one.
+        precision_molecules: molecules of that measurement.
         first_step_rounds: processes whose first step is timed (once where caches are empty).
     """
 
@@ -51,10 +57,16 @@ class Settings:
     seldom: int = 5
     trainer_steps: int = 1_000
     trainer_rounds: int = 3
+    gpu_trainer_steps: int = 3_648
     memory_rounds: int = 3
     large: tuple[int, ...] = (1_000, 10_000, 100_000)
     large_rounds: int = 5
+    dynamics: tuple[int, ...] = (1_000, 10_000)
+    dynamics_steps: int = 200
+    dynamics_molecules: int = 100
     memory_limit_gb: float = 16.0
+    run: str | None = None
+    precision_molecules: int = 256
     first_step_rounds: int = 3
 
 
@@ -69,10 +81,15 @@ QUICK = {
     "rounds": 3,
     "seldom": 2,
     "trainer_steps": 1,
+    "gpu_trainer_steps": 2,
     "trainer_rounds": 2,
     "memory_rounds": 2,
     "large": (90, 150, 300),
     "large_rounds": 2,
+    "dynamics": (81,),
+    "dynamics_steps": 2,
+    "dynamics_molecules": 3,
+    "precision_molecules": 8,
     "first_step_rounds": 1,
 }
 """What ``--quick`` replaces: everything runs, no figure means anything."""

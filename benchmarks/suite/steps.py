@@ -1,16 +1,14 @@
-"""Training steps and inference on batches of molecules, on a CPU and on a GPU."""
+"""Training steps and inference on batches of molecules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from hipnn_pyg import radius_graph
 from suite import floors, tasks
 from suite.bench import Bench
-from suite.implementations import OURS
+from suite.implementations import CAPTURED, OURS
 from suite.rows import Goal, Row, interleave
 from suite.structures import SPECIES
 
@@ -31,23 +29,6 @@ def inference(bench: Bench) -> list[Row]:
     size = bench.settings.batch_sizes[-1]
     goals = (Goal(2.5, "hippynn numba"),)
     return [compare(bench, "energies", f"energies, batch {size}", size, names, goals)]
-
-
-def gpu(bench: Bench) -> list[Row]:
-    """Training steps and energies on the GPU beside hippynn's Triton kernels and SchNet."""
-    names = (*OURS[::-1], "hippynn triton", "SchNet")  # on a GPU the trainer compiles
-    rows = []
-    for n, size in enumerate(bench.settings.gpu_batch_sizes):
-        goals = [Goal(5 if n == 0 else 2, "hippynn triton")]
-        epoch = [Goal(1e3 / 3_648)] if n == 0 else []  # 1 s for the steps of an epoch of QM9
-        titles = {"step": f"GPU training step, batch {size}", "energies": f"GPU energies, {size}"}
-        for action, title in titles.items():
-            if torch.cuda.is_available():
-                more = epoch if action == "step" else []
-                rows.append(compare(bench, action, title, size, names, goals + more, "cuda"))
-            else:
-                rows.append(Row(title, "ms", names[0], missing=dict.fromkeys(names, "no GPU")))
-    return [*rows, _kernel_count(bench, names)]
 
 
 def compare(
@@ -71,7 +52,8 @@ def compare(
     for take in turns.values():
         take(-1)  # compiles, fills caches
     samples, failed = interleave(turns, settings.rounds, ["SchNet"], settings.seldom)
-    ours = next((name for name in names if name in OURS and name in samples), names[0])
+    mine = (CAPTURED, *OURS)
+    ours = next((name for name in names if name in mine and name in samples), names[0])
     return Row(
         title,
         "ms",
@@ -102,17 +84,3 @@ def arithmetic_floor(
     )
     work = floors.multiply_adds(atoms, pairs, len(SPECIES), network, training)
     return 1e3 * work / rate, f"{work:.3g} multiply-adds at {rate:.3g} per second"
-
-
-def _kernel_count(bench: Bench, names: Sequence[str]) -> Row:
-    size = bench.settings.gpu_batch_sizes[0]
-    row = Row(f"GPU kernels per training step, batch {size}", "kernels", names[0])
-    if not torch.cuda.is_available():
-        row.missing = dict.fromkeys(names, "no GPU")
-        return row
-    team, row.missing = bench.team(names, "cuda")
-    (batch,) = bench.batches(size, 1, 0)
-    row.samples = {
-        name: [float(worker(tasks.kernels_per_step, name, batch))] for name, worker in team.items()
-    }
-    return row

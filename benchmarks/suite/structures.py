@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from ase import Atoms
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -83,3 +84,15 @@ def water_box(num_atoms: int, seed: int) -> tuple[Tensor, Tensor]:
         turned = np.unique(close[close[:, 0] != close[:, 1], 0])
     z = torch.tensor([8, 1, 1]).repeat(count)
     return z, torch.from_numpy(pos.reshape(-1, 3)).float()
+
+
+def water_crystal(num_atoms: int, seed: int) -> Atoms:
+    """:func:`water_box` as the content of a cubic cell that repeats.
+
+    Args:
+        num_atoms: about so many atoms: those of a cube of molecules, at least one.
+        seed: of shifts and rotations.
+    """
+    side = max(1, round((num_atoms / 3) ** (1 / 3)))
+    z, pos = water_box(3 * side**3, seed)
+    return Atoms(z.numpy(), pos.double().numpy(), cell=3 * [side * SPACING], pbc=True)

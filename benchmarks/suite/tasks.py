@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -36,10 +36,10 @@ def built(name: str) -> Any:
     return _built[name][0]
 
 
-def prepare(name: str, batches: Sequence[Tensor]) -> list[Any]:
-    """Batches of the given molecules in the form an implementation takes."""
+def prepare(name: str, batches: Sequence[Tensor], action: str = "step") -> list[Any]:
+    """Batches of the given molecules in the form that an implementation's method takes."""
     implementation, molecules, _ = _built[name]
-    return [implementation.prepare(molecules.gather(index)) for index in batches]
+    return implementation.load(molecules, batches, action)
 
 
 def turn(name: str, action: str, batches: Sequence[Tensor]) -> float:
@@ -51,7 +51,7 @@ def turn(name: str, action: str, batches: Sequence[Tensor]) -> float:
         batches: molecules of each batch.
     """
     method = getattr(built(name), action)
-    first, *rest = prepare(name, batches)
+    first, *rest = prepare(name, batches, action)
     with torch.set_grad_enabled(action == "step"):
         method(first)
         return 1e3 * elapsed(_built[name][2], lambda: [method(batch) for batch in rest]) / len(rest)
@@ -76,10 +76,17 @@ def kernels_per_step(name: str, batch: Tensor) -> int:
     """Kernels that one training step launches on a GPU."""
     from torch.profiler import ProfilerActivity, profile
 
-    implementation = built(name)
-    (prepared,) = prepare(name, [batch])
-    implementation.step(prepared)
+    step = built(name).step
+    first, second = prepare(name, [batch, batch])
+    step(first)
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        implementation.step(prepared)
+        step(second)
         torch.cuda.synchronize()
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in trace.events())
+    return count_kernels(trace.events())
+
+
+def count_kernels(events: Iterable[Any]) -> int:
+    """Kernels among the profiler's events: what ran on the device, copies and fills excepted."""
+    cuda = torch.autograd.DeviceType.CUDA
+    moved = ("Memcpy", "Memset")
+    return sum(e.device_type == cuda and not e.name.startswith(moved) for e in events)

@@ -64,15 +64,26 @@ def trainer(bench: Bench) -> list[Row]:
 def ensemble(bench: Bench) -> list[Row]:
     """Eight models in one process: on a CPU beside one after the other, on a GPU beside one."""
     rows = [
-        _ensemble_row(bench, "cpu", "one after the other", ENSEMBLE, Goal(1, "one after the other"))
+        ensemble_row(bench, "cpu", "one after the other", ENSEMBLE, Goal(1, "one after the other"))
     ]
     if torch.cuda.is_available():
-        return [*rows, _ensemble_row(bench, "cuda", "one model", 1, Goal(0.4, "one model"))]
+        return [*rows, ensemble_row(bench, "cuda", "one model", 1, Goal(0.4, "one model"))]
     missing = dict.fromkeys(("ensemble", "one model"), "no GPU")
     return [*rows, Row(f"GPU: {ENSEMBLE} models", "s", "ensemble", missing=missing)]
 
 
-def _ensemble_row(bench: Bench, device: str, other: str, times: int, goal: Goal) -> Row:
+def epoch_row(bench: Bench, device: str, steps: int, goal: Goal) -> Row:
+    """Seconds of an epoch of ``Trainer.fit`` with all that belongs to it."""
+    settings = bench.settings
+    with tempfile.TemporaryDirectory() as folder, bench.fresh() as worker:
+        worker(start, "one", bench.molecules, settings, steps, folder, device)
+        turns = {"Trainer": lambda number: worker(fit_epoch, "one")}
+        samples, failed = interleave(turns, settings.trainer_rounds)
+    title = f"{'GPU: ' if device == 'cuda' else ''}epoch of {steps:,} steps"
+    return Row(title, "s", "Trainer", samples, failed, goals=[goal])
+
+
+def ensemble_row(bench: Bench, device: str, other: str, times: int, goal: Goal) -> Row:
     """Seconds of an epoch of the ensemble, and of one trainer's times ``times``."""
     settings = bench.settings
     steps = max(1, settings.trainer_steps // ENSEMBLE)
