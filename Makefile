@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OPS = $(VENV)-ops
 
-.PHONY: demo test test-ops lint types tables bench clean
+.PHONY: demo test test-ops test-browser lint types tables docs bench clean
 
 # QM9 from the qm9pack wheel, a short real training, the table beside the paper's numbers, plots.
 demo: $(VENV)/installed
@@ -15,6 +15,11 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(PYTEST)
+
+# The page of hipnn explain in a real browser: Chromium, Chrome or Edge must be on the path.
+test-browser: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e ".[browser]"
+	$(BIN)/python -m pytest -m browser tests/cli/test_explain_browser.py
 
 # Neighbour, layer and SchNet tests with torch-cluster and torch-scatter (built from source) and
 # torch-geometric 2.7, whose radius_graph uses them.
@@ -31,6 +36,10 @@ types: $(VENV)/installed
 # The tables of the README, from the files in results/.
 tables: $(VENV)/installed
 	$(BIN)/python benchmarks/readme_tables.py
+
+# The documentation, in site/; a warning is an error.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(DOCS)
 
 # Every figure of benchmarks/README.md beside the peers' (at most 10 minutes on 2 quiet cores).
 bench: $(VENV)/installed
@@ -50,4 +59,4 @@ $(OPS)/installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OPS)
+	rm -rf $(VENV) $(OPS) site

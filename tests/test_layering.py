@@ -13,7 +13,10 @@ import pytest
 import hipnn_pyg
 
 PACKAGE = Path(hipnn_pyg.__file__).parent
-ORDER = "units paper checks ops graph data nn models train interfaces plots cli".split()
+ORDER = (
+    "units paper checks ops graph data nn models train uncertainty interfaces plots reproduce "
+    "explain cli"
+).split()
 RANK = {part: place for place, part in enumerate(ORDER)} | {"testing": ORDER.index("models") + 0.5}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE / "__pycache__")
 
