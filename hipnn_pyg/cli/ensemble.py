@@ -81,9 +81,10 @@ def report(members: Sequence[Trainer]) -> Table:
     The error bar of the mean is the sample standard deviation over the square root of the number
     of models; fewer than three have none.
     """
-    errors = {f"validation MAE ({members[0].metric_unit})": "validation_mae"}
+    unit = members[0].metric_unit
+    errors = {f"validation MAE ({unit})": "validation_mae"}
     if members[0].forces:
-        errors["of forces (kcal/mol/Å)"] = "validation_force_mae"
+        errors[f"of forces ({unit}/Å)"] = "validation_force_mae"
     table = Table(title=f"{len(members)} models")
     for heading in ("model", "seed", *errors, "best epoch", "epochs"):
         table.add_column(heading, justify="right")

@@ -23,14 +23,13 @@ SMALL = (
 """A network that trains in a second."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """As the subprocesses; and the flushing of denormals is taken back."""
+    """As the subprocesses, also for what a module makes once for all its tests."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
 
 
 def write_molecules(path: Path, number: int = 200) -> Path:

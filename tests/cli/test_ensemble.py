@@ -104,7 +104,12 @@ def test_error_bar_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     """1, 2, 4: mean 7/3, sample variance 7/3, so the error bar is sqrt(7/9)."""
     members: list[Any] = [
         SimpleNamespace(
-            best_mae=mae, best_epoch=3, epoch=5, metric_unit="eV", config=SimpleNamespace(seed=9)
+            best_row={"validation_mae": mae},
+            best_epoch=3,
+            epoch=5,
+            metric_unit="eV",
+            forces=False,
+            config=SimpleNamespace(seed=9),
         )
         for mae in (1.0, 2.0, 4.0)
     ]

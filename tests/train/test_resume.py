@@ -19,14 +19,13 @@ Models = Callable[..., HIPNN]
 Settings = Callable[..., Training]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """One order of summation; and the flushing of denormals is taken back."""
+    """One order of summation."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
 
 
 def interrupt_after(trainer: Trainer, steps: int) -> None:
