@@ -35,6 +35,7 @@ class BlockPass(NamedTuple):
     where: tuple[Pattern, float, Tensor, Tensor, Tensor]  # pairs and sensitivity functions
     z: Tensor
     V: Tensor
+    environments: Tensor | None  # for the gradient in V
     dense: list[Tensor | None]
     activations: Tensor
     between: Tensor
@@ -84,13 +85,16 @@ def gradient_parts(model: HIPNN) -> tuple[Tensor, list[Slopes]]:
 
 
 @torch.no_grad()
-def forward(model: HIPNN, species: Tensor, pairs: Pairs) -> tuple[Tensor, list[BlockPass]]:
+def forward(
+    model: HIPNN, species: Tensor, pairs: Pairs, learn: bool
+) -> tuple[Tensor, list[BlockPass]]:
     """Eqs. 3-11, as :meth:`HIPNN.atom_terms`.
 
     Args:
         model: the model.
         species: places in the species list, ``[N]``.
         pairs: edges with their pattern.
+        learn: whether :func:`backward` will follow, not :func:`distance_slopes` alone.
 
     Returns:
         ``terms [N, num_interactions + 1]`` in float64, and what :func:`backward` needs.
@@ -103,12 +107,15 @@ def forward(model: HIPNN, species: Tensor, pairs: Pairs) -> tuple[Tensor, list[B
         layer, readout = block.interaction, block.readout
         functions, weights = layer.sensitivity, dense_weights(layer, [*block.onsite])
         where = (pairs.pattern, functions.cutoff, r, functions.mu, functions.sigma)
-        received = cpu.interact(*where, z, layer.V)
+        received, environments = cpu.interact(*where, z, layer.V, learn)
         result, activations, between = cpu.dense(z, received, weights, True)
         assert activations is not None and between is not None
         terms.append(cpu.readout(result, readout.weight, readout.bias, sigma_e))
         passes.append(
-            BlockPass(where, z, layer.V, weights, activations, between, result, readout.weight)
+            BlockPass(
+                *(where, z, layer.V, environments, weights),
+                *(activations, between, result, readout.weight),
+            )
         )
         z = result
     return torch.stack(terms, dim=1), passes
@@ -160,6 +167,6 @@ def _backward(
             own.z, own.dense, own.activations, own.between, dresult, dz, to.dense
         )
         wanted = (dr[n], to.mu, to.sigma, sent, to.V)
-        cpu.interact_backward(*own.where, own.z, own.V, dreceived, wanted)
+        cpu.interact_backward(*own.where, own.z, own.V, own.environments, dreceived, wanted)
         if dz is not None and sent is not None:
             dz += sent

@@ -188,7 +188,7 @@ def _energy_and_pull(
         r = leaf(torch.linalg.vector_norm(r_ij, dim=1), keep)
         pairs = near.at(r)
         if not keep and pairs.pattern is not None and direct.serves(model):
-            terms, passes = direct.forward(model, near.species, pairs)
+            terms, passes = direct.forward(model, near.species, pairs, False)
             slope = direct.distance_slopes(model, passes, torch.ones_like(terms))
         else:
             terms, _ = model.atom_terms(near.species, pairs)

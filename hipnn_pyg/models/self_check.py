@@ -112,7 +112,7 @@ def _results(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> dict[s
 def _direct_results(model: HIPNN, z: Tensor, pos: Tensor, batch: Tensor) -> dict[str, Tensor]:
     """The same without autograd over the layers."""
     pairs = model.pairs(pos, batch)
-    terms, passes = direct.forward(model, model.species_index(z), pairs)
+    terms, passes = direct.forward(model, model.species_index(z), pairs, True)
     ones = torch.ones_like(terms)
     energy = terms.new_zeros(2).index_add(0, batch, terms.sum(1)).to(pos.dtype)
     r = torch.linalg.vector_norm(pos[pairs.j] - pos[pairs.i], dim=1)

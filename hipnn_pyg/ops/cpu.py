@@ -28,7 +28,11 @@ logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 HEADERS = [Path(__file__).with_name(name) for name in ("energies.h", "tiles.h")]
-FLAGS = "-O3 -march=native -ffp-contract=fast -std=c++17 -fopenmp -shared -fPIC".split()
+FLAGS = (
+    "-O3 -march=native -std=c++17 -fopenmp -shared -fPIC "
+    # Selections become masks, so that loops with them fill vector registers; no sum is reordered.
+    "-ffp-contract=fast -fno-trapping-math -fno-math-errno"
+).split()
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")
 SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
@@ -158,15 +162,28 @@ def molecule_edges(pos: Tensor, ptr: Tensor, num_edges: int) -> tuple[Pattern, T
 
 
 def interact(
-    pattern: Pattern, cutoff: float, r: Tensor, mu: Tensor, sigma: Tensor, z: Tensor, V: Tensor
-) -> Tensor:
-    """See :func:`hipnn_pyg.ops.layers.interact`."""
+    pattern: Pattern,
+    cutoff: float,
+    r: Tensor,
+    mu: Tensor,
+    sigma: Tensor,
+    z: Tensor,
+    V: Tensor,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """See :func:`hipnn_pyg.ops.layers.interact`.
+
+    Returns:
+        The result and, if ``keep``, what the gradient in V needs: the environments
+        ``[nu, N, in]``.
+    """
     (nu, in_channels, out_channels), z = V.shape, z.contiguous()
     received = z.new_empty(z.size(0), out_channels)
+    environments = z.new_empty(nu, z.size(0), in_channels) if keep else None
     where = (r.contiguous(), pattern.row, pattern.j, mu, sigma)
     sizes = (z.size(0), nu, in_channels, out_channels)
-    _call("interact", z.dtype, *where, z, V, received, *sizes, cutoff)
-    return received
+    _call("interact", z.dtype, *where, z, V, received, environments, *sizes, cutoff)
+    return received, environments
 
 
 def interact_backward(
@@ -177,17 +194,21 @@ def interact_backward(
     sigma: Tensor,
     z: Tensor,
     V: Tensor,
+    environments: Tensor | None,
     gradient: Tensor,
     slopes: Sequence[Tensor | None],
 ) -> None:
-    """Gradients of :func:`interact` in r, mu, sigma, z, V, written to ``slopes`` (None: not)."""
+    """Gradients of :func:`interact` in r, mu, sigma, z, V, written to ``slopes`` (None: not).
+
+    That in V needs the environments.
+    """
     dr, dmu, dsigma, dz, dV = slopes
     z, r, (nu, in_channels, out_channels) = z.contiguous(), r.contiguous(), V.shape
     dmu = torch.empty_like(mu) if dmu is None else dmu
     dsigma = torch.empty_like(sigma) if dsigma is None else dsigma
     where = (r, pattern.row, pattern.j, mu, sigma)
     sizes = (z.size(0), nu, in_channels, out_channels)
-    given = (z, V, gradient.contiguous())
+    given = (z, V, environments, gradient.contiguous())
     _call("interact_backward", z.dtype, *where, *given, dmu, dsigma, dz, dV, dr, *sizes, cutoff)
 
 

@@ -103,18 +103,6 @@ template <typename T> struct Edges {
         for (Index n = 0; n < nu; ++n) inverse_mu[n] = 1 / mu[n], sigma[n] = sigmas[n];
     }
 
-    // The same pairs with `some` of the functions, from the one of number `from` on.
-    Edges part(Index from, Index some) const {
-        Edges some_of_them = *this;
-        some_of_them.nu = some;
-        some_of_them.padded = (some + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
-        some_of_them.inverse_mu.assign(some_of_them.padded, 0);
-        some_of_them.sigma.assign(some_of_them.padded, 0);
-        std::copy_n(inverse_mu.begin() + from, some, some_of_them.inverse_mu.begin());
-        std::copy_n(sigma.begin() + from, some, some_of_them.sigma.begin());
-        return some_of_them;
-    }
-
     Index degree(Index i) const { return row[i + 1] - row[i]; }
     const Index *senders(Index i) const { return j + row[i]; }
     Index most(Index atoms) const {
@@ -135,48 +123,46 @@ template <typename T> struct Edges {
         return -pi / (2 * cutoff) * std::sin(pi * distance / cutoff);
     }
 
-    // Eq. 10: s[x, nu] of the edges of atom i; scratch holds `padded` numbers.
-    void sensitivities(Index i, T *s, T *scratch) const {
+    // The Gaussians of Eq. 10, gauss[x, padded], of the edges of atom i, times phi where PHI.
+    template <bool PHI> void gaussians(Index i, T *gauss) const {
         const T *im = inverse_mu.data(), *sg = sigma.data();
-        for (Index x = row[i]; x < row[i + 1]; ++x, s += nu) {
-            const T phi = envelope(r[x]), inverse = 1 / r[x];
+        for (Index x = row[i]; x < row[i + 1]; ++x, gauss += padded) {
+            const T inverse = 1 / r[x], phi = PHI ? envelope(r[x]) : T(1);
 #pragma omp simd
             for (Index n = 0; n < padded; ++n) {
                 const T deviation = (inverse - im[n]) * sg[n];
-                scratch[n] = exponential(T(-0.5) * deviation * deviation) * phi;
+                gauss[n] = exponential(T(-0.5) * deviation * deviation) * phi;
             }
-            std::copy(scratch, scratch + nu, s);
         }
     }
 
-    // From ds[x, nu] of atom i: adds to dlogmu = dmu mu^2 and dsigma (`padded` numbers); writes dr.
-    void pull_back(Index i, const T *ds, T *scratch, T *dmu, T *dsigma, T *dr) const {
+    // From ds[x, nu] of atom i and its Gaussians: adds to dlogmu = dmu mu^2 and dsigma; writes dr.
+    void pull_back(Index i, const T *ds, const T *gauss, T *dmu, T *dsigma, T *dr) const {
         const T *im = inverse_mu.data(), *sg = sigma.data();
-        for (Index x = row[i]; x < row[i + 1]; ++x, ds += nu) {
+        for (Index x = row[i]; x < row[i + 1]; ++x, ds += nu, gauss += padded) {
             const T phi = envelope(r[x]), inverse = 1 / r[x];
             const T slope = dr ? envelope_slope(r[x]) : T(0);
-            std::copy(ds, ds + nu, scratch), std::fill(scratch + nu, scratch + padded, T(0));
             T along = 0;
 #pragma omp simd reduction(+ : along)
-            for (Index n = 0; n < padded; ++n) {
+            for (Index n = 0; n < nu; ++n) {
                 const T difference = inverse - im[n], deviation = difference * sg[n];
-                const T gauss = exponential(T(-0.5) * deviation * deviation) * scratch[n];
-                const T turn = -deviation * gauss * phi;
+                const T weighted = gauss[n] * ds[n];
+                const T turn = -deviation * weighted * phi;
                 dmu[n] += turn * sg[n];
                 dsigma[n] += turn * difference;
-                along += gauss * slope - turn * sg[n] * inverse * inverse;
+                along += weighted * slope - turn * sg[n] * inverse * inverse;
             }
             if (dr) dr[x] = along;
         }
     }
 };
 
-// e[nu, b] = sum over the atom's edges  s[x, nu] z[j(x), b]; rows of e are `ld` apart
+// e[nu, b] = sum over the atom's edges  s[x, nu] z[j(x), b]; rows of s and e are `lds`, `ld` apart
 template <typename T>
-inline void environment(Index degree, const Index *j, const T *s, const T *z, Index nu, Index width,
-                        T *e, Index ld) {
+inline void environment(Index degree, const Index *j, const T *s, Index lds, const T *z, Index nu,
+                        Index width, T *e, Index ld) {
     product<T, false>(
-        nu, degree, width, [=](Index n, Index x) { return s[x * nu + n]; },
+        nu, degree, width, [=](Index n, Index x) { return s[x * lds + n]; },
         [=](Index x) { return z + j[x] * width; }, e, ld);
 }
 
@@ -189,76 +175,74 @@ inline void projections(Index degree, const Index *j, const T *turned, const T *
         [=](Index b) { return turned + b * nu; }, t, nu);
 }
 
-// u[j(x), b] += sum over nu  s[x, nu] g[nu, b]; rows of g are `ld` apart
+// u[j(x), b] += sum over nu  s_nu(r[x]) g[nu, b] of the edges of atom i; rows of g are `ld` apart
 template <typename T>
-inline void spread(Index degree, const Index *j, const T *s, const T *g, Index ld, Index nu,
+inline void spread(const Edges<T> &edges, Index i, const T *gauss, const T *g, Index ld,
                    Index width, T *part, T *u) {
+    const Index degree = edges.degree(i), lds = edges.padded, *j = edges.senders(i);
     product<T, false>(
-        degree, nu, width, [=](Index x, Index n) { return s[x * nu + n]; },
+        degree, edges.nu, width, [=](Index x, Index n) { return gauss[x * lds + n]; },
         [=](Index n) { return g + n * ld; }, part, width);
     for (Index x = 0; x < degree; ++x) {
+        const T phi = edges.envelope(edges.r[edges.row[i] + x]);
         T *to = u + j[x] * width;
-        for (Index b = 0; b < width; ++b) to[b] += part[x * width + b];
+        for (Index b = 0; b < width; ++b) to[b] += phi * part[x * width + b];
     }
 }
 
-// e[nu, atom of the block, b] of `count` atoms from `first` on: a small matrix for each nu.
+// e[nu, atom, b] of `count` atoms from `first` on: a matrix for each nu, `ld` numbers apart.
 template <typename T>
 inline void environments(const Edges<T> &edges, Index first, Index count, const T *z, Index in,
-                         T *s, T *scratch, T *e) {
+                         T *s, T *e, Index ld) {
     for (Index a = 0; a < count; ++a) {
         const Index i = first + a;
-        edges.sensitivities(i, s, scratch);
-        environment(edges.degree(i), edges.senders(i), s, z, edges.nu, in, e + a * in, kBlock * in);
+        edges.template gaussians<true>(i, s);
+        environment(edges.degree(i), edges.senders(i), s, edges.padded, z, edges.nu, in, e + a * in,
+                    ld);
     }
 }
 
+// kept[nu, atoms, in], the environments, is for V's gradient; null if there will be none.
 template <typename T>
-void interact(const Edges<T> &edges, const T *z, const T *V, T *g, Index atoms, Index in,
+void interact(const Edges<T> &edges, const T *z, const T *V, T *g, T *kept, Index atoms, Index in,
               Index out) {
-    const Index nu = edges.nu, most = edges.most(atoms);
+    const Index nu = edges.nu, most = edges.most(atoms), ld = (kept ? atoms : kBlock) * in;
     const unsigned mode = FloatMode::callers();
 #pragma omp parallel
     {
         const FloatMode held(mode);
-        T *s = scratch<T, kSensitivities>(most * nu), *small = scratch<T, kSmall>(edges.padded);
-        T *e = scratch<T, kEnvironments>(nu * kBlock * in);
+        T *s = scratch<T, kSensitivities>(most * edges.padded);
+        T *small = scratch<T, kEnvironments>(kept ? 0 : nu * kBlock * in);
         const Share share(atoms);
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
-            environments(edges, first, count, z, in, s, small, e);
+            T *e = kept ? kept + first * in : small;
+            environments(edges, first, count, z, in, s, e, ld);
             std::fill(g + first * out, g + (first + count) * out, T(0));
             for (Index n = 0; n < nu; ++n)
-                multiply<T, true>(count, out, in, e + n * kBlock * in, V + n * in * out,
-                                  g + first * out);
+                multiply<T, true>(count, out, in, e + n * ld, V + n * in * out, g + first * out);
         }
     }
 }
 
-// V's gradient, dV[nu, b, a] = sum over i  e[i, nu, b] dg[i, a], for the few nu of `edges`.
+// V's gradient, dV[nu, b, a] = sum over i  e[nu, i, b] dg[i, a], for one nu.
 template <typename T>
-void weight_gradient(const Edges<T> &edges, const T *z, const T *dg, T *dV, Index atoms, Index in,
-                     Index out, T *s, T *small, T *e) {
-    std::fill(dV, dV + edges.nu * in * out, T(0));
-    for (Index first = 0; first < atoms; first += kBlock) {
-        const Index count = std::min(kBlock, atoms - first);
-        environments(edges, first, count, z, in, s, small, e);
-        for (Index n = 0; n < edges.nu; ++n)
-            add_outer(in, out, count, e + n * kBlock * in, dg + first * out, dV + n * in * out);
-    }
+void weight_gradient(const T *e, const T *dg, T *dV, Index atoms, Index in, Index out) {
+    std::fill(dV, dV + in * out, T(0));
+    for (Index first = 0; first < atoms; first += kBlock)
+        add_outer(in, out, std::min(kBlock, atoms - first), e + first * in, dg + first * out, dV);
 }
 
-// Gradients of interact; dz, dV and dr may be null.
+// Gradients of interact; dz, dV (with the environments e) and dr may be null.
 template <typename T>
-void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *dg, T *dmu,
-                       T *dsigma, T *dz, T *dV, T *dr, Index atoms, Index in, Index out) {
+void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *kept,
+                       const T *dg, T *dmu, T *dsigma, T *dz, T *dV, T *dr, Index atoms, Index in,
+                       Index out) {
     const Index nu = edges.nu, depth = nu * in, most = edges.most(atoms), padded = edges.padded;
     const Index team = omp_get_max_threads();
     T *turned_V = scratch<T, kWeights>(depth * out);  // [nu, out, in]
     T *parts_z = scratch<T, kRows>(dz ? team * atoms * in : 0);
     std::vector<double> parts_mu(2 * team * nu, 0);
-    // Threads share V's gradient by nu: each writes its own part of it.
-    const Index groups = dV ? std::min(nu, std::max((nu + 4) / 5, team)) : 0;
     const unsigned mode = FloatMode::callers();
 #pragma omp parallel num_threads(team)
     {
@@ -267,35 +251,31 @@ void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *d
 #pragma omp for schedule(static)
         for (Index n = 0; n < nu; ++n)
             transpose(in, out, V + n * in * out, turned_V + n * in * out);
-        T *s = scratch<T, kSensitivities>(most * nu), *ds = scratch<T, kSlopes>(most * nu);
+        T *s = scratch<T, kSensitivities>(most * padded), *ds = scratch<T, kSlopes>(most * nu);
         T *part = scratch<T, kPart>(most * in), *turned = scratch<T, kTurned>(depth);
-        T *e = scratch<T, kEnvironments>(nu * kBlock * in), *small = scratch<T, kSmall>(3 * padded);
-        T *dm = small + padded, *dsg = dm + padded;
+        T *e = scratch<T, kEnvironments>(nu * kBlock * in);
+        T *dm = scratch<T, kSmall>(2 * nu), *dsg = dm + nu;
         T *my_z = parts_z + me * atoms * in;
         if (dz) std::fill(my_z, my_z + atoms * in, T(0));
         double *my_mu = parts_mu.data() + 2 * me * nu, *my_sigma = my_mu + nu;
         const Share share(atoms);
 #pragma omp for schedule(static)
-        for (Index group = 0; group < groups; ++group) {
-            const Index from = nu * group / groups, some = nu * (group + 1) / groups - from;
-            weight_gradient(edges.part(from, some), z, dg, dV + from * in * out, atoms, in, out, s,
-                            small, e);
-        }
+        for (Index n = 0; n < (dV ? nu : 0); ++n)
+            weight_gradient(kept + n * atoms * in, dg, dV + n * in * out, atoms, in, out);
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
             for (Index n = 0; n < nu; ++n)
                 multiply<T, false>(count, in, out, dg + first * out, turned_V + n * in * out,
                                    e + n * kBlock * in);
-            std::fill(dm, dm + 2 * padded, T(0));
+            std::fill(dm, dm + 2 * nu, T(0));
             for (Index a = 0; a < count; ++a) {
                 const Index i = first + a, degree = edges.degree(i), *j = edges.senders(i);
                 const T *de = e + a * in;
                 transpose(nu, in, de, turned, kBlock * in);
                 projections(degree, j, turned, z, nu, in, ds);
-                edges.pull_back(i, ds, small, dm, dsg, dr);
-                if (!dz) continue;
-                edges.sensitivities(i, s, small);
-                spread(degree, j, s, de, kBlock * in, nu, in, part, my_z);
+                edges.template gaussians<false>(i, s);
+                edges.pull_back(i, ds, s, dm, dsg, dr);
+                if (dz) spread(edges, i, s, de, kBlock * in, in, part, my_z);
             }
             for (Index n = 0; n < nu; ++n) my_mu[n] += dm[n], my_sigma[n] += dsg[n];
         }
@@ -491,7 +471,7 @@ void envsum(const T *s, const T *z, const Index *row, const Index *j, T *e, Inde
         const FloatMode held(mode);
 #pragma omp for schedule(dynamic, 8)
         for (Index i = 0; i < rows; ++i)
-            environment(row[i + 1] - row[i], j + row[i], s + row[i] * nu, z, nu, width,
+            environment(row[i + 1] - row[i], j + row[i], s + row[i] * nu, nu, z, nu, width,
                         e + i * nu * width, width);
     }
 }
@@ -527,8 +507,8 @@ void featsum(const T *g, const T *s, const Index *column, const Index *order, co
             std::fill(to, to + width, T(0));
             for (Index k = column[n]; k < column[n + 1]; ++k) {
                 const T *from = g + i[order[k]] * nu * width, *weight = s + order[k] * nu;
-                columns<T, true, 1>(
-                    nu, width, [=](Index, Index m) { return weight[m]; },
+                product<T, true>(
+                    1, nu, width, [=](Index, Index m) { return weight[m]; },
                     [=](Index m) { return from + m * width; }, to, width);
             }
         }
@@ -542,16 +522,16 @@ using hipnn::Index;
 
 #define EXPORT(T, NAME)                                                                            \
     extern "C" void interact_##NAME(const T *r, const Index *row, const Index *j, const T *mu,     \
-                                    const T *sigma, const T *z, const T *V, T *g, Index atoms,     \
-                                    Index nu, Index in, Index out, double cutoff) {                \
-        hipnn::interact<T>({r, row, j, mu, sigma, nu, T(cutoff)}, z, V, g, atoms, in, out);        \
+                                    const T *sigma, const T *z, const T *V, T *g, T *kept,         \
+                                    Index atoms, Index nu, Index in, Index out, double cutoff) {   \
+        hipnn::interact<T>({r, row, j, mu, sigma, nu, T(cutoff)}, z, V, g, kept, atoms, in, out);  \
     }                                                                                              \
     extern "C" void interact_backward_##NAME(                                                      \
         const T *r, const Index *row, const Index *j, const T *mu, const T *sigma, const T *z,     \
-        const T *V, const T *dg, T *dmu, T *dsigma, T *dz, T *dV, T *dr, Index atoms, Index nu,    \
-        Index in, Index out, double cutoff) {                                                      \
-        hipnn::interact_backward<T>({r, row, j, mu, sigma, nu, T(cutoff)}, z, V, dg, dmu, dsigma,  \
-                                    dz, dV, dr, atoms, in, out);                                   \
+        const T *V, const T *kept, const T *dg, T *dmu, T *dsigma, T *dz, T *dV, T *dr,            \
+        Index atoms, Index nu, Index in, Index out, double cutoff) {                               \
+        hipnn::interact_backward<T>({r, row, j, mu, sigma, nu, T(cutoff)}, z, V, kept, dg, dmu,    \
+                                    dsigma, dz, dV, dr, atoms, in, out);                           \
     }                                                                                              \
     extern "C" void dense_##NAME(const T *z, const T *received, const T *const *weights,           \
                                  T *activations, T *inputs, T *result, Index atoms, Index in,      \

@@ -38,17 +38,22 @@ class _Interact(torch.autograd.Function):
         ctx: Any, pattern: Pattern, cutoff: float, readable: Layers, *inputs: Tensor
     ) -> Tensor:
         ctx.pattern, ctx.cutoff, ctx.readable = pattern, cutoff, readable
-        ctx.save_for_backward(*inputs)
-        return cpu.interact(pattern, cutoff, *inputs)
+        r, mu, sigma, z, V = inputs
+        learned = ctx.needs_input_grad[-1]
+        received, environments = cpu.interact(pattern, cutoff, r, mu, sigma, z, V, learned)
+        ctx.save_for_backward(*inputs, environments)
+        return received
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        r, mu, sigma, z, V = inputs = ctx.saved_tensors
+        *inputs, environments = ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, None, None, *differentiated(ctx, inputs, gradients[0])
         needed = zip(inputs, ctx.needs_input_grad[3:], strict=True)
         slopes = [torch.empty_like(x) if need else None for x, need in needed]
-        cpu.interact_backward(ctx.pattern, ctx.cutoff, r, mu, sigma, z, V, gradients[0], slopes)
+        r, mu, sigma, z, V = inputs
+        given = (environments, gradients[0], slopes)
+        cpu.interact_backward(ctx.pattern, ctx.cutoff, r, mu, sigma, z, V, *given)
         return None, None, None, *slopes
 
 
@@ -90,7 +95,7 @@ def interact(
 ) -> Tensor:
     r"""What the neighbours send: :math:`\sum_{j,\nu,b} s_\nu(r_{ij}) z_{j,b} V_{\nu,ba}`.
 
-    Neither sensitivities nor environments are stored.
+    Sensitivities are not stored; environments are, ``[nu, N, in]``, where V needs a gradient.
 
     Args:
         r: distances of the edges in Å, ``[E]``.

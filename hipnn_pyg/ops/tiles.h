@@ -10,7 +10,19 @@ namespace hipnn {
 
 using Index = std::int64_t;
 
-// W numbers in one register; the compiler splits what the machine lacks.
+// Bytes of a vector register, and how many of them across a tile of five rows: as many as leave
+// room for a row of the right factor and one number of the left one.
+#if defined(__AVX512F__)
+constexpr int kBytes = 64, kAcross = 5;  // 32 registers
+#elif defined(__AVX__)
+constexpr int kBytes = 32, kAcross = 2;  // 16 registers
+#elif defined(__aarch64__)
+constexpr int kBytes = 16, kAcross = 5;  // 32 registers
+#else
+constexpr int kBytes = 16, kAcross = 2;
+#endif
+
+// W numbers in one register.
 template <typename T, int W> struct Lanes {
     typedef T type __attribute__((vector_size(W * sizeof(T))));
 };
@@ -18,7 +30,7 @@ template <typename T> struct Lanes<T, 1> {
     typedef T type;
 };
 template <typename T, int W> using lanes = typename Lanes<T, W>::type;
-template <typename T> constexpr int kWidth = 64 / sizeof(T);
+template <typename T> constexpr int kWidth = kBytes / sizeof(T);
 
 template <typename V, typename T> inline V load(const T *from) {
     V value;
@@ -49,31 +61,34 @@ inline void tile(Index depth, A a, B b, T *c, Index ldc) {
         for (int v = 0; v < V; ++v) store(c + r * ldc + v * W, sum[r][v]);
 }
 
-template <typename T, bool ADD, int R, typename A, typename B>
-inline void columns(Index depth, Index width, A a, B b, T *c, Index ldc) {
-    constexpr int W = kWidth<T>;
-    Index n = 0;
-    auto at = [&](Index shift) { return [=](Index k) { return b(k) + shift; }; };
-    for (; n + 5 * W <= width; n += 5 * W) tile<T, ADD, R, 5, W>(depth, a, at(n), c + n, ldc);
-    for (; n + 2 * W <= width; n += 2 * W) tile<T, ADD, R, 2, W>(depth, a, at(n), c + n, ldc);
-    for (; n + W <= width; n += W) tile<T, ADD, R, 1, W>(depth, a, at(n), c + n, ldc);
-    for (; n + 4 <= width; n += 4) tile<T, ADD, R, 1, 4>(depth, a, at(n), c + n, ldc);
-    for (; n < width; ++n) tile<T, ADD, R, 1, 1>(depth, a, at(n), c + n, ldc);
+// C[rows, V W] (+)= sum over k < depth of a(row, k) b(k)[column]: tiles of five rows; the columns of
+// b stay in the nearest cache meanwhile.
+template <typename T, bool ADD, int V, int W, typename A, typename B>
+__attribute__((noinline)) void panel(Index rows, Index depth, A a, B b, T *c, Index ldc) {
+    Index r = 0;
+    auto from = [&](Index shift) { return [=](Index row, Index k) { return a(row + shift, k); }; };
+    for (; r + 5 <= rows; r += 5) tile<T, ADD, 5, V, W>(depth, from(r), b, c + r * ldc, ldc);
+    switch (rows - r) {
+    case 4: return tile<T, ADD, 4, V, W>(depth, from(r), b, c + r * ldc, ldc);
+    case 3: return tile<T, ADD, 3, V, W>(depth, from(r), b, c + r * ldc, ldc);
+    case 2: return tile<T, ADD, 2, V, W>(depth, from(r), b, c + r * ldc, ldc);
+    case 1: return tile<T, ADD, 1, V, W>(depth, from(r), b, c + r * ldc, ldc);
+    }
 }
 
 // C[rows, width] (+)= sum over k < depth of a(row, k) b(k)[column]; any a and b.
 template <typename T, bool ADD, typename A, typename B>
 inline void product(Index rows, Index depth, Index width, A a, B b, T *c, Index ldc) {
-    Index r = 0;
-    auto from = [&](Index shift) { return [=](Index row, Index k) { return a(row + shift, k); }; };
-    for (; r + 5 <= rows; r += 5)
-        columns<T, ADD, 5>(depth, width, from(r), b, c + r * ldc, ldc);
-    switch (rows - r) {
-    case 4: return columns<T, ADD, 4>(depth, width, from(r), b, c + r * ldc, ldc);
-    case 3: return columns<T, ADD, 3>(depth, width, from(r), b, c + r * ldc, ldc);
-    case 2: return columns<T, ADD, 2>(depth, width, from(r), b, c + r * ldc, ldc);
-    case 1: return columns<T, ADD, 1>(depth, width, from(r), b, c + r * ldc, ldc);
-    }
+    constexpr int W = kWidth<T>;
+    Index n = 0;
+    auto at = [&](Index shift) { return [=](Index k) { return b(k) + shift; }; };
+    for (; n + kAcross * W <= width; n += kAcross * W)
+        panel<T, ADD, kAcross, W>(rows, depth, a, at(n), c + n, ldc);
+    for (; n + 2 * W <= width; n += 2 * W)
+        panel<T, ADD, 2, W>(rows, depth, a, at(n), c + n, ldc);
+    for (; n + W <= width; n += W) panel<T, ADD, 1, W>(rows, depth, a, at(n), c + n, ldc);
+    for (; n + 4 <= width; n += 4) panel<T, ADD, 1, 4>(rows, depth, a, at(n), c + n, ldc);
+    for (; n < width; ++n) panel<T, ADD, 1, 1>(rows, depth, a, at(n), c + n, ldc);
 }
 
 // C[m, n] (+)= A[m, k] B[k, n], row-major; rows of C are `ldc` apart if it is given.

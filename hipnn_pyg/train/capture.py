@@ -16,7 +16,7 @@ from torch.optim.adam import adam
 
 from hipnn_pyg.data.packed import partition
 from hipnn_pyg.train.loss import LossTerms
-from hipnn_pyg.train.recipe import flattened, shares
+from hipnn_pyg.train.recipe import shares
 from hipnn_pyg.train.static import Capacity, StaticBatches
 from hipnn_pyg.train.step import TrainingStep
 
@@ -192,13 +192,13 @@ def captured_step(trainer: Trainer) -> CapturedStep:
     """The step of a trainer, which holds the tensors that it changes.
 
     Args:
-        trainer: ready to start; its weight average becomes one vector.
+        trainer: ready to start.
     """
     return CapturedStep(
         trainer.objective,
         trainer.optimizer,
         StaticBatches(trainer.train, trainer.config.batch_size, trainer.steps_per_epoch),
-        None if trainer.average is None else flattened(trainer.average.module),
+        None if trainer.average is None else trainer.average.vector,
         trainer.totals,
         trainer.first_bad,
         trainer.compiled,

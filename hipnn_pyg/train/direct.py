@@ -40,6 +40,7 @@ class DirectGradient:
             )
         )
 
+    @torch.no_grad()
     def __call__(self, batch: MoleculeBatch) -> tuple[LossTerms, Tensor]:
         """The loss and its gradient ``[P]``.
 
@@ -49,18 +50,13 @@ class DirectGradient:
         model = self.loss.model
         pos = batch.pos.to(self.vector.dtype)
         pairs = all_pairs("fused", pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges)
-        terms, passes = direct.forward(model, model.species_index(batch.z), pairs)
+        terms, passes = direct.forward(model, model.species_index(batch.z), pairs, True)
         sums, error = cpu.error_sums(terms, batch.ptr, batch.target)
         weights = torch.mul(self.penalised, self.vector, out=self.decay)
         l2 = torch.linalg.vector_norm(weights).square()
-        found, dsums = self._head(sums, batch.target.numel(), l2)
+        count = batch.target.numel()
+        found = self.loss.terms(torch.cat((sums, sums.new_full((1,), count))), l2)
+        dsums = self.loss.slopes(found, count)
         dterms = cpu.error_sums_backward(terms, batch.ptr, error, dsums)
         direct.backward(model, passes, dterms, self.slopes)
         return found, torch.add(self.gradient, weights, alpha=2 * self.loss.lambda_l2)
-
-    def _head(self, sums: Tensor, count: int, l2: Tensor) -> tuple[LossTerms, Tensor]:
-        """The loss from its sums, and its gradient in them."""
-        sums = torch.cat((sums, sums.new_full((1,), count))).requires_grad_()
-        terms = self.loss.terms(sums, l2)
-        (slopes,) = torch.autograd.grad(terms.loss, sums)
-        return LossTerms(*(term.detach() for term in terms)), slopes[:3]

@@ -139,3 +139,14 @@ class HIPNNLoss(nn.Module):
         loss = (mae + rmse) / self.model.reference.sigma_e
         loss = loss + self.lambda_l2 * l2 + self.lambda_r * r
         return LossTerms(loss, mae, rmse, l2, r)
+
+    def slopes(self, terms: LossTerms, count: int) -> Tensor:
+        """Derivatives of :meth:`terms`' loss in the sums of abs(e), e^2 and R, ``[3]``.
+
+        Args:
+            terms: the loss.
+            count: molecules of the mini-batch.
+        """
+        scale, rmse = count * self.model.sigma_e, float(terms.rmse)
+        of_square = 0.5 / (rmse * scale) if rmse else 0.0
+        return terms.loss.new_tensor([1 / scale, of_square, self.lambda_r / count])

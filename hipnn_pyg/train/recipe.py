@@ -17,7 +17,7 @@ from hipnn_pyg.train.schedule import PlateauAnnealing, Schedule, WarmupCosine
 
 def recipe(
     config: Training, model: HIPNN, optimizer: Optimizer, total_steps: int
-) -> tuple[Schedule, AveragedModel | None]:
+) -> tuple[Schedule, WeightAverage | None]:
     """The schedule, and the average of the weights if there is one.
 
     Args:
@@ -30,7 +30,30 @@ def recipe(
     if c.recipe == "paper":
         return PlateauAnnealing(optimizer, c.t_init, c.t_patience, c.decay), None
     schedule = WarmupCosine(optimizer, c.learning_rate, c.warmup_steps, total_steps)
-    return schedule, AveragedModel(model, multi_avg_fn=running_average(c.average_decay))
+    return schedule, WeightAverage(model, c.average_decay)
+
+
+class WeightAverage(AveragedModel):
+    """:func:`running_average` of a model's learned parameters, held as one vector.
+
+    Args:
+        model: what is averaged.
+        decay: see :func:`running_average`.
+
+    Attributes:
+        vector: the averaged parameters, of which those of ``module`` are views, ``[P]``.
+    """
+
+    def __init__(self, model: HIPNN, decay: float) -> None:
+        super().__init__(model)
+        self.decay, self.vector = decay, flattened(self.module)
+
+    @torch.no_grad()
+    def update(self, vector: Tensor) -> None:
+        """Take in the present parameters, ``[P]``."""
+        count = int(self.n_averaged)
+        self.vector.lerp_(vector, newest_share(count, self.decay) if count else 1.0)
+        self.n_averaged += 1
 
 
 def running_average(decay: float) -> Any:

@@ -252,7 +252,7 @@ class Trainer:
         self.optimizer.step()
         self._count_step()
         if self.average is not None and self.step % self.config.average_every == 0:
-            self.average.update_parameters(self.model)
+            self.average.update(self.objective.vector)
         logged = (terms.loss, terms.mae, terms.r)
         if isinstance(terms, ForceLossTerms):
             logged += (terms.force_mae,)

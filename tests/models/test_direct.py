@@ -37,7 +37,7 @@ def test_terms_and_distance_slopes(
     weights = torch.linspace(0.5, 2, expected.numel(), dtype=torch.float64).view_as(expected)
     (slope,) = torch.autograd.grad((weights * expected).sum(), r)
 
-    terms, passes = direct.forward(model, species, pairs)
+    terms, passes = direct.forward(model, species, pairs, learn=False)
     torch.testing.assert_close(terms, expected.detach(), **tolerance)
     found = direct.distance_slopes(model, passes, weights)
     torch.testing.assert_close(found, slope, **tolerance)
@@ -50,7 +50,7 @@ def test_no_pairs_and_one_atom(small_model: Callable[..., HIPNN]) -> None:
     model = small_model()
     pos, batch = torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
     pairs, species = model.pairs(pos, batch), torch.tensor([1])
-    terms, passes = direct.forward(model, species, pairs)
+    terms, passes = direct.forward(model, species, pairs, learn=False)
     torch.testing.assert_close(terms, model.atom_terms(species, pairs)[0].detach())
     assert direct.distance_slopes(model, passes, torch.ones_like(terms)).shape == (0,)
 

@@ -54,8 +54,11 @@ def test_a_wrong_chain_rule_is_refused(own_cache: Path, monkeypatch: pytest.Monk
 
 def test_a_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ops.cpu.interact
-    monkeypatch.setattr(
-        ops.cpu, "interact", lambda *arguments: right(*arguments) * torch.tensor(float("nan"))
-    )
+
+    def wrong(*arguments: object) -> tuple[Tensor, Tensor | None]:
+        received, environments = right(*arguments)  # type: ignore[arg-type]
+        return received * torch.tensor(float("nan")), environments
+
+    monkeypatch.setattr(ops.cpu, "interact", wrong)
     with pytest.raises(SelfCheckError, match="the energy"):
         self_check("fused")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -176,7 +177,7 @@ def test_control_a_broken_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
     inputs = interaction_inputs(3, 5, 7, 6, r)
     right = ops.cpu.interact
 
-    def wrong(pattern: Pattern, cutoff: float, *rest: Tensor) -> Tensor:
+    def wrong(pattern: Pattern, cutoff: float, *rest: Any) -> tuple[Tensor, Tensor | None]:
         return right(pattern, cutoff * 0.999, *rest)
 
     monkeypatch.setattr(ops.cpu, "interact", wrong)
