@@ -29,24 +29,45 @@ class Slopes(NamedTuple):
     b: Tensor | None = None
 
 
+class BlockWeights(NamedTuple):
+    """The parameters of a block as its kernels take them."""
+
+    cutoff: float
+    mu: Tensor
+    sigma: Tensor
+    V: Tensor
+    dense: cpu.Weights
+    w: Tensor
+    b: Tensor
+
+
 class BlockPass(NamedTuple):
     """What the backward pass of a block needs of its forward pass."""
 
     where: tuple[Pattern, float, Tensor, Tensor, Tensor]  # pairs and sensitivity functions
     z: Tensor
-    V: Tensor
+    weights: BlockWeights
     environments: Tensor | None  # for the gradient in V
-    dense: list[Tensor | None]
     activations: Tensor
     between: Tensor
     result: Tensor
-    w: Tensor
 
 
 def serves(model: HIPNN) -> bool:
     """Whether the model has the CPU kernels."""
     weight = model.blocks[0].interaction.V
     return cpu.takes(weight) and model.kernel_on(weight.device) == "fused"
+
+
+def block_weights(model: HIPNN) -> list[BlockWeights]:
+    """The parameters of each block where they lie now: changed values are seen, new tensors not."""
+    found = []
+    for block in model.blocks:
+        layer, readout = block.interaction, block.readout
+        functions, dense = layer.sensitivity, cpu.Weights(dense_weights(layer, [*block.onsite]))
+        own = (functions.mu, functions.sigma, layer.V, dense, readout.weight, readout.bias)
+        found.append(BlockWeights(functions.cutoff, *own))
+    return found
 
 
 def gradient_parts(model: HIPNN) -> tuple[Tensor, list[Slopes]]:
@@ -86,7 +107,11 @@ def gradient_parts(model: HIPNN) -> tuple[Tensor, list[Slopes]]:
 
 @torch.no_grad()
 def forward(
-    model: HIPNN, species: Tensor, pairs: Pairs, learn: bool
+    model: HIPNN,
+    species: Tensor,
+    pairs: Pairs,
+    learn: bool,
+    weights: Sequence[BlockWeights] | None = None,
 ) -> tuple[Tensor, list[BlockPass]]:
     """Eqs. 3-11, as :meth:`HIPNN.atom_terms`.
 
@@ -95,6 +120,7 @@ def forward(
         species: places in the species list, ``[N]``.
         pairs: edges with their pattern.
         learn: whether :func:`backward` will follow, not :func:`distance_slopes` alone.
+        weights: of the model, if they were looked up before.
 
     Returns:
         ``terms [N, num_interactions + 1]`` in float64, and what :func:`backward` needs.
@@ -103,20 +129,13 @@ def forward(
     z, r, sigma_e = model.one_hot(species), pairs.r.detach(), model.sigma_e
     r = r.to(z.dtype)
     terms, passes = [model.reference(species)], []
-    for block in model.blocks:
-        layer, readout = block.interaction, block.readout
-        functions, weights = layer.sensitivity, dense_weights(layer, [*block.onsite])
-        where = (pairs.pattern, functions.cutoff, r, functions.mu, functions.sigma)
-        received, environments = cpu.interact(*where, z, layer.V, learn)
-        result, activations, between = cpu.dense(z, received, weights, True)
+    for own in block_weights(model) if weights is None else weights:
+        where = (pairs.pattern, own.cutoff, r, own.mu, own.sigma)
+        received, environments = cpu.interact(*where, z, own.V, learn)
+        result, activations, between = cpu.dense(z, received, own.dense, True)
         assert activations is not None and between is not None
-        terms.append(cpu.readout(result, readout.weight, readout.bias, sigma_e))
-        passes.append(
-            BlockPass(
-                *(where, z, layer.V, environments, weights),
-                *(activations, between, result, readout.weight),
-            )
-        )
+        terms.append(cpu.readout(result, own.w, own.b, sigma_e))
+        passes.append(BlockPass(where, z, own, environments, activations, between, result))
         z = result
     return torch.stack(terms, dim=1), passes
 
@@ -152,21 +171,19 @@ def _backward(
     slopes: Sequence[Slopes],
     dr: Sequence[Tensor | None],
 ) -> None:
-    of_order = dterms.t().contiguous()
+    of_order, sigma_e = dterms.t().contiguous(), model.sigma_e
     dz: Tensor | None = None
     for n in range(len(passes) - 1, -1, -1):
         own, to = passes[n], slopes[n]
-        dresult = cpu.readout_backward(
-            own.result, own.w, of_order[n + 1], model.sigma_e, to.w, to.b
-        )
+        mine = own.weights
+        dresult = cpu.readout_backward(own.result, mine.w, of_order[n + 1], sigma_e, to.w, to.b)
         if dz is not None:
             dresult += dz
         dz = torch.empty_like(own.z) if n else None
         sent = None if dz is None else torch.empty_like(dz)
-        dreceived = cpu.dense_backward(
-            own.z, own.dense, own.activations, own.between, dresult, dz, to.dense
-        )
+        kept = (own.activations, own.between)
+        dreceived = cpu.dense_backward(own.z, mine.dense, *kept, dresult, dz, to.dense)
         wanted = (dr[n], to.mu, to.sigma, sent, to.V)
-        cpu.interact_backward(*own.where, own.z, own.V, own.environments, dreceived, wanted)
+        cpu.interact_backward(*own.where, own.z, mine.V, own.environments, dreceived, wanted)
         if dz is not None and sent is not None:
             dz += sent

@@ -212,8 +212,18 @@ def interact_backward(
     _call("interact_backward", z.dtype, *where, *given, dmu, dsigma, dz, dV, dr, *sizes, cutoff)
 
 
+class Weights(tuple[Tensor | None, ...]):
+    """W, B, W~, B~, M~ (None: identity) of each layer; where they lie is looked up once."""
+
+    @functools.cached_property
+    def addresses(self) -> ctypes.Array[ctypes.c_void_p]:
+        """An address each, null for None."""
+        assert all(w is None or w.is_contiguous() for w in self)
+        return (ctypes.c_void_p * len(self))(*(None if w is None else w.data_ptr() for w in self))
+
+
 def dense(
-    z: Tensor, received: Tensor, weights: Sequence[Tensor | None], keep: bool
+    z: Tensor, received: Tensor, weights: Weights, keep: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See :func:`hipnn_pyg.ops.layers.dense`.
 
@@ -230,13 +240,13 @@ def dense(
         between = z.new_empty(layers - 1, atoms, out_channels)
     sizes = (atoms, z.size(1), out_channels, layers)
     buffers = (activations, between, result)
-    _call("dense", z.dtype, z, received, _addresses(weights), *buffers, *sizes)
+    _call("dense", z.dtype, z, received, weights.addresses, *buffers, *sizes)
     return result, activations, between
 
 
 def dense_backward(
     z: Tensor,
-    weights: Sequence[Tensor | None],
+    weights: Weights,
     activations: Tensor,
     between: Tensor,
     gradient: Tensor,
@@ -248,7 +258,7 @@ def dense_backward(
     z, gradient, layers = z.contiguous(), gradient.contiguous(), len(weights) // 5
     dreceived = torch.empty_like(gradient)
     sizes = (z.size(0), z.size(1), gradient.size(1), layers)
-    given = (z, _addresses(weights), activations, between, gradient)
+    given = (z, weights.addresses, activations, between, gradient)
     _call("dense_backward", z.dtype, *given, dreceived, dz, dweights, *sizes)
     return dreceived
 
@@ -301,11 +311,6 @@ def error_sums_backward(terms: Tensor, ptr: Tensor, error: Tensor, gradient: Ten
     given = (terms, ptr, error, gradient.contiguous())
     _call("error_sums_backward", torch.float64, *given, slopes, *sizes)
     return slopes
-
-
-def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
-    assert all(t is None or t.is_contiguous() for t in tensors)
-    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
 
 
 def envsum(s: Tensor, z: Tensor, pattern: Pattern) -> Tensor:

@@ -62,7 +62,8 @@ class _Dense(torch.autograd.Function):
     def forward(
         ctx: Any, readable: Layers, z: Tensor, received: Tensor, *weights: Tensor | None
     ) -> Tensor:
-        result, activations, between = cpu.dense(z, received, weights, any(ctx.needs_input_grad))
+        keep = any(ctx.needs_input_grad)
+        result, activations, between = cpu.dense(z, received, cpu.Weights(weights), keep)
         ctx.readable = readable
         ctx.save_for_backward(z, received, activations, between, *weights)
         return result
@@ -75,9 +76,8 @@ class _Dense(torch.autograd.Function):
         sizes = [0 if w is None else w.numel() for w in weights]
         dz, dweights = torch.empty_like(z), z.new_empty(sum(sizes))
         wanted = dz if ctx.needs_input_grad[1] else None
-        dreceived = cpu.dense_backward(
-            z, weights, activations, between, gradients[0], wanted, dweights
-        )
+        given = (z, cpu.Weights(weights), activations, between, gradients[0])
+        dreceived = cpu.dense_backward(*given, wanted, dweights)
         parts = zip(weights, dweights.split(sizes), strict=True)
         slopes = (None if w is None else part.view_as(w) for w, part in parts)
         return None, wanted, dreceived, *slopes

@@ -24,6 +24,7 @@ class DirectGradient:
     def __init__(self, loss: HIPNNLoss, vector: Tensor, penalised: Tensor) -> None:
         self.loss, self.vector, self.penalised = loss, vector.detach(), penalised
         self.gradient, self.slopes = direct.gradient_parts(loss.model)
+        self.weights = direct.block_weights(loss.model)
         self.decay = torch.empty_like(self.gradient)
 
     @staticmethod
@@ -50,7 +51,8 @@ class DirectGradient:
         model = self.loss.model
         pos = batch.pos.to(self.vector.dtype)
         pairs = all_pairs("fused", pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges)
-        terms, passes = direct.forward(model, model.species_index(batch.z), pairs, True)
+        species = model.species_index(batch.z)
+        terms, passes = direct.forward(model, species, pairs, True, self.weights)
         sums, error = cpu.error_sums(terms, batch.ptr, batch.target)
         weights = torch.mul(self.penalised, self.vector, out=self.decay)
         l2 = torch.linalg.vector_norm(weights).square()
