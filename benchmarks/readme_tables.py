@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from force_table import forces
+from suite.report import short
 
 from hipnn_pyg.reproduce.groups import groups_of
 from hipnn_pyg.reproduce.outputs import OUTPUTS
@@ -21,6 +22,8 @@ from hipnn_pyg.reproduce.tables import STATISTICS, number, provenance, published
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
+MEASURED = ROOT / "benchmarks" / "results"
+PEERS = ("hippynn numba", "SchNet")
 
 
 def runs() -> str:
@@ -63,6 +66,33 @@ def comparison() -> str:
     return Table(["", *figures], rows).markdown() + note
 
 
+def speed() -> str:
+    """What the benchmarks found beside the peers, from their files."""
+    rows, origins = [], {}
+    for name in ("train_step", "inference", "memory", "large", "md"):
+        entry: dict[str, Any] = json.loads((MEASURED / f"{name}.json").read_text())
+        machine, versions = entry["machine"], entry["versions"]
+        origins[machine["cpu"], machine["cores"], versions["torch"], entry["date"]] = None
+        for row in entry["rows"]:
+            ratios = {peer: ratio for peer, ratio in row["ratios"].items() if peer in PEERS}
+            if not ratios or row["ours"] not in row["figures"]:
+                continue
+            cells = [
+                f"{row['title']} ({row['unit']})",
+                short(row["figures"][row["ours"]]["median"]),
+            ]
+            for peer in PEERS:
+                there = peer in ratios and peer in row["figures"]
+                figure = row["figures"][peer]["median"] if there else 0.0
+                cells.append(
+                    f"{short(figure)} (**{ratios[peer]['median']:.1f}x**)" if there else ""
+                )
+            rows.append(cells)
+    where = "; ".join(f"{cpu}, {n} cores, torch {v}, {day}" for cpu, n, v, day in origins)
+    note = f"\n\nMedians, less is better; in brackets their figure / ours, in turns. {where}."
+    return Table(["", "HIPNN", *PEERS], rows).markdown() + note
+
+
 def main() -> None:
     """Rewrite the README's tables."""
     readme = ROOT / "README.md"
@@ -70,6 +100,7 @@ def main() -> None:
     sections = {
         "runs": runs,
         "comparison": comparison,
+        "speed": speed,
         "forces": lambda: forces(RESULTS / "forces"),
     }
     for name, make in sections.items():

@@ -74,7 +74,7 @@ def _in_ase(
 ) -> Row:
     """Milliseconds per step of toluene (size 0) or of water in a periodic box."""
     steps = max(2, settings.dynamics_steps // max(1, size // 15))
-    rounds = settings.rounds if not size else settings.large_rounds if size < 5_000 else 2
+    rounds = settings.rounds if not size else settings.large_rounds if size < 5_000 else 1
     atoms, neighbors = 0, 0.0
     turns = {}
     for name, worker in workers.items():

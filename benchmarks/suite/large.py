@@ -58,7 +58,7 @@ def _rows(
         name: lambda number, name=name: workers[name](energy_time, name) / atoms * 1e6
         for name in found
     }
-    samples, failed = interleave(turns, settings.large_rounds if atoms < 30_000 else 2)
+    samples, failed = interleave(turns, settings.large_rounds if atoms < 30_000 else 1)
     missing.update(failed)
     peers = [name for name in workers if name != OURS]
     time = Row(f"energy of {atoms:,} atoms", "µs/atom", OURS, samples, dict(missing), peers)

@@ -51,8 +51,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     mine = "not measured"
     if ours in figures:
         best = figures[ours]
-        mine = f"{ours} **{_short(best['median'])}** ({_short(best['min'])}-{_short(best['max'])})"
-    others = [f"{name} {_short(f['median'])}" for name, f in figures.items() if name != ours]
+        mine = f"{ours} **{short(best['median'])}** ({short(best['min'])}-{short(best['max'])})"
+    others = [f"{name} {short(f['median'])}" for name, f in figures.items() if name != ours]
     for reason in dict.fromkeys(row["missing"].values()):
         names = [name for name, why in row["missing"].items() if why == reason]
         others.append(f"not measured ({reason}): {', '.join(names)}")
@@ -63,13 +63,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
     verdict = {True: "met", False: "**not met**", None: "not measured"}
     goals = [f"{goal['goal']}: {verdict[goal['met']]}" for goal in row["goals"]]
-    floor = _short(row["floor"]["value"]) if row["floor"] else ""
+    floor = short(row["floor"]["value"]) if row["floor"] else ""
     title = row["title"] + (f" ({row['note']})" if row["note"] else "")
     listed = ("<br>".join(cell) for cell in (others, ratios))
     return [title, row["unit"], mine, *listed, floor, "<br>".join(goals)]
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three significant digits without an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 

@@ -53,21 +53,21 @@ class Settings:
     batch_sizes: tuple[int, ...] = (30, 256)
     gpu_batch_sizes: tuple[int, ...] = (30, 1024)
     molecules_per_turn: int = 600
-    rounds: int = 7
-    seldom: int = 3
+    rounds: int = 5
+    seldom: int = 4
     trainer_steps: int = 400
-    trainer_rounds: int = 3
+    trainer_rounds: int = 2
     gpu_trainer_steps: int = 3_648
     memory_rounds: int = 2
     large: tuple[int, ...] = (1_000, 10_000, 100_000)
     large_rounds: int = 3
     dynamics: tuple[int, ...] = (1_000, 10_000)
     dynamics_steps: int = 150
-    dynamics_molecules: int = 100
+    dynamics_molecules: int = 50
     memory_limit_gb: float = 16.0
     run: str | None = None
     precision_molecules: int = 256
-    first_step_rounds: int = 2
+    first_step_rounds: int = 1
 
 
 QUICK = {

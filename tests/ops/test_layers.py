@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import platform
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -115,6 +116,36 @@ def test_dense(wide: int, out: int, depth: int, atoms: int, dtype: torch.dtype) 
 
     given = [weights[n] for n in present]
     assert_same(fast, slow, [z, received, *given], dtype)  # type: ignore[list-item]
+
+
+LESS = ["-mno-avx512f", "-mno-avx"] if platform.machine() in ("x86_64", "AMD64") else ["-O2"]
+"""Options without which the compiler fills narrower, fewer registers than this machine may have."""
+
+
+@pytest.fixture(scope="module", params=LESS)
+def other_registers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The kernels as an older processor would have them."""
+
+    def forget() -> None:
+        ops.cpu.library.cache_clear()
+        ops.cpu._function.cache_clear()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops.cpu, "FLAGS", [*ops.cpu.FLAGS, request.param])
+        patch.setenv("HIPNN_CACHE", str(tmp_path_factory.mktemp("kernels")))
+        forget()
+        yield request.param
+    forget()
+
+
+@pytest.mark.parametrize("nu, wide, out", SIZES)
+def test_every_kind_of_register(
+    nu: int, wide: int, out: int, other_registers: str, dtype: torch.dtype
+) -> None:
+    test_interact(nu, wide, out, 131, 700, dtype)
+    test_dense(wide, out, 2, 131, dtype)
 
 
 def make_layers(dtype: torch.dtype = torch.float64) -> tuple[Interaction, list[OnSite]]:
