@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(BIN)/hipnn predict --model runs/demo CCO "c1ccccc1" "CC(=O)N"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n 2 $(PYTEST)
 
 # The page of hipnn explain in a real browser: Chromium, Chrome or Edge must be on the path.
 test-browser: $(VENV)/installed

@@ -119,15 +119,20 @@ def fit(name: str, model: Forces, train: PackedMolecules, options: Any) -> tuple
     file = Path(options.keep) / f"{label(name, options)}.pt" if options.keep else None
     done = Progress(file, {"model": model, "average": average, "optimizer": optimizer})
     budget, began = 60 * options.minutes, time.monotonic() - done.seconds
+
+    def share() -> float:
+        """How much of the budget is spent: of the time, or of the steps where they are given."""
+        return done.steps / options.steps if options.steps else done.seconds / budget
+
     bar = tqdm(
         total=round(budget), initial=round(done.seconds), unit="s", mininterval=10, desc=name
     )
-    while done.seconds < budget:
+    while share() < 1:
         loader.epoch = done.epochs
         for data in loader:
             done.seconds = time.monotonic() - began
-            warmup = min(1.0, (done.steps + 1) / 500)
-            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done.seconds / budget)))
+            warmup = min(1.0, (done.steps + 1) / options.warmup_steps)
+            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share())))
             optimizer.param_groups[0]["lr"] = LEARNING_RATE[name] * warmup * cosine
             loss = loss_of(model, data, (sigma_e, sigma_f))
             optimizer.zero_grad()
@@ -137,10 +142,10 @@ def fit(name: str, model: Forces, train: PackedMolecules, options: Any) -> tuple
             if done.steps % 5 == 0:
                 average.update_parameters(model)
             bar.update(min(bar.total, round(done.seconds)) - bar.n)
-            if done.seconds >= budget:
+            if share() >= 1:
                 break
         done.epochs += 1
-        if done.seconds - done.saved > SAVE_EVERY or done.seconds >= budget:
+        if done.seconds - done.saved > SAVE_EVERY or share() >= 1:
             done.save()
     bar.close()
     return cast(Forces, average.module.eval()), done
@@ -203,7 +208,7 @@ def write(name: str, figures: dict[str, float], options: Any) -> None:
         "molecule": options.molecule,
         "seed": options.seed,
         "num_train": options.num_train,
-        "minutes": options.minutes,
+        "minutes": None if options.steps else options.minutes,
         "batch_size": options.batch_size,
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
@@ -217,7 +222,8 @@ def write(name: str, figures: dict[str, float], options: Any) -> None:
 
 def table(results: dict[str, dict[str, float]], options: Any) -> Table:
     """The figures side by side."""
-    title = f"{options.molecule}, {options.minutes:g} minutes of training each, test errors"
+    budget = f"{options.steps} steps" if options.steps else f"{options.minutes:g} minutes"
+    title = f"{options.molecule}, {budget} of training each, test errors"
     result = Table(title=title)
     for heading in ("", *results):
         result.add_column(heading, justify="right" if heading else "left")
@@ -240,6 +246,8 @@ def parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--molecule", type=str, default="benzene", help='e.g. "revised toluene"')
     parser.add_argument("--model", type=Literal["both", "HIPNN", "SchNet"], default="both")
     parser.add_argument("--minutes", type=float, default=15.0, help="training time of each model")
+    parser.add_argument("--steps", type=int | None, help="so many steps, whatever time they take")
+    parser.add_argument("--warmup_steps", type=int, default=500, help="of the learning rate")
     parser.add_argument("--num_train", type=int, default=1_000, help="and as many to validate")
     parser.add_argument("--num_test", type=int | None, help="test on the first so many only")
     parser.add_argument("--batch_size", type=int, default=5)
@@ -249,7 +257,8 @@ def parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--quick", action="store_true", help="a few seconds, small models")
     options = parser.parse_args(argv)
     if options.quick:
-        options.minutes, options.num_train, options.num_test = 0.07, 150, 200
+        options.steps, options.warmup_steps = 300, 50
+        options.num_train, options.num_test = 150, 200
     return options
 
 
