@@ -111,36 +111,42 @@ template <typename T> struct Edges {
         return found;
     }
 
-    // Eq. 11 and its derivative.
+    // Eq. 11, cos(pi r / 2 cutoff)^2, and its derivative.
     T envelope(T distance) const {
-        if (!(distance < cutoff)) return 0;
-        const T c = std::cos(T(1.57079632679489661923) * distance / cutoff);
-        return c * c;
+        const T c = quarter_sine(kQuarter * (1 - distance / cutoff));
+        return distance < cutoff ? c * c : T(0);
     }
     T envelope_slope(T distance) const {
         if (!(distance < cutoff)) return 0;
-        const T pi = T(3.14159265358979323846);
-        return -pi / (2 * cutoff) * std::sin(pi * distance / cutoff);
+        const T share = distance / cutoff;
+        return -2 * kQuarter / cutoff * quarter_sine(kQuarter * share) *
+               quarter_sine(kQuarter * (1 - share));
     }
+    static constexpr T kQuarter = T(1.57079632679489661923);  // pi / 2
 
-    // The Gaussians of Eq. 10, gauss[x, padded], of the edges of atom i, times phi where PHI.
+    // The Gaussians of Eq. 10, gauss[x, padded], of the edges of atom i, times phi where PHI; phi[x],
+    // Eq. 11, comes after them.
     template <bool PHI> void gaussians(Index i, T *gauss) const {
-        const T *im = inverse_mu.data(), *sg = sigma.data();
-        for (Index x = row[i]; x < row[i + 1]; ++x, gauss += padded) {
-            const T inverse = 1 / r[x], phi = PHI ? envelope(r[x]) : T(1);
+        const T *im = inverse_mu.data(), *sg = sigma.data(), *distance = r + row[i];
+        const Index edges = degree(i);
+        T *phi = gauss + edges * padded;
+#pragma omp simd
+        for (Index x = 0; x < edges; ++x) phi[x] = envelope(distance[x]);
+        for (Index x = 0; x < edges; ++x, gauss += padded) {
+            const T inverse = 1 / distance[x], factor = PHI ? phi[x] : T(1);
 #pragma omp simd
             for (Index n = 0; n < padded; ++n) {
                 const T deviation = (inverse - im[n]) * sg[n];
-                gauss[n] = exponential(T(-0.5) * deviation * deviation) * phi;
+                gauss[n] = exponential(T(-0.5) * deviation * deviation) * factor;
             }
         }
     }
 
     // From ds[x, nu] of atom i and its Gaussians: adds to dlogmu = dmu mu^2 and dsigma; writes dr.
     void pull_back(Index i, const T *ds, const T *gauss, T *dmu, T *dsigma, T *dr) const {
-        const T *im = inverse_mu.data(), *sg = sigma.data();
+        const T *im = inverse_mu.data(), *sg = sigma.data(), *envelopes = gauss + degree(i) * padded;
         for (Index x = row[i]; x < row[i + 1]; ++x, ds += nu, gauss += padded) {
-            const T phi = envelope(r[x]), inverse = 1 / r[x];
+            const T phi = *envelopes++, inverse = 1 / r[x];
             const T slope = dr ? envelope_slope(r[x]) : T(0);
             T along = 0;
 #pragma omp simd reduction(+ : along)
@@ -183,10 +189,10 @@ inline void spread(const Edges<T> &edges, Index i, const T *gauss, const T *g, I
     product<T, false>(
         degree, edges.nu, width, [=](Index x, Index n) { return gauss[x * lds + n]; },
         [=](Index n) { return g + n * ld; }, part, width);
+    const T *phi = gauss + degree * lds;
     for (Index x = 0; x < degree; ++x) {
-        const T phi = edges.envelope(edges.r[edges.row[i] + x]);
         T *to = u + j[x] * width;
-        for (Index b = 0; b < width; ++b) to[b] += phi * part[x * width + b];
+        for (Index b = 0; b < width; ++b) to[b] += phi[x] * part[x * width + b];
     }
 }
 
@@ -211,7 +217,7 @@ void interact(const Edges<T> &edges, const T *z, const T *V, T *g, T *kept, Inde
 #pragma omp parallel
     {
         const FloatMode held(mode);
-        T *s = scratch<T, kSensitivities>(most * edges.padded);
+        T *s = scratch<T, kSensitivities>(most * (edges.padded + 1));
         T *small = scratch<T, kEnvironments>(kept ? 0 : nu * kBlock * in);
         const Share share(atoms);
         for (Index block = 0; block < share.blocks; ++block) {
@@ -251,7 +257,7 @@ void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *k
 #pragma omp for schedule(static)
         for (Index n = 0; n < nu; ++n)
             transpose(in, out, V + n * in * out, turned_V + n * in * out);
-        T *s = scratch<T, kSensitivities>(most * padded), *ds = scratch<T, kSlopes>(most * nu);
+        T *s = scratch<T, kSensitivities>(most * (padded + 1)), *ds = scratch<T, kSlopes>(most * nu);
         T *part = scratch<T, kPart>(most * in), *turned = scratch<T, kTurned>(depth);
         T *e = scratch<T, kEnvironments>(nu * kBlock * in);
         T *dm = scratch<T, kSmall>(2 * nu), *dsg = dm + nu;

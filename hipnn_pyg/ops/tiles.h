@@ -164,6 +164,15 @@ template <typename T> inline T exponential(T x) {
     return x < least ? T(0) : series * two;
 }
 
+// sin(x) for 0 <= x <= pi / 2 to rounding: its series.
+template <typename T> inline T quarter_sine(T x) {
+    constexpr int terms = sizeof(T) == 4 ? 6 : 11;
+    const T square = x * x;
+    T series = 1;
+    for (int n = terms; n > 0; --n) series = 1 - square * T(1.0 / (2 * n * (2 * n + 1))) * series;
+    return x * series;
+}
+
 // softplus(x) = max(x, 0) + log(1 + t), t = exp(-|x|), by log(1 + t) = 2 artanh(t / (2 + t)).
 template <typename T> inline T softplus(T x) {
     const T size = x < 0 ? x : -x;

@@ -330,6 +330,8 @@ class Trainer:
 
     def _watch(self, loss: Tensor) -> None:
         """Remember the first step whose loss is not finite, without leaving the device."""
+        if self.device.type == "cpu" and math.isfinite(loss):
+            return
         bad = ~torch.isfinite(loss) & (self.first_bad < 0)
         self.first_bad = torch.where(bad, self.step - 1, self.first_bad)
         if self.device.type == "cpu":
