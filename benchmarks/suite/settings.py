@@ -58,7 +58,7 @@ class Settings:
     trainer_steps: int = 400
     trainer_rounds: int = 2
     gpu_trainer_steps: int = 3_648
-    memory_rounds: int = 2
+    memory_rounds: int = 1
     large: tuple[int, ...] = (1_000, 10_000, 100_000)
     large_rounds: int = 3
     dynamics: tuple[int, ...] = (1_000, 10_000)
