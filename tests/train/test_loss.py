@@ -17,7 +17,7 @@ from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.data.targets import ASE_ENERGY
 from hipnn_pyg.models.hipnn import all_pairs
 from hipnn_pyg.train import HIPNNLoss
-from hipnn_pyg.train.loss import l2_norm
+from hipnn_pyg.train.loss import LossTerms, l2_norm
 
 TARGETS = (-3.0, 2.5, -4.25)
 
@@ -199,3 +199,18 @@ def test_energies_are_summed_in_float64(small_model: Callable[..., HIPNN]) -> No
     shift = torch.tensor([-6.0e6, -6.0e6, -6.0e6], dtype=torch.float64)  # H2O, CH4, NH3
     large = HIPNNLoss(model, 0.0, 0.0)(batch._replace(target=batch.target + shift)).mae.item()
     assert large == pytest.approx(small, abs=1e-8)
+
+
+@pytest.mark.parametrize("square", [0.0, 7.0])
+def test_slopes_are_the_derivatives_of_the_terms(
+    square: float, small_model: Callable[..., HIPNN]
+) -> None:
+    model = small_model(sigma_e=2.5)
+    loss = HIPNNLoss(model, lambda_r=0.3)
+    sums = torch.tensor([0.5 * square, square, 1.3, 6.0], dtype=torch.float64, requires_grad=True)
+    terms = loss.terms(sums, torch.zeros((), dtype=torch.float64))
+    (expected,) = torch.autograd.grad(terms.loss, sums)
+    terms = LossTerms(*(term.detach() for term in terms))
+    torch.testing.assert_close(loss.slopes(terms, 6), expected[:3])
+    # Control: another number of molecules has other derivatives.
+    assert not torch.allclose(loss.slopes(terms, 5), expected[:3])

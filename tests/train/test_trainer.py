@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
@@ -17,7 +18,7 @@ from hipnn_pyg import HIPNN, PackedLoader, PackedMolecules, StructureError, load
 from hipnn_pyg.data.targets import ASE_ENERGY
 from hipnn_pyg.models.files import read_card
 from hipnn_pyg.train import Trainer, Training, TrainingStopped, error_statistics, predict
-from hipnn_pyg.train.trainer import running_average
+from hipnn_pyg.train.recipe import WeightAverage, flattened, running_average
 
 Parts = tuple[PackedMolecules, PackedMolecules]
 Models = Callable[..., HIPNN]
@@ -140,6 +141,23 @@ def test_running_average_by_hand() -> None:
     kept = [frozen.clone()]
     update(kept, [frozen], 3)
     assert torch.equal(kept[0], frozen)
+
+
+def test_the_average_of_the_vector_is_that_of_the_parameters(new_model: Models) -> None:
+    models = [new_model() for _ in range(2)]
+    vectors = [flattened(model) for model in models]
+    one = WeightAverage(models[0], 0.4)
+    other = AveragedModel(models[1], multi_avg_fn=running_average(0.4))
+    for _ in range(6):
+        change = torch.randn_like(vectors[0])
+        for vector in vectors:
+            vector += change
+        one.update(vectors[0])
+        other.update_parameters(models[1])
+        assert one.n_averaged == other.n_averaged
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert not torch.allclose(one.vector, vectors[0])  # control: it is no copy
 
 
 def test_the_average_is_what_is_judged(new_model: Models, parts: Parts, settings: Settings) -> None:
