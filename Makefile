@@ -24,7 +24,7 @@ test-browser: $(VENV)/installed
 # Neighbour, layer and SchNet tests with torch-cluster and torch-scatter (built from source) and
 # torch-geometric 2.7, whose radius_graph uses them.
 test-ops: $(OPS)/installed
-	$(OPS)/bin/python -m pytest -m "ops or not ops" tests/graph tests/nn tests/models
+	$(OPS)/bin/python -m pytest -n 2 -m "ops or not ops" tests/graph tests/nn tests/models
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
