@@ -62,7 +62,8 @@ inline void tile(Index depth, A a, B b, T *c, Index ldc) {
 }
 
 // C[rows, V W] (+)= sum over k < depth of a(row, k) b(k)[column]: tiles of five rows; the columns of
-// b stay in the nearest cache meanwhile.
+// b stay in the nearest cache meanwhile. A function of its own: inside others the compiler keeps too
+// few of a tile's sums in registers.
 template <typename T, bool ADD, int V, int W, typename A, typename B>
 __attribute__((noinline)) void panel(Index rows, Index depth, A a, B b, T *c, Index ldc) {
     Index r = 0;
