@@ -46,13 +46,15 @@ class WeightAverage(AveragedModel):
 
     def __init__(self, model: HIPNN, decay: float) -> None:
         super().__init__(model)
-        self.decay, self.vector = decay, flattened(self.module)
+        self.take_in, self.vector = running_average(decay), flattened(self.module)
 
     @torch.no_grad()
     def update(self, vector: Tensor) -> None:
         """Take in the present parameters, ``[P]``."""
-        count = int(self.n_averaged)
-        self.vector.lerp_(vector, newest_share(count, self.decay) if count else 1.0)
+        if self.n_averaged:
+            self.take_in([self.vector], [vector], self.n_averaged)
+        else:
+            self.vector.copy_(vector)
         self.n_averaged += 1
 
 
