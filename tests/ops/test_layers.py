@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,25 +126,28 @@ LESS = ["-mno-avx512f", "-mno-avx"] if platform.machine() in ("x86_64", "AMD64")
 @pytest.fixture(scope="module", params=LESS)
 def other_registers(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """The kernels as an older processor would have them."""
+) -> Iterator[Path]:
+    """Folder of the kernels as an older processor would have them, which run meanwhile."""
 
     def forget() -> None:
         ops.cpu.library.cache_clear()
         ops.cpu._function.cache_clear()
 
+    cache = tmp_path_factory.mktemp("kernels")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops.cpu, "FLAGS", [*ops.cpu.FLAGS, request.param])
-        patch.setenv("HIPNN_CACHE", str(tmp_path_factory.mktemp("kernels")))
+        patch.setenv("HIPNN_CACHE", str(cache))
         forget()
-        yield request.param
+        yield cache
     forget()
 
 
 @pytest.mark.parametrize("nu, wide, out", SIZES)
 def test_every_kind_of_register(
-    nu: int, wide: int, out: int, other_registers: str, dtype: torch.dtype
+    nu: int, wide: int, out: int, other_registers: Path, dtype: torch.dtype
 ) -> None:
+    library = Path(ops.cpu.library()._name)
+    assert library.parent == other_registers  # these kernels are compared, not the machine's own
     test_interact(nu, wide, out, 131, 700, dtype)
     test_dense(wide, out, 2, 131, dtype)
 
