@@ -15,7 +15,7 @@ from torch import Tensor
 from hipnn_pyg.graph.pairs import Pairs
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.nn import dense_weights
-from hipnn_pyg.ops import Pattern, cpu
+from hipnn_pyg.ops import cpu
 
 
 class Slopes(NamedTuple):
@@ -44,10 +44,20 @@ class BlockWeights(NamedTuple):
 class BlockPass(NamedTuple):
     """What the backward pass of a block needs of its forward pass."""
 
-    where: tuple[Pattern, float, Tensor, Tensor, Tensor]  # pairs and sensitivity functions
+    where: cpu.Where
     z: Tensor
     weights: BlockWeights
     environments: Tensor | None  # for the gradient in V
+    activations: Tensor
+    between: Tensor
+    result: Tensor
+
+
+class BlockChange(NamedTuple):
+    """How what :class:`BlockPass` keeps changes; of the first block's z, not at all."""
+
+    z: Tensor | None
+    environments: Tensor
     activations: Tensor
     between: Tensor
     result: Tensor
@@ -130,7 +140,7 @@ def forward(
     r = r.to(z.dtype)
     terms, passes = [model.reference(species)], []
     for own in block_weights(model) if weights is None else weights:
-        where = (pairs.pattern, own.cutoff, r, own.mu, own.sigma)
+        where = cpu.Where(pairs.pattern, own.cutoff, r, own.mu, own.sigma)
         received, environments = cpu.interact(*where, z, own.V, learn)
         result, activations, between = cpu.dense(z, received, own.dense, True)
         assert activations is not None and between is not None
@@ -158,7 +168,7 @@ def backward(
 @torch.no_grad()
 def distance_slopes(model: HIPNN, passes: Sequence[BlockPass], dterms: Tensor) -> Tensor:
     """The same in the distances, ``[E]`` (energy unit / Å)."""
-    r = passes[0].where[2]
+    r = passes[0].where.r
     each = r.new_empty(len(passes), r.numel())
     _backward(model, passes, dterms, [Slopes()] * len(passes), [*each])
     return each.sum(0)
@@ -187,3 +197,69 @@ def _backward(
         cpu.interact_backward(*own.where, own.z, mine.V, own.environments, dreceived, wanted)
         if dz is not None and sent is not None:
             dz += sent
+
+
+@torch.no_grad()
+def force_backward(
+    model: HIPNN,
+    passes: Sequence[BlockPass],
+    along: Tensor,
+    dterms: Tensor,
+    slopes: Sequence[Slopes],
+) -> None:
+    r"""Gradients of :math:`f(E_i^n) + \sum_x a_x \partial E / \partial r_x` in the parameters.
+
+    The sum is the change of E if each distance r_x moves by a_x: changes go forward through the
+    network beside the values, then both go back. So a loss on forces is learned without second
+    derivatives being written down.
+
+    Args:
+        model: the model.
+        passes: of :func:`forward` with ``learn``.
+        along: a, of each edge, ``[E]``.
+        dterms: gradient of f, ``[N, num_interactions + 1]``.
+        slopes: of each block: where to.
+    """
+    changes = _changes(passes, along)
+    of_order, sigma_e = dterms.t().contiguous(), model.sigma_e
+    ones = torch.ones_like(of_order[0])
+    below: Tensor | None = None  # gradients in z and in its change, [2, N, out]
+    for n in range(len(passes) - 1, -1, -1):
+        own, change, to, mine = passes[n], changes[n], slopes[n], passes[n].weights
+        assert to.dense is not None and own.environments is not None
+        dvalue = cpu.readout_backward(own.result, mine.w, of_order[n + 1], sigma_e, to.w, to.b)
+        dw, db = (None if g is None else torch.empty_like(g) for g in (to.w, to.b))
+        dchange = cpu.readout_backward(change.result, mine.w, ones, sigma_e, dw, db)
+        if to.w is not None and dw is not None:
+            to.w.add_(dw)  # b, a constant, does not change
+        dresult = torch.stack((dvalue, dchange))
+        if below is not None:
+            dresult += below
+        size, z = (2, *own.z.shape), (own.z, change.z)
+        below = own.z.new_empty(size) if n else None
+        sent = own.z.new_empty(size) if n else None
+        activations = (own.activations, change.activations)
+        between = (own.between, change.between)
+        received = cpu.dense_tangent_backward(
+            z, mine.dense, activations, between, dresult, below, to.dense
+        )
+        environments, wanted = (own.environments, change.environments), (to.mu, to.sigma, to.V)
+        cpu.interact_tangent_backward(
+            own.where, along, z, mine.V, environments, received, sent, wanted
+        )
+        if below is not None and sent is not None:
+            below += sent
+
+
+def _changes(passes: Sequence[BlockPass], along: Tensor) -> list[BlockChange]:
+    """How the network's numbers change if each distance moves by ``along``."""
+    changes: list[BlockChange] = []
+    z_dot: Tensor | None = None  # the one-hot input stays
+    for own in passes:
+        mine = own.weights
+        received, environments = cpu.interact_tangent(own.where, along, own.z, z_dot, mine.V)
+        found = cpu.dense_tangent(z_dot, received, mine.dense, own.activations)
+        result, activations, between = found
+        changes.append(BlockChange(z_dot, environments, activations, between, result))
+        z_dot = result
+    return changes

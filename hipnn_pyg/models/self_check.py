@@ -30,8 +30,8 @@ class SelfCheckError(RuntimeError):
 def self_check(kernel: Kernel, device: torch.device | str = "cpu", force: bool = False) -> bool:
     """Compare a kernel with ``kernel="reference"`` on two molecules, in both precisions.
 
-    Energies, gradients in the positions and gradients in all weights must agree. A pass is
-    remembered in the cache folder of the kernels, per kernel, version and device.
+    Energies, gradients in the positions and the gradients of both in all weights must agree. A pass
+    is remembered in the cache folder of the kernels, per kernel, version and device.
 
     Args:
         kernel: ``"fused"`` or ``"padded"`` (``"reference"`` needs no check).
@@ -101,12 +101,22 @@ def _results(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> dict[s
     batch = torch.tensor([0, 0, 0, 0, 1], device=device)
     energy = model(z, pos, batch)
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    slopes = torch.autograd.grad(energy.sum(), [pos, *learned.values()])
-    names = ("the gradient in the positions", *(f"the gradient in {name}" for name in learned))
-    results = {"the energy": energy.detach(), **dict(zip(names, slopes, strict=True))}
+    slopes = torch.autograd.grad(energy.sum(), [pos, *learned.values()], retain_graph=True)
+    (pull,) = torch.autograd.grad(energy.sum(), pos, create_graph=True)
+    rise = (pull * _displacement(pos)).sum()
+    turns = torch.autograd.grad(rise, [*learned.values()], materialize_grads=True)
+    results = {"the energy": energy.detach(), "the gradient in the positions": slopes[0]}
+    for name, slope, turn in zip(learned, slopes[1:], turns, strict=True):
+        results[f"the gradient in {name}"] = slope
+        results[f"the gradient of forces in {name}"] = turn
     if kernel == "fused" and direct.serves(model):
         results |= _direct_results(model, z, pos, batch)
     return results
+
+
+def _displacement(pos: Tensor) -> Tensor:
+    """A direction for each atom, ``[N, 3]``: which forces are looked at."""
+    return torch.arange(pos.numel(), dtype=pos.dtype, device=pos.device).cos().view_as(pos)
 
 
 def _direct_results(model: HIPNN, z: Tensor, pos: Tensor, batch: Tensor) -> dict[str, Tensor]:
@@ -115,13 +125,20 @@ def _direct_results(model: HIPNN, z: Tensor, pos: Tensor, batch: Tensor) -> dict
     terms, passes = direct.forward(model, model.species_index(z), pairs, True)
     ones = torch.ones_like(terms)
     energy = terms.new_zeros(2).index_add(0, batch, terms.sum(1)).to(pos.dtype)
-    r = torch.linalg.vector_norm(pos[pairs.j] - pos[pairs.i], dim=1)
+    r_ij = pos[pairs.j] - pos[pairs.i]
+    r = torch.linalg.vector_norm(r_ij, dim=1)
     (pull,) = torch.autograd.grad(r, pos, direct.distance_slopes(model, passes, ones))
-    gradient, slopes = direct.gradient_parts(model)
-    direct.backward(model, passes, ones, slopes)
-    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    parts = gradient.split([p.numel() for p in learned.values()])
     results = {"the energy": energy.unsqueeze(1), "the gradient in the positions": pull}
-    for (name, parameter), part in zip(learned.items(), parts, strict=True):
-        results[f"the gradient in {name}"] = part.view_as(parameter)
+    move = _displacement(pos)
+    along = ((move[pairs.j] - move[pairs.i]) * r_ij / r.unsqueeze(1)).sum(1).detach()
+    gradient, slopes = direct.gradient_parts(model)
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for what in ("the gradient", "the gradient of forces"):
+        if what == "the gradient":
+            direct.backward(model, passes, ones, slopes)
+        else:
+            direct.force_backward(model, passes, along, torch.zeros_like(terms), slopes)
+        parts = gradient.clone().split([p.numel() for p in learned.values()])
+        for (name, parameter), part in zip(learned.items(), parts, strict=True):
+            results[f"{what} in {name}"] = part.view_as(parameter)
     return {f"{DIRECT}{name}": value for name, value in results.items()}

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from hipnn_pyg.ops.pattern import Pattern
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-HEADERS = [Path(__file__).with_name(name) for name in ("energies.h", "tiles.h")]
+HEADERS = sorted(SOURCE.parent.glob("*.h"))
 FLAGS = (
     "-O3 -march=native -std=c++17 -fopenmp -shared -fPIC "
     # Selections become masks, so that loops with them fill vector registers; no sum is reordered.
@@ -212,6 +212,79 @@ def interact_backward(
     _call("interact_backward", z.dtype, *where, *given, dmu, dsigma, dz, dV, dr, *sizes, cutoff)
 
 
+class Where(NamedTuple):
+    """The pairs of an interaction layer and its sensitivity functions.
+
+    Attributes:
+        pattern: the pairs.
+        cutoff: R_cut in Å.
+        r: distances in Å, ``[E]``.
+        mu: centres in Å, ``[nu]``.
+        sigma: in Å, ``[nu]``.
+    """
+
+    pattern: Pattern
+    cutoff: float
+    r: Tensor
+    mu: Tensor
+    sigma: Tensor
+
+
+def interact_tangent(
+    where: Where, along: Tensor, z: Tensor, z_dot: Tensor | None, V: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The change of :func:`interact` if the distances move by ``along`` and z by ``z_dot``.
+
+    Args:
+        where: pairs and sensitivities.
+        along: ``[E]``.
+        z: features, ``[N, in]``.
+        z_dot: their change; None for 0.
+        V: interaction weights, ``[nu, in, out]``.
+
+    Returns:
+        The change ``[N, out]`` and that of the environments ``[nu, N, in]``.
+    """
+    (pattern, cutoff, r, mu, sigma), (nu, in_channels, out_channels) = where, V.shape
+    received = z.new_empty(z.size(0), out_channels)
+    environments = z.new_empty(nu, z.size(0), in_channels)
+    given = (r, pattern.row, pattern.j, mu, sigma, along, z, z_dot, V)
+    sizes = (z.size(0), nu, in_channels, out_channels)
+    _call("interact_tangent", z.dtype, *given, received, environments, *sizes, cutoff)
+    return received, environments
+
+
+def interact_tangent_backward(
+    where: Where,
+    along: Tensor,
+    features: tuple[Tensor, Tensor | None],
+    V: Tensor,
+    environments: tuple[Tensor, Tensor],
+    gradients: Tensor,
+    dfeatures: Tensor | None,
+    slopes: Sequence[Tensor | None],
+) -> None:
+    """Gradients of a function of :func:`interact` and its change.
+
+    Args:
+        where: pairs and sensitivities.
+        along: change of the distances, ``[E]``.
+        features: z and its change.
+        V: interaction weights, ``[nu, in, out]``.
+        environments: and their change.
+        gradients: in the result and in its change, ``[2, N, out]``.
+        dfeatures: where those in z and in its change go, ``[2, N, in]``; None: not.
+        slopes: where those in mu, sigma, V go.
+    """
+    (pattern, cutoff, r, mu, sigma), (nu, in_channels, out_channels) = where, V.shape
+    (z, _), (dmu, dsigma, dV) = features, slopes
+    given = (r, pattern.row, pattern.j, mu, sigma, along, *features, V, *environments, *gradients)
+    below = (None, None) if dfeatures is None else dfeatures.unbind()
+    sizes = (z.size(0), nu, in_channels, out_channels)
+    wanted = (dmu, dsigma, *below, dV)
+    _call("interact_tangent_backward", z.dtype, *given, *wanted, *sizes, cutoff)
+
+
 class Weights(tuple[Tensor | None, ...]):
     """W, B, W~, B~, M~ (None: identity) of each layer; where they lie is looked up once."""
 
@@ -261,6 +334,62 @@ def dense_backward(
     given = (z, weights.addresses, activations, between, gradient)
     _call("dense_backward", z.dtype, *given, dreceived, dz, dweights, *sizes)
     return dreceived
+
+
+def dense_tangent(
+    z_dot: Tensor | None, received_dot: Tensor, weights: Weights, activations: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The change of :func:`dense` if z and what was received change.
+
+    Args:
+        z_dot: change of z, ``[N, in]``; None for 0.
+        received_dot: change of what was received, ``[N, out]``.
+        weights: of the layers.
+        activations: as :func:`dense` kept them.
+
+    Returns:
+        The changes of what :func:`dense` gives.
+    """
+    result, changes = torch.empty_like(received_dot), torch.empty_like(activations)
+    between = activations.new_empty(activations.size(0) - 1, *activations.shape[1:])
+    layers, atoms, out_channels = activations.shape
+    in_channels = out_channels if z_dot is None else z_dot.size(1)  # of no change: unused
+    given = (z_dot, received_dot, weights.addresses, activations)
+    sizes = (atoms, in_channels, out_channels, layers)
+    _call("dense_tangent", result.dtype, *given, changes, between, result, *sizes)
+    return result, changes, between
+
+
+def dense_tangent_backward(
+    features: tuple[Tensor, Tensor | None],
+    weights: Weights,
+    activations: tuple[Tensor, Tensor],
+    between: tuple[Tensor, Tensor],
+    gradients: Tensor,
+    dfeatures: Tensor | None,
+    dweights: Tensor,
+) -> Tensor:
+    """Gradients of a function of :func:`dense` and its change.
+
+    Args:
+        features: z and its change.
+        weights: of the layers.
+        activations: and their change.
+        between: inputs of the layers from the second on, and their change.
+        gradients: in the result and in its change, ``[2, N, out]``.
+        dfeatures: where those in z and in its change go, ``[2, N, in]``; None: not.
+        dweights: where those in the weights go, one after the other.
+
+    Returns:
+        Those in what was received and in its change, ``[2, N, out]``.
+    """
+    (layers, atoms, out_channels), z = activations[0].shape, features[0]
+    received = torch.empty_like(gradients)
+    below = (None, None) if dfeatures is None else dfeatures.unbind()
+    given = (*features, weights.addresses, *activations, *between, *gradients)
+    sizes = (atoms, z.size(1), out_channels, layers)
+    _call("dense_tangent_backward", z.dtype, *given, *received, *below, dweights, *sizes)
+    return received
 
 
 def readout(z: Tensor, w: Tensor, b: Tensor, sigma_e: float) -> Tensor:

@@ -1,7 +1,7 @@
 """HIP-NN's layers as two compiled kernels on a CPU, first derivatives included.
 
-Second derivatives (training on forces) go through the readable layers: a backward pass that is to
-be differentiated computes the layer again with them.
+Autograd's second derivatives go through the readable layers: a backward pass that is to be
+differentiated computes the layer again with them.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.models import direct
 from hipnn_pyg.models.hipnn import all_pairs
 from hipnn_pyg.ops import cpu
+from hipnn_pyg.train.force_loss import HIPNNForceLoss, PairForces, force_errors, force_sums
 from hipnn_pyg.train.loss import HIPNNLoss, LossTerms
 
 
@@ -31,7 +32,7 @@ class DirectGradient:
     def serves(loss: HIPNNLoss) -> bool:
         """Whether the model has the CPU kernels and all weights of its layers are learned."""
         return (
-            type(loss) is HIPNNLoss
+            type(loss) in (HIPNNLoss, HIPNNForceLoss)
             and direct.serves(loss.model)
             and all(
                 parameter.requires_grad
@@ -48,17 +49,28 @@ class DirectGradient:
         Args:
             batch: checked molecules.
         """
-        model = self.loss.model
+        model, loss = self.loss.model, self.loss
         pos = batch.pos.to(self.vector.dtype)
         pairs = all_pairs("fused", pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges)
         species = model.species_index(batch.z)
         terms, passes = direct.forward(model, species, pairs, True, self.weights)
         sums, error = cpu.error_sums(terms, batch.ptr, batch.target)
+        count = batch.target.numel()
+        sums = torch.cat((sums, sums.new_full((1,), count)))
+        if isinstance(loss, HIPNNForceLoss):
+            slope = direct.distance_slopes(model, passes, torch.ones_like(terms))
+            pull = PairForces(pairs, pos)
+            force_error = force_errors(pull(slope), batch)
+            sums = torch.cat((sums, force_sums(force_error)))
         weights = torch.mul(self.penalised, self.vector, out=self.decay)
         l2 = torch.linalg.vector_norm(weights).square()
-        count = batch.target.numel()
-        found = self.loss.terms(torch.cat((sums, sums.new_full((1,), count))), l2)
-        dsums = self.loss.slopes(found, count)
+        found = loss.terms(sums, l2)
+        dsums = loss.slopes(found, sums)
         dterms = cpu.error_sums_backward(terms, batch.ptr, error, dsums)
-        direct.backward(model, passes, dterms, self.slopes)
-        return found, torch.add(self.gradient, weights, alpha=2 * self.loss.lambda_l2)
+        if isinstance(loss, HIPNNForceLoss):
+            dforces = dsums[3] * force_error.sign() + 2 * dsums[4] * force_error
+            along = pull.back(dforces.to(pos.dtype))
+            direct.force_backward(model, passes, along, dterms, self.slopes)
+        else:
+            direct.backward(model, passes, dterms, self.slopes)
+        return found, torch.add(self.gradient, weights, alpha=2 * loss.lambda_l2)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.data.packed import MoleculeBatch, PackedMolecules
+from hipnn_pyg.graph.pairs import Pairs
 from hipnn_pyg.models.hipnn import HIPNN, Kernel, all_pairs
-from hipnn_pyg.train.loss import HIPNNLoss, mean_and_root, sums_of_terms
+from hipnn_pyg.train.loss import HIPNNLoss, LossTerms, error_slopes, mean_and_root, sums_of_terms
 
 
 class ForceLossTerms(NamedTuple):
@@ -36,8 +37,9 @@ class ForceLossTerms(NamedTuple):
 
 
 def force_kernel(model: HIPNN, device: torch.device) -> Kernel:
-    """The kernel that trains on forces: ``"auto"`` is ``"padded"``, whose second derivatives are
-    the fastest (the fused layers compute theirs by the readable ones).
+    """The kernel whose second derivatives autograd takes to train on forces: ``"auto"`` is
+    ``"padded"``, where they are the fastest (the fused layers compute theirs by the readable ones).
+    :mod:`hipnn_pyg.train.direct` needs none.
     """
     return "padded" if model.kernel == "auto" else model.kernel_on(device)
 
@@ -61,11 +63,38 @@ def force_scale(molecules: PackedMolecules) -> float:
     return sigma_f
 
 
-def terms_and_forces(model: HIPNN, kernel: str, batch: MoleculeBatch) -> tuple[Tensor, Tensor]:
-    r"""E_i^n and forces, differentiable in the model's parameters (not in the positions).
+class PairForces:
+    r"""Forces from :math:`\partial E / \partial r` of each pair, and back.
 
     .. math:: F_i = \sum_{j} \left(\frac{\partial E}{\partial r_{ij}}
         + \frac{\partial E}{\partial r_{ji}}\right) \frac{r_{ij}}{|r_{ij}|}
+
+    Args:
+        pairs: in either layout.
+        pos: positions in Å, ``[N, 3]``.
+    """
+
+    def __init__(self, pairs: Pairs, pos: Tensor) -> None:
+        i = pairs.i
+        if i is None:
+            i = torch.arange(pos.size(0), device=pos.device).unsqueeze(1).expand_as(pairs.j)
+        r_ij = pos[pairs.j] - pos[i]
+        self.direction = (r_ij / pairs.r.detach().unsqueeze(-1)).view(-1, 3)  # unused places: 0
+        self.i, self.j = i.reshape(-1), pairs.j.reshape(-1)
+        self.none = torch.zeros_like(pos)
+
+    def __call__(self, slope: Tensor) -> Tensor:
+        """Forces ``[N, 3]`` from the derivatives in the distances, in the pairs' layout."""
+        pull = slope.reshape(-1, 1) * self.direction
+        return self.none.index_add(0, self.i, pull).index_add(0, self.j, pull, alpha=-1)
+
+    def back(self, dforces: Tensor) -> Tensor:
+        """The gradient in the derivatives, ``[E]``, from that in the forces, ``[N, 3]``."""
+        return ((dforces[self.i] - dforces[self.j]) * self.direction).sum(1)
+
+
+def terms_and_forces(model: HIPNN, kernel: str, batch: MoleculeBatch) -> tuple[Tensor, Tensor]:
+    """E_i^n and forces, differentiable in the model's parameters (not in the positions).
 
     Args:
         model: the model.
@@ -80,12 +109,19 @@ def terms_and_forces(model: HIPNN, kernel: str, batch: MoleculeBatch) -> tuple[T
     r = pairs.r.detach().requires_grad_()
     terms, _ = model.atom_terms(model.species_index(batch.z), pairs._replace(r=r))
     (slope,) = torch.autograd.grad(terms.sum(), (r,), create_graph=True, materialize_grads=True)
-    i = pairs.i
-    if i is None:
-        i = torch.arange(pos.size(0), device=pos.device).unsqueeze(1).expand_as(pairs.j)
-    pull = (slope / r).unsqueeze(-1) * (pos[pairs.j] - pos[i])  # unused places: 0 / inf
-    pull, i, j = pull.view(-1, 3), i.reshape(-1), pairs.j.reshape(-1)
-    return terms, torch.zeros_like(pos).index_add(0, i, pull).index_add(0, j, pull, alpha=-1)
+    return terms, PairForces(pairs, pos)(slope)
+
+
+def force_errors(forces: Tensor, batch: MoleculeBatch) -> Tensor:
+    """Predicted minus labelled force components, float64, ``[N, 3]``."""
+    assert batch.forces is not None
+    return forces.double() - batch.forces
+
+
+def force_sums(errors: Tensor) -> Tensor:
+    """Sums of abs(f) and f^2 over the components f of force errors, and their number; ``[3]``."""
+    count = errors.new_full((), errors.numel())
+    return torch.stack((errors.abs().sum(), errors.square().sum(), count))
 
 
 class HIPNNForceLoss(HIPNNLoss):
@@ -147,11 +183,8 @@ class HIPNNForceLoss(HIPNNLoss):
             The sums of :func:`~hipnn_pyg.train.loss.error_sums`, those of abs(f) and f^2 over
             the components f of the force errors, and their number; float64, ``[7]``.
         """
-        assert batch.forces is not None
         terms, forces = terms_and_forces(self.model, self.kernel, batch)
-        error = forces.double() - batch.forces
-        count = error.new_full((), error.numel())
-        of_forces = torch.stack((error.abs().sum(), error.square().sum(), count))
+        of_forces = force_sums(force_errors(forces, batch))
         return torch.cat((sums_of_terms(terms, batch), of_forces))
 
     def terms(self, sums: Tensor, l2: Tensor) -> ForceLossTerms:  # type: ignore[override]
@@ -168,3 +201,12 @@ class HIPNNForceLoss(HIPNNLoss):
         loss = loss + self.force_weight * (force_mae + force_rmse) / self.sigma_f
         loss = loss + self.lambda_l2 * l2 + self.lambda_r * r
         return ForceLossTerms(loss, mae, rmse, l2, r, force_mae, force_rmse)
+
+    def slopes(self, terms: LossTerms, sums: Tensor) -> Tensor:
+        """As :meth:`HIPNNLoss.slopes`, then in the sums of abs(f) and f^2, ``[5]``."""
+        assert isinstance(terms, ForceLossTerms)
+        scale = float(sums[6]) * float(self.sigma_f)
+        of_forces = sums.new_tensor(error_slopes(float(terms.force_rmse), scale))
+        absolute, square, of_r = super().slopes(terms, sums).unbind()
+        of_energies = self.energy_weight * torch.stack((absolute, square))
+        return torch.cat((of_energies, of_r.view(1), self.force_weight * of_forces))

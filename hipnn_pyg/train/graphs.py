@@ -26,13 +26,13 @@ def compile_wanted(
     """Whether to run the step through ``torch.compile``.
 
     ``"auto"`` does on a GPU, for runs long enough to pay. On a CPU the kernels of
-    :mod:`hipnn_pyg.ops` are faster than a compiled step and ready in seconds; forces, whose second
-    derivatives they do not have, are compiled in long runs there, too.
+    :mod:`hipnn_pyg.ops` are faster than a compiled step and ready in seconds; forces that are
+    learned without them are compiled in long runs there, too.
 
     Args:
         config: its ``compile``.
         device: that trains.
-        kernel: of the model there (``HIPNN.kernel_on``).
+        kernel: of the step (``HIPNN.kernel_on``).
         total_steps: of the run.
         forces: whether forces are learned.
     """
@@ -43,7 +43,7 @@ def compile_wanted(
             stacklevel=3,
         )
     if config.compile == "auto" and forces and device.type == "cpu":
-        return compiler and total_steps >= FORCES_PAY_AFTER
+        return compiler and kernel == "padded" and total_steps >= FORCES_PAY_AFTER
     if config.compile == "auto":
         return device.type == "cuda" and total_steps >= COMPILE_PAYS_AFTER
     return config.compile == "on" and compiler

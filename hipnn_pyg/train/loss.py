@@ -87,6 +87,16 @@ def mean_and_root(absolute: Tensor, square: Tensor, count: Tensor) -> tuple[Tens
     return absolute / count, torch.where(exact, 0.0, torch.where(exact, 1.0, mean_square).sqrt())
 
 
+def error_slopes(rmse: float, scale: float) -> tuple[float, float]:
+    """Derivatives of (MAE + RMSE) count / scale in the sums of abs(e) and e^2.
+
+    Args:
+        rmse: root-mean-square error; where it is 0, so is its derivative.
+        scale: number of errors times what they are relative to.
+    """
+    return 1 / scale, 0.5 / (rmse * scale) if rmse else 0.0
+
+
 class HIPNNLoss(nn.Module):
     r"""The loss of a mini-batch (Eq. 14).
 
@@ -140,13 +150,13 @@ class HIPNNLoss(nn.Module):
         loss = loss + self.lambda_l2 * l2 + self.lambda_r * r
         return LossTerms(loss, mae, rmse, l2, r)
 
-    def slopes(self, terms: LossTerms, count: int) -> Tensor:
+    def slopes(self, terms: LossTerms, sums: Tensor) -> Tensor:
         """Derivatives of :meth:`terms`' loss in the sums of abs(e), e^2 and R, ``[3]``.
 
         Args:
             terms: the loss.
-            count: molecules of the mini-batch.
+            sums: that it came from.
         """
-        scale, rmse = count * self.model.sigma_e, float(terms.rmse)
-        of_square = 0.5 / (rmse * scale) if rmse else 0.0
-        return terms.loss.new_tensor([1 / scale, of_square, self.lambda_r / count])
+        count = float(sums[3])
+        of_errors = error_slopes(float(terms.rmse), count * self.model.sigma_e)
+        return terms.loss.new_tensor([*of_errors, self.lambda_r / count])

@@ -121,7 +121,10 @@ class Trainer:
         self.epoch = 0  # epochs done
         self.step = 0  # steps done in this epoch
         self.seconds = 0.0  # spent training, over all restarts
-        kernel = (force_kernel if self.forces else HIPNN.kernel_on)(model, self.device)
+        kernel = model.kernel_on(self.device)
+        direct = self.device.type == "cpu" and self.alone and config.precision != "bf16"
+        if self.forces and not direct:
+            kernel = force_kernel(model, self.device)
         self_check(kernel, self.device, config.self_check)
         self.compiled = compile_wanted(config, self.device, kernel, total_steps, self.forces)
         self.captures = self.alone and capture_wanted(

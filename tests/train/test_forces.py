@@ -30,6 +30,7 @@ from hipnn_pyg.models.files import read_card
 from hipnn_pyg.train import HIPNNLoss, Trainer, Training, predict
 from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
 from hipnn_pyg.train.force_loss import HIPNNForceLoss, force_scale, terms_and_forces
+from hipnn_pyg.train.graphs import FORCES_PAY_AFTER, compile_wanted
 from hipnn_pyg.train.metrics import force_statistics, predict_forces
 from hipnn_pyg.train.step import TrainingStep
 from hipnn_pyg.train.validation import score
@@ -37,6 +38,11 @@ from hipnn_pyg.train.validation import score
 KERNELS = ("reference", "padded", "fused")
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS)
 SIGMA_F = 1.3
+NETWORKS: dict[str, dict[str, Any]] = {
+    "small": {},
+    "three_orders": dict(num_interactions=3, num_onsite=0),
+    "no_hierarchy": dict(hierarchical=False),
+}
 
 Build = Callable[..., Any]
 
@@ -237,6 +243,39 @@ def test_explicit_vector_gives_the_same_gradient(small_model: Callable[..., HIPN
     assert own[0].loss.item() == pytest.approx(other[0].loss.item(), rel=1e-13)
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_without_autograd_it_is_the_same(
+    network: str, small_model: Callable[..., HIPNN], dtype: torch.dtype, tolerance: dict[str, float]
+) -> None:
+    step = new_step(small_model(dtype, **NETWORKS[network]))
+    assert step.direct is not None
+    for names in (("H2O", "CH3OH", "H", "NH3"), ("H",), ("CH4",)):
+        batch = batch_of(names)
+        terms, gradient = step.gradient(step.vector, step.frozen, batch)
+        expected, slopes = step.gradient(step.vector.clone(), step.frozen, batch)
+        torch.testing.assert_close(tuple(terms), tuple(expected), **tolerance)
+        scale = slopes.abs().max()
+        torch.testing.assert_close(gradient / scale, slopes / scale, **tolerance)
+    # Control: labels that are the model's own forces leave a loss of energies alone.
+    batch = batch_of()
+    _, forces = terms_and_forces(step.loss.model, "padded", batch)
+    before = step.gradient(step.vector, step.frozen, batch)[0]
+    right = batch._replace(forces=forces.detach().double())
+    after, gradient = step.gradient(step.vector, step.frozen, right)
+    assert float(after.force_mae) < 1e-5 < float(before.force_mae)
+    assert bool(gradient.isfinite().all())
+
+
+def test_forces_are_learned_without_autograd_on_a_cpu_alone() -> None:
+    """They are compiled where they are learned by autograd, in long runs."""
+    cpu, long = torch.device("cpu"), FORCES_PAY_AFTER
+    auto = Training(compile="auto")
+    assert not compile_wanted(auto, cpu, "fused", long, forces=True)
+    assert compile_wanted(auto, cpu, "padded", long, forces=True)
+    assert not compile_wanted(auto, cpu, "padded", long - 1, forces=True)
+    assert compile_wanted(Training(compile="on"), cpu, "fused", 1, forces=True)
+
+
 def test_step_compiles_as_one_graph_for_all_sizes(small_model: Callable[..., HIPNN]) -> None:
     """Forward, forces and backward in one graph without breaks; what Inductor then gets."""
     torch._dynamo.config.trace_autograd_ops = True
@@ -264,15 +303,19 @@ def test_step_compiles_as_one_graph_for_all_sizes(small_model: Callable[..., HIP
     torch._dynamo.reset()
 
 
-def test_gradient_at_zero_error(small_model: Callable[..., HIPNN]) -> None:
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_gradient_at_zero_error(small_model: Callable[..., HIPNN], by_hand: bool) -> None:
     """RMSE is a norm: where all errors are 0, so is its gradient, and not 0/0."""
-    model = small_model()
-    batch = batch_of(("H2O", "CH4"))
+    model, batch = small_model(), batch_of(("H2O", "CH4"))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.readout.weight.zero_()  # no forces, to the last bit
     step = new_step(model, energy_weight=0.0, lambda_l2=0.0, lambda_r=0.0)
-    _, forces = terms_and_forces(model, "padded", batch)
-    terms, gradient = step.gradient(
-        step.vector, step.frozen, batch._replace(forces=forces.detach())
-    )
+    if not by_hand:
+        step.direct = None
+    assert batch.forces is not None
+    right = batch._replace(forces=torch.zeros_like(batch.forces))
+    terms, gradient = step.gradient(step.vector, step.frozen, right)
     assert terms.loss.item() == 0.0 and bool((gradient == 0).all())
     _, control = step.gradient(step.vector, step.frozen, batch)
     assert bool((control != 0).any())

@@ -1,0 +1,228 @@
+// What the neighbours send to an atom (Eqs. 8-11), and the gradients of it.
+
+#pragma once
+
+#include "threads.h"
+#include "tiles.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace hipnn {
+
+// The pairs of all atoms and the sensitivity functions of one layer, ready to evaluate.
+template <typename T> struct Edges {
+    const T *r;
+    const Index *row, *j;
+    Index nu, padded;  // padded: whole registers, where sigma = 0
+    T cutoff;
+    std::vector<T> inverse_mu, sigma;
+
+    Edges(const T *r, const Index *row, const Index *j, const T *mu, const T *sigmas, Index nu,
+          T cutoff)
+        : r(r), row(row), j(j), nu(nu), padded((nu + kWidth<T> - 1) / kWidth<T> * kWidth<T>),
+          cutoff(cutoff), inverse_mu(padded, 0), sigma(padded, 0) {
+        for (Index n = 0; n < nu; ++n) inverse_mu[n] = 1 / mu[n], sigma[n] = sigmas[n];
+    }
+
+    Index degree(Index i) const { return row[i + 1] - row[i]; }
+    const Index *senders(Index i) const { return j + row[i]; }
+    Index most(Index atoms) const {
+        Index found = 0;
+        for (Index i = 0; i < atoms; ++i) found = std::max(found, degree(i));
+        return found;
+    }
+
+    // Eq. 11, cos(pi r / 2 cutoff)^2, and its derivative.
+    T envelope(T distance) const {
+        const T c = quarter_sine(kQuarter * (1 - distance / cutoff));
+        return distance < cutoff ? c * c : T(0);
+    }
+    T envelope_slope(T distance) const {
+        if (!(distance < cutoff)) return 0;
+        const T share = distance / cutoff;
+        return -2 * kQuarter / cutoff * quarter_sine(kQuarter * share) *
+               quarter_sine(kQuarter * (1 - share));
+    }
+    static constexpr T kQuarter = T(1.57079632679489661923);  // pi / 2
+
+    // The Gaussians of Eq. 10, gauss[x, padded], of the edges of atom i, times phi where PHI; phi[x],
+    // Eq. 11, comes after them.
+    template <bool PHI> void gaussians(Index i, T *gauss) const {
+        const T *im = inverse_mu.data(), *sg = sigma.data(), *distance = r + row[i];
+        const Index edges = degree(i);
+        T *phi = gauss + edges * padded;
+#pragma omp simd
+        for (Index x = 0; x < edges; ++x) phi[x] = envelope(distance[x]);
+        for (Index x = 0; x < edges; ++x, gauss += padded) {
+            const T inverse = 1 / distance[x], factor = PHI ? phi[x] : T(1);
+#pragma omp simd
+            for (Index n = 0; n < padded; ++n) {
+                const T deviation = (inverse - im[n]) * sg[n];
+                gauss[n] = exponential(T(-0.5) * deviation * deviation) * factor;
+            }
+        }
+    }
+
+    // From ds[x, nu] of atom i and its Gaussians: adds to dlogmu = dmu mu^2 and dsigma; writes dr.
+    void pull_back(Index i, const T *ds, const T *gauss, T *dmu, T *dsigma, T *dr) const {
+        const T *im = inverse_mu.data(), *sg = sigma.data(), *envelopes = gauss + degree(i) * padded;
+        for (Index x = row[i]; x < row[i + 1]; ++x, ds += nu, gauss += padded) {
+            const T phi = *envelopes++, inverse = 1 / r[x];
+            const T slope = dr ? envelope_slope(r[x]) : T(0);
+            T along = 0;
+#pragma omp simd reduction(+ : along)
+            for (Index n = 0; n < nu; ++n) {
+                const T difference = inverse - im[n], deviation = difference * sg[n];
+                const T weighted = gauss[n] * ds[n];
+                const T turn = -deviation * weighted * phi;
+                dmu[n] += turn * sg[n];
+                dsigma[n] += turn * difference;
+                along += weighted * slope - turn * sg[n] * inverse * inverse;
+            }
+            if (dr) dr[x] = along;
+        }
+    }
+};
+
+// e[nu, b] (+)= sum over the atom's edges  s[x, nu] z[j(x), b]; rows of s and e are `lds`, `ld` apart
+template <bool ADD = false, typename T>
+inline void environment(Index degree, const Index *j, const T *s, Index lds, const T *z, Index nu,
+                        Index width, T *e, Index ld) {
+    product<T, ADD>(
+        nu, degree, width, [=](Index n, Index x) { return s[x * lds + n]; },
+        [=](Index x) { return z + j[x] * width; }, e, ld);
+}
+
+// t[x, nu] (+)= sum over b  g[nu, b] z[j(x), b], with g turned to [b, nu]
+template <bool ADD = false, typename T>
+inline void projections(Index degree, const Index *j, const T *turned, const T *z, Index nu,
+                        Index width, T *t) {
+    product<T, ADD>(
+        degree, width, nu, [=](Index x, Index b) { return z[j[x] * width + b]; },
+        [=](Index b) { return turned + b * nu; }, t, nu);
+}
+
+// u[j(x), b] += sum over nu  s_nu(r[x]) g[nu, b] of the edges of atom i; rows of g are `ld` apart
+template <typename T>
+inline void spread(const Edges<T> &edges, Index i, const T *gauss, const T *g, Index ld,
+                   Index width, T *part, T *u) {
+    const Index degree = edges.degree(i), lds = edges.padded, *j = edges.senders(i);
+    product<T, false>(
+        degree, edges.nu, width, [=](Index x, Index n) { return gauss[x * lds + n]; },
+        [=](Index n) { return g + n * ld; }, part, width);
+    const T *phi = gauss + degree * lds;
+    for (Index x = 0; x < degree; ++x) {
+        T *to = u + j[x] * width;
+        for (Index b = 0; b < width; ++b) to[b] += phi[x] * part[x * width + b];
+    }
+}
+
+// e[nu, atom, b] of `count` atoms from `first` on: a matrix for each nu, `ld` numbers apart.
+template <typename T>
+inline void environments(const Edges<T> &edges, Index first, Index count, const T *z, Index in,
+                         T *s, T *e, Index ld) {
+    for (Index a = 0; a < count; ++a) {
+        const Index i = first + a;
+        edges.template gaussians<true>(i, s);
+        environment(edges.degree(i), edges.senders(i), s, edges.padded, z, edges.nu, in, e + a * in,
+                    ld);
+    }
+}
+
+// kept[nu, atoms, in], the environments, is for V's gradient; null if there will be none.
+template <typename T>
+void interact(const Edges<T> &edges, const T *z, const T *V, T *g, T *kept, Index atoms, Index in,
+              Index out) {
+    const Index nu = edges.nu, most = edges.most(atoms), ld = (kept ? atoms : kBlock) * in;
+    const unsigned mode = FloatMode::callers();
+#pragma omp parallel
+    {
+        const FloatMode held(mode);
+        T *s = scratch<T, kSensitivities>(most * (edges.padded + 1));
+        T *small = scratch<T, kEnvironments>(kept ? 0 : nu * kBlock * in);
+        const Share share(atoms);
+        for (Index block = 0; block < share.blocks; ++block) {
+            const Index first = share.first(block), count = share.first(block + 1) - first;
+            T *e = kept ? kept + first * in : small;
+            environments(edges, first, count, z, in, s, e, ld);
+            std::fill(g + first * out, g + (first + count) * out, T(0));
+            for (Index n = 0; n < nu; ++n)
+                multiply<T, true>(count, out, in, e + n * ld, V + n * in * out, g + first * out);
+        }
+    }
+}
+
+// V's gradient, dV[nu, b, a] (+)= sum over i  e[nu, i, b] dg[i, a], for one nu.
+template <bool ADD = false, typename T>
+void weight_gradient(const T *e, const T *dg, T *dV, Index atoms, Index in, Index out) {
+    if (!ADD) std::fill(dV, dV + in * out, T(0));
+    for (Index first = 0; first < atoms; first += kBlock)
+        add_outer(in, out, std::min(kBlock, atoms - first), e + first * in, dg + first * out, dV);
+}
+
+// Gradients in mu and sigma from each thread's sums of dlogmu = dmu mu^2 and dsigma.
+template <typename T>
+void sum_parts(const Edges<T> &edges, const double *parts, Index team, T *dmu, T *dsigma) {
+    const Index nu = edges.nu;
+    for (Index n = 0; n < nu; ++n) {
+        double mu = 0, sigma = 0;
+        for (Index me = 0; me < team; ++me)
+            mu += parts[2 * me * nu + n], sigma += parts[(2 * me + 1) * nu + n];
+        dmu[n] = T(mu) * edges.inverse_mu[n] * edges.inverse_mu[n], dsigma[n] = T(sigma);
+    }
+}
+
+// Gradients of interact; dz, dV (with the environments e) and dr may be null.
+template <typename T>
+void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *kept,
+                       const T *dg, T *dmu, T *dsigma, T *dz, T *dV, T *dr, Index atoms, Index in,
+                       Index out) {
+    const Index nu = edges.nu, depth = nu * in, most = edges.most(atoms), padded = edges.padded;
+    const Index team = omp_get_max_threads();
+    T *turned_V = scratch<T, kWeights>(depth * out);  // [nu, out, in]
+    T *parts_z = scratch<T, kRows>(dz ? team * atoms * in : 0);
+    std::vector<double> parts_mu(2 * team * nu, 0);
+    const unsigned mode = FloatMode::callers();
+#pragma omp parallel num_threads(team)
+    {
+        const FloatMode held(mode);
+        const Index me = omp_get_thread_num();
+#pragma omp for schedule(static)
+        for (Index n = 0; n < nu; ++n)
+            transpose(in, out, V + n * in * out, turned_V + n * in * out);
+        T *s = scratch<T, kSensitivities>(most * (padded + 1)), *ds = scratch<T, kSlopes>(most * nu);
+        T *part = scratch<T, kPart>(most * in), *turned = scratch<T, kTurned>(depth);
+        T *e = scratch<T, kEnvironments>(nu * kBlock * in);
+        T *dm = scratch<T, kSmall>(2 * nu), *dsg = dm + nu;
+        T *my_z = parts_z + me * atoms * in;
+        if (dz) std::fill(my_z, my_z + atoms * in, T(0));
+        double *my_mu = parts_mu.data() + 2 * me * nu, *my_sigma = my_mu + nu;
+        const Share share(atoms);
+#pragma omp for schedule(static)
+        for (Index n = 0; n < (dV ? nu : 0); ++n)
+            weight_gradient(kept + n * atoms * in, dg, dV + n * in * out, atoms, in, out);
+        for (Index block = 0; block < share.blocks; ++block) {
+            const Index first = share.first(block), count = share.first(block + 1) - first;
+            for (Index n = 0; n < nu; ++n)
+                multiply<T, false>(count, in, out, dg + first * out, turned_V + n * in * out,
+                                   e + n * kBlock * in);
+            std::fill(dm, dm + 2 * nu, T(0));
+            for (Index a = 0; a < count; ++a) {
+                const Index i = first + a, degree = edges.degree(i), *j = edges.senders(i);
+                const T *de = e + a * in;
+                transpose(nu, in, de, turned, kBlock * in);
+                projections(degree, j, turned, z, nu, in, ds);
+                edges.template gaussians<false>(i, s);
+                edges.pull_back(i, ds, s, dm, dsg, dr);
+                if (dz) spread(edges, i, s, de, kBlock * in, in, part, my_z);
+            }
+            for (Index n = 0; n < nu; ++n) my_mu[n] += dm[n], my_sigma[n] += dsg[n];
+        }
+#pragma omp barrier
+        if (dz) gather_parts(parts_z, team, atoms * in, dz);
+    }
+    sum_parts(edges, parts_mu.data(), team, dmu, dsigma);
+}
+
+}  // namespace hipnn

@@ -1,0 +1,238 @@
+// Changes: a dot marks the derivative of a quantity if each distance r[x] moves by along[x]. The
+// gradients of a function of values and changes are what a loss on forces needs.
+
+#pragma once
+
+#include "dense.h"
+#include "interaction.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace hipnn {
+
+// Sensitivities s[x, padded] of the edges of atom i (Eq. 10) and s_dot = along s'(r).
+template <typename T>
+void sensitivities(const Edges<T> &edges, const T *along, Index i, T *s, T *s_dot) {
+    const T *im = edges.inverse_mu.data(), *sg = edges.sigma.data();
+    const Index padded = edges.padded;
+    for (Index x = edges.row[i]; x < edges.row[i + 1]; ++x, s += padded, s_dot += padded) {
+        const T distance = edges.r[x], inverse = 1 / distance, phi = edges.envelope(distance);
+        const T slope = along[x] * edges.envelope_slope(distance);
+        const T turn = along[x] * inverse * inverse * phi;
+#pragma omp simd
+        for (Index n = 0; n < padded; ++n) {
+            const T deviation = (inverse - im[n]) * sg[n];
+            const T gauss = exponential(T(-0.5) * deviation * deviation);
+            s[n] = gauss * phi;
+            s_dot[n] = gauss * (slope + turn * deviation * sg[n]);
+        }
+    }
+}
+
+// From ds and ds_dot [x, nu] of atom i, and its sensitivities: adds to dlogmu = dmu mu^2 and dsigma.
+template <typename T>
+void pull_back(const Edges<T> &edges, const T *along, Index i, const T *ds, const T *ds_dot,
+               const T *s, const T *s_dot, T *dmu, T *dsigma) {
+    const T *im = edges.inverse_mu.data(), *sg = edges.sigma.data();
+    const Index nu = edges.nu, padded = edges.padded;
+    for (Index x = edges.row[i]; x < edges.row[i + 1]; ++x) {
+        const T inverse = 1 / edges.r[x], factor = along[x] * inverse * inverse;
+#pragma omp simd
+        for (Index n = 0; n < nu; ++n) {
+            const T difference = inverse - im[n], deviation = difference * sg[n];
+            const T turn = -deviation * (ds[n] * s[n] + ds_dot[n] * s_dot[n]);
+            const T shift = factor * ds_dot[n] * s[n];
+            dmu[n] += turn * sg[n] + shift * sg[n] * sg[n];
+            dsigma[n] += turn * difference + 2 * shift * deviation;
+        }
+        ds += nu, ds_dot += nu, s += padded, s_dot += padded;
+    }
+}
+
+// g_dot of interact and kept_dot, the changes of its environments; z_dot null: 0.
+template <typename T>
+void interact_tangent(const Edges<T> &edges, const T *along, const T *z, const T *z_dot, const T *V,
+                      T *g_dot, T *kept_dot, Index atoms, Index in, Index out) {
+    const Index nu = edges.nu, padded = edges.padded, most = edges.most(atoms), ld = atoms * in;
+    const unsigned mode = FloatMode::callers();
+#pragma omp parallel
+    {
+        const FloatMode held(mode);
+        T *s = scratch<T, kSensitivities>(2 * most * padded), *s_dot = s + most * padded;
+        const Share share(atoms);
+        for (Index block = 0; block < share.blocks; ++block) {
+            const Index first = share.first(block), count = share.first(block + 1) - first;
+            for (Index i = first; i < first + count; ++i) {
+                const Index degree = edges.degree(i), *j = edges.senders(i);
+                T *e = kept_dot + i * in;
+                sensitivities(edges, along, i, s, s_dot);
+                environment(degree, j, s_dot, padded, z, nu, in, e, ld);
+                if (z_dot) environment<true>(degree, j, s, padded, z_dot, nu, in, e, ld);
+            }
+            std::fill(g_dot + first * out, g_dot + (first + count) * out, T(0));
+            for (Index n = 0; n < nu; ++n)
+                multiply<T, true>(count, out, in, kept_dot + n * ld + first * in, V + n * in * out,
+                                  g_dot + first * out);
+        }
+    }
+}
+
+// u[j(x), b] += part[x, b] of the edges of an atom
+template <typename T>
+inline void send_back(Index degree, const Index *j, const T *part, Index width, T *u) {
+    for (Index x = 0; x < degree; ++x)
+        for (Index b = 0; b < width; ++b) u[j[x] * width + b] += part[x * width + b];
+}
+
+// Gradients of a function of g and g_dot; dz and dz_dot may be null, together.
+template <typename T>
+void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z, const T *z_dot,
+                               const T *V, const T *kept, const T *kept_dot, const T *dg,
+                               const T *dg_dot, T *dmu, T *dsigma, T *dz, T *dz_dot, T *dV,
+                               Index atoms, Index in, Index out) {
+    const Index nu = edges.nu, depth = nu * in, most = edges.most(atoms), padded = edges.padded;
+    const Index team = omp_get_max_threads(), ld = kBlock * in, features = atoms * in;
+    T *turned_V = scratch<T, kWeights>(depth * out);  // [nu, out, in]
+    T *parts_z = scratch<T, kRows>(dz ? 2 * team * features : 0);
+    T *parts_z_dot = parts_z + team * features;
+    std::vector<double> parts_mu(2 * team * nu, 0);
+    const unsigned mode = FloatMode::callers();
+#pragma omp parallel num_threads(team)
+    {
+        const FloatMode held(mode);
+        const Index me = omp_get_thread_num();
+#pragma omp for schedule(static)
+        for (Index n = 0; n < nu; ++n) {
+            transpose(in, out, V + n * in * out, turned_V + n * in * out);
+            weight_gradient(kept + n * features, dg, dV + n * in * out, atoms, in, out);
+            weight_gradient<true>(kept_dot + n * features, dg_dot, dV + n * in * out, atoms, in,
+                                  out);
+        }
+        T *s = scratch<T, kSensitivities>(2 * most * padded), *s_dot = s + most * padded;
+        T *ds = scratch<T, kSlopes>(2 * most * nu), *ds_dot = ds + most * nu;
+        T *turned = scratch<T, kTurned>(2 * depth), *turned_dot = turned + depth;
+        T *e = scratch<T, kEnvironments>(2 * nu * ld), *e_dot = e + nu * ld;
+        T *part = scratch<T, kPart>(most * in);
+        T *dm = scratch<T, kSmall>(2 * nu), *dsg = dm + nu;
+        T *my_z = parts_z + me * features, *my_z_dot = parts_z_dot + me * features;
+        if (dz) {
+            std::fill(my_z, my_z + features, T(0));
+            std::fill(my_z_dot, my_z_dot + features, T(0));
+        }
+        double *my_mu = parts_mu.data() + 2 * me * nu, *my_sigma = my_mu + nu;
+        const Share share(atoms);
+        for (Index block = 0; block < share.blocks; ++block) {
+            const Index first = share.first(block), count = share.first(block + 1) - first;
+            for (Index n = 0; n < nu; ++n) {
+                const T *back = turned_V + n * in * out;
+                multiply<T, false>(count, in, out, dg + first * out, back, e + n * ld);
+                multiply<T, false>(count, in, out, dg_dot + first * out, back, e_dot + n * ld);
+            }
+            std::fill(dm, dm + 2 * nu, T(0));
+            for (Index a = 0; a < count; ++a) {
+                const Index i = first + a, degree = edges.degree(i), *j = edges.senders(i);
+                const T *de = e + a * in, *de_dot = e_dot + a * in;
+                transpose(nu, in, de, turned, ld);
+                transpose(nu, in, de_dot, turned_dot, ld);
+                projections(degree, j, turned, z, nu, in, ds);
+                if (z_dot) projections<true>(degree, j, turned_dot, z_dot, nu, in, ds);
+                projections(degree, j, turned_dot, z, nu, in, ds_dot);
+                sensitivities(edges, along, i, s, s_dot);
+                pull_back(edges, along, i, ds, ds_dot, s, s_dot, dm, dsg);
+                if (!dz) continue;
+                const auto of_s = [=](Index x, Index n) { return s[x * padded + n]; };
+                const auto of_s_dot = [=](Index x, Index n) { return s_dot[x * padded + n]; };
+                const auto values = [=](Index n) { return de + n * ld; };
+                const auto changes = [=](Index n) { return de_dot + n * ld; };
+                product<T, false>(degree, nu, in, of_s, values, part, in);
+                product<T, true>(degree, nu, in, of_s_dot, changes, part, in);
+                send_back(degree, j, part, in, my_z);
+                product<T, false>(degree, nu, in, of_s, changes, part, in);
+                send_back(degree, j, part, in, my_z_dot);
+            }
+            for (Index n = 0; n < nu; ++n) my_mu[n] += dm[n], my_sigma[n] += dsg[n];
+        }
+#pragma omp barrier
+        if (dz) {
+            gather_parts(parts_z, team, features, dz);
+            gather_parts(parts_z_dot, team, features, dz_dot);
+        }
+    }
+    sum_parts(edges, parts_mu.data(), team, dmu, dsigma);
+}
+
+// The changes of dense: of its result and, for the backward pass, of activations and inputs.
+template <typename T>
+void dense_tangent(const T *z_dot, const T *received_dot, const T *const *weights,
+                   const T *activations, T *activations_dot, T *inputs_dot, T *result_dot,
+                   Index atoms, Index in, Index out, Index layers) {
+    auto all = stack(weights, in, out, layers);
+    const unsigned mode = FloatMode::callers();
+#pragma omp parallel
+    {
+        const FloatMode held(mode);
+#pragma omp for schedule(static)
+        for (Index l = 0; l < layers; ++l) all[l].turn();
+        const Share share(atoms);
+        for (Index block = 0; block < share.blocks; ++block) {
+            const Index first = share.first(block), count = share.first(block + 1) - first;
+            const T *from = z_dot ? z_dot + first * in : z_dot;
+            for (Index l = 0; l < layers; ++l) {
+                const Index at = (l * atoms + first) * out;
+                T *to = l + 1 < layers ? inputs_dot + at : result_dot + first * out;
+                all[l].tangent(count, from, l ? nullptr : received_dot + first * out,
+                               activations + at, activations_dot + at, to);
+                from = to;
+            }
+        }
+    }
+}
+
+// Gradients of a function of dense's result and its change; dz and dz_dot may be null, together.
+template <typename T>
+void dense_tangent_backward(const T *z, const T *z_dot, const T *const *weights,
+                            const T *activations, const T *activations_dot, const T *inputs,
+                            const T *inputs_dot, const T *dresult, const T *dresult_dot,
+                            T *dreceived, T *dreceived_dot, T *dz, T *dz_dot, T *dweights,
+                            Index atoms, Index in, Index out, Index layers) {
+    const auto all = stack(weights, in, out, layers);
+    Index size = 0;
+    for (const auto &layer : all) size += layer.parameters();
+    const Index team = omp_get_max_threads(), rows = kBlock * out;
+    T *parts = scratch<T, kSums>(team * size);
+    const unsigned mode = FloatMode::callers();
+#pragma omp parallel num_threads(team)
+    {
+        const FloatMode held(mode);
+        T *small = scratch<T, kSmall>(6 * rows);
+        T *mine = parts + omp_get_thread_num() * size;
+        std::fill(mine, mine + size, T(0));
+        const Share share(atoms);
+        for (Index block = 0; block < share.blocks; ++block) {
+            const Index first = share.first(block), count = share.first(block + 1) - first;
+            const T *down = dresult + first * out, *down_dot = dresult_dot + first * out;
+            T *to = mine + size;
+            for (Index l = layers - 1; l >= 0; --l) {
+                to -= all[l].parameters();
+                const Index at = (l * atoms + first) * out, below = at - atoms * out;
+                const T *from_dot = z_dot ? z_dot + first * in : z_dot;
+                T *dh = small, *dh_dot = small + rows;
+                T *up = small + (2 + l % 2) * rows, *up_dot = small + (4 + l % 2) * rows;
+                if (!l) {
+                    dh = dreceived + first * out, dh_dot = dreceived_dot + first * out;
+                    up = dz ? dz + first * in : dz, up_dot = dz ? dz_dot + first * in : dz;
+                }
+                all[l].tangent_backward(count, l ? inputs + below : z + first * in,
+                                        l ? inputs_dot + below : from_dot, activations + at,
+                                        activations_dot + at, down, down_dot, dh, dh_dot, up, up_dot,
+                                        to);
+                down = up, down_dot = up_dot;
+            }
+        }
+#pragma omp barrier
+        gather_parts(parts, team, size, dweights);
+    }
+}
+
+}  // namespace hipnn

@@ -1,0 +1,80 @@
+// Who works on which atoms, with which memory and which floating-point mode.
+
+#pragma once
+
+#include "tiles.h"
+
+#include <algorithm>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_max_threads() { return 1; }
+static int omp_get_thread_num() { return 0; }
+static int omp_get_num_threads() { return 1; }
+#endif
+
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+namespace hipnn {
+
+// Rounding and flush-denormal bits belong to a thread. A thread of the pool takes over the caller's
+// while it works on a kernel, else a row's last bits would depend on which thread sums it.
+class FloatMode {
+#if defined(__SSE__)
+    const unsigned own = _mm_getcsr();
+
+  public:
+    static unsigned callers() { return _mm_getcsr() & ~0x3fu; }
+    explicit FloatMode(unsigned mode) { _mm_setcsr(mode); }
+    ~FloatMode() { _mm_setcsr(own); }
+#else
+  public:
+    static unsigned callers() { return 0; }
+    explicit FloatMode(unsigned) {}
+    ~FloatMode() {}
+#endif
+    FloatMode(const FloatMode &) = delete;
+};
+
+constexpr Index kBlock = 60;  // most atoms of a block; a multiple of the 5 rows of a tile
+
+// The atoms of the calling thread, in blocks of nearly equal size.
+struct Share {
+    Index begin, end, blocks;
+    explicit Share(Index atoms) {
+        const Index team = omp_get_num_threads(), me = omp_get_thread_num();
+        begin = atoms * me / team, end = atoms * (me + 1) / team;
+        blocks = (end - begin + kBlock - 1) / kBlock;
+    }
+    Index first(Index block) const {  // of block `blocks`: the end
+        const Index rows = (end - begin + 4) / 5;
+        return std::min(end, begin + 5 * (rows * block / blocks));
+    }
+};
+
+// Memory of the calling thread, kept from call to call: fresh pages cost more than the arithmetic.
+// Each USE is another buffer.
+enum Use { kSensitivities, kSlopes, kEnvironments, kTurned, kPart, kSmall, kWeights, kSums, kRows };
+template <typename T, Use USE> T *scratch(Index size) {
+    static thread_local std::vector<T> memory;
+    constexpr std::size_t most = (std::size_t(64) << 20) / sizeof(T);  // not kept beyond 64 MB
+    if (memory.size() > most && std::size_t(size) <= most) std::vector<T>().swap(memory);
+    if (memory.size() < std::size_t(size)) memory.resize(size);
+    return memory.data();
+}
+
+// to[k] = sum over the team of parts[member * size + k]; call from the whole team.
+template <typename T> void gather_parts(const T *parts, Index team, Index size, T *to) {
+#pragma omp for schedule(static)
+    for (Index k = 0; k < size; ++k) {
+        T sum = 0;
+        for (Index member = 0; member < team; ++member) sum += parts[member * size + k];
+        to[k] = sum;
+    }
+}
+
+}  // namespace hipnn
