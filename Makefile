@@ -54,8 +54,8 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 $(OPS)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(OPS)
 	sed 's/^torch-geometric==.*/torch-geometric==2.7.0/' constraints.txt > $(OPS)/constraints.txt
-	$(OPS)/bin/pip install -q -c $(OPS)/constraints.txt torch "setuptools<81" wheel
-	$(OPS)/bin/pip install -q -c $(OPS)/constraints.txt --no-build-isolation -e ".[ops,test]"
+	$(OPS)/bin/pip install -q -c $(OPS)/constraints.txt torch "setuptools<81" wheel ninja
+	PATH="$(abspath $(OPS))/bin:$$PATH" $(OPS)/bin/pip install -q -c $(OPS)/constraints.txt --no-build-isolation -e ".[ops,test]"
 	touch $@
 
 clean:
