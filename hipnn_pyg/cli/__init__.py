@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from hipnn_pyg import __version__
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.cli import (
     calibrate,
@@ -73,6 +74,7 @@ def parser() -> ArgumentParser:
         prog="hipnn",
         formatter_class=HelpFormatter,
         description=DESCRIPTION,
+        version=f"{__version__}, torch {torch.__version__}",
     )
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = top.add_subcommands(title="commands", metavar="COMMAND", dest="command")

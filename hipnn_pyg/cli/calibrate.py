@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
-from torch import Tensor
 
 from hipnn_pyg.cli.calibration_report import draw, tables
 from hipnn_pyg.cli.run_folder import RunFolder, usable_device
+from hipnn_pyg.data.embedded import embed
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.qm9 import load_qm9
 from hipnn_pyg.data.sets import QM9Set
@@ -29,7 +29,6 @@ from hipnn_pyg.data.splits import Split, random_split
 from hipnn_pyg.models.files import atomic_write, load_model, member_folders
 from hipnn_pyg.uncertainty import CalibratedModel, ErrorBars, FeatureStatistics, take_sample
 from hipnn_pyg.uncertainty.assess import assess, compare, foreign_classes
-from hipnn_pyg.uncertainty.embedded import embed
 from hipnn_pyg.uncertainty.error_bars import Geometry
 from hipnn_pyg.uncertainty.sample import Sample
 from hipnn_pyg.units import ENERGY_UNITS, convert
@@ -39,17 +38,17 @@ class Halves(NamedTuple):
     """The test set of all members, in two parts.
 
     Attributes:
-        molecules: the whole data set.
+        molecules: the whole data set on its own geometries.
         smiles: of every molecule; None where the data set has none.
         names: of every molecule; None where the data set has none.
-        train: training molecules of the first member.
+        train: training molecules of the first member, as it saw them.
         split: ``train`` holds the calibration molecules, ``test`` the others.
     """
 
     molecules: PackedMolecules
     smiles: list[str] | None
     names: list[str] | None
-    train: Tensor
+    train: PackedMolecules
     split: Split
 
 
@@ -115,7 +114,7 @@ def calibrate(
     members = member_folders(path)
     models = [load_model(member, usable_device(device)) for member in members]
     halves = take_halves(members, num_calibration, seed, root)
-    statistics = FeatureStatistics.fit(models[0], halves.molecules.subset(halves.train))
+    statistics = FeatureStatistics.fit(models[0], halves.train)
 
     order = torch.randperm(len(halves.split.test), generator=torch.Generator().manual_seed(seed))
     test_index = halves.split.test[order]
@@ -183,11 +182,12 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
         )
     candidates = torch.from_numpy(shared)
     split = random_split(len(packed), number, 0, seed, candidates, "calibration")
-    smiles = names = None
+    train, smiles, names = packed.subset(first.train), None, None
     if isinstance(chosen, QM9Set):
+        packed, _ = QM9Set.load(chosen)  # also where RDKit's geometries were learned
         stored = load_qm9(chosen.root, chosen.source)._data
         smiles, names = [*stored.smiles], [*stored.name]
-    return Halves(packed, smiles, names, first.train, split)
+    return Halves(packed, smiles, names, train, split)
 
 
 def in_kcal(report: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from hipnn_pyg.data.qm9_raw import write_qm9_raw
-from hipnn_pyg.data.sets import MD17Set, QM9Set
+from hipnn_pyg.data.sets import MD17Set, QM9RDKitSet, QM9Set
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -23,6 +23,10 @@ def add_options(parser: ArgumentParser) -> None:
     raw.add_argument("root", type=str, help="folder of the data set; files go to ROOT/raw")
     sets.add_subcommand("qm9-raw", raw, help="write PyG's raw QM9 files from the wheel")
 
+    rdkit = ArgumentParser(description="Embed the SMILES of QM9 by RDKit (ETKDG, MMFF94).")
+    rdkit.add_class_arguments(QM9RDKitSet, skip={"target", "num_train", "num_validation"})
+    sets.add_subcommand("qm9-rdkit", rdkit, help="QM9 on geometries that RDKit makes of its SMILES")
+
     md17 = ArgumentParser(description="Fetch one trajectory of MD17 or revised MD17.")
     md17.add_class_arguments(MD17Set, skip={"num_train", "num_validation"})
     sets.add_subcommand("md17", md17, help="fetch one MD17 trajectory")
@@ -38,8 +42,9 @@ def run(arguments: Namespace) -> None:
             f"{written.folder} ({len(written.unmatched)} without bonds, listed there); load them "
             f"with torch_geometric.datasets.QM9({options.root!r})"
         )
-    elif arguments.what == "qm9":
-        packed, kept = QM9Set(root=options.root, source=options.source).load()
+    elif arguments.what in ("qm9", "qm9-rdkit"):
+        kind = QM9Set if arguments.what == "qm9" else QM9RDKitSet
+        packed, kept = kind(root=options.root, source=options.source).load()
         print(f"QM9 in {options.root}: {len(packed):,} molecules, {len(kept):,} after exclusions")
     else:
         packed, _ = MD17Set(root=options.root, molecule=options.molecule).load()

@@ -24,13 +24,14 @@ from jsonargparse.typing import PositiveInt
 from hipnn_pyg.cli.ensemble import train_ensemble
 from hipnn_pyg.cli.prepare import prepare
 from hipnn_pyg.cli.run_folder import RunFolder, of_class
-from hipnn_pyg.data.sets import SETS, FileSet, MD17Set, MoleculeSet, QM9Set
+from hipnn_pyg.data.sets import SETS, FileSet, MD17Set, MoleculeSet, QM9RDKitSet, QM9Set
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.train.config import Network, Training
 from hipnn_pyg.train.trainer import Trainer
 
 DEFAULTS: dict[type, dict[str, object]] = {
     QM9Set: {},
+    QM9RDKitSet: {},
     MD17Set: {"hidden_channels": 20, "num_onsite": 0, "epochs": 2000},  # Table III's model
     FileSet: {},
 }
@@ -49,6 +50,7 @@ FORCES: dict[str, object] = {
 """What ``--forces`` changes in these defaults; chosen by the validation errors of malonaldehyde."""
 HELP = {
     "qm9": "QM9, the paper's main data set",
+    "qm9-rdkit": "QM9's energies on RDKit geometries, for models that get SMILES",
     "md17": "a trajectory of MD17 or revised MD17 (Table III's model by default)",
     "file": "your own structures with energies",
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+import hipnn_pyg
 from hipnn_pyg.cli import main
 
 SET = ["--num_train", "--num_validation"]
@@ -65,7 +67,7 @@ def test_units_and_sources_stand_in_the_help(capsys: pytest.CaptureFixture[str])
     [
         ("", "COMMAND"),
         ("fly", "fly"),
-        ("train", "{qm9,md17,file}"),
+        ("train", "{qm9,qm9-rdkit,md17,file}"),
         ("train file --num_train 3 --num_validation 1", "path"),
         ("train qm9 --hidden_chanels 3", "hidden_chanels"),
         ("train qm9 --epochs many", "epochs"),
@@ -80,3 +82,11 @@ def test_wrong_command_lines(line: str, message: str, capsys: pytest.CaptureFixt
     shown = capsys.readouterr()
     assert exit.value.code == 2 and message in shown.err
     assert shown.out == "" and "Traceback" not in shown.err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["--version"])
+    assert exit.value.code == 0
+    version = f"hipnn {hipnn_pyg.__version__}, torch {torch.__version__}"
+    assert capsys.readouterr().out.strip() == version

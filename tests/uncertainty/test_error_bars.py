@@ -13,7 +13,6 @@ import torch
 from torch_geometric.data import Data
 
 from hipnn_pyg import HIPNN, ModelFileError, PackedMolecules, save_model
-from hipnn_pyg.data.molecules import from_smiles
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.models import load_model
 from hipnn_pyg.models.files import member_folders
@@ -24,7 +23,6 @@ from hipnn_pyg.uncertainty import (
     observe,
     take_sample,
 )
-from hipnn_pyg.uncertainty.embedded import embed
 from hipnn_pyg.uncertainty.structures import rattled, stretched
 
 NAMES = ("CH4", "NH3", "H2O", "CH3CH2OH", "CH3OH", "C2H6", "H2CO", "HCOOH")
@@ -182,17 +180,3 @@ def test_damage_is_named(
     damage(tmp_path)
     with pytest.raises(ModelFileError, match=message):
         CalibratedModel.load(tmp_path)
-
-
-def test_embedding_keeps_the_energies_and_counts_failures() -> None:
-    smiles = ["C", "CCO", "C1CC", "N", "O"]  # the third cannot be read, the last is not water
-    items = [from_smiles(text) for text in ("C", "CCO", "CC", "N", "N")]
-    for k, data in enumerate(items):
-        data.e = torch.tensor([float(k)])
-    packed = PackedMolecules.pack(items, Target("U0", "eV", "e"))
-    made = embed(smiles, packed, torch.tensor([4, 3, 2, 1]), seed=1)
-    assert made.kept.tolist() == [3, 1] and made.failed == 2
-    assert made.molecules.target.tolist() == [3.0, 1.0] and made.molecules.spec.unit == "eV"
-    assert made.molecules.counts.tolist() == [4, 9]
-    expected = from_smiles("CCO", 1)
-    assert torch.equal(made.molecules.gather(torch.tensor([1])).pos, expected.pos)

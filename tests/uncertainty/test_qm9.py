@@ -10,12 +10,12 @@ import torch
 from torch_geometric.data import Data
 
 from hipnn_pyg import HIPNN, PackedMolecules, load_model
+from hipnn_pyg.data.embedded import embed
 from hipnn_pyg.data.molecules import from_smiles
 from hipnn_pyg.data.qm9 import QM9Pack
 from hipnn_pyg.data.splits import Split, random_split
 from hipnn_pyg.data.targets import QM9_TARGETS
 from hipnn_pyg.uncertainty import CalibratedModel, ErrorBars, FeatureStatistics, Sample, take_sample
-from hipnn_pyg.uncertainty.embedded import embed
 from hipnn_pyg.uncertainty.scores import auc, coverage
 from hipnn_pyg.uncertainty.structures import drugs, stretched
 

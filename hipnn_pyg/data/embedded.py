@@ -1,0 +1,159 @@
+"""Molecules of a data set as a user's SMILES would give them: embedded anew by RDKit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from tqdm import tqdm
+
+from hipnn_pyg.checks import StructureError
+from hipnn_pyg.data.molecules import from_smiles
+from hipnn_pyg.data.packed import PackedMolecules
+from hipnn_pyg.data.targets import Target
+
+PART = 10_000
+"""Molecules whose geometries are kept in one file."""
+WORKERS_PAY_AFTER = 500
+"""Molecules that take as long to embed as processes to start."""
+
+
+class Embedded(NamedTuple):
+    """Molecules on RDKit geometries, with the energies of the data set's own geometries.
+
+    Attributes:
+        molecules: packed.
+        kept: which they are, ``[m]``.
+        failed: how many could not be embedded, or came out with other atoms.
+    """
+
+    molecules: PackedMolecules
+    kept: Tensor
+    failed: int
+
+
+def embed(
+    smiles: Sequence[str],
+    molecules: PackedMolecules,
+    index: Tensor,
+    seed: int = 0,
+    progress: bool = False,
+) -> Embedded:
+    """Embed SMILES (ETKDG), relax them (MMFF94) and keep the data set's energies.
+
+    Args:
+        smiles: of every molecule, as the data set has them.
+        molecules: the data set, on the CPU.
+        index: which molecules.
+        seed: of the conformers.
+        progress: show a progress bar.
+
+    Raises:
+        StructureError: none of them could be embedded.
+    """
+    items, kept = [], []
+    chosen = index.tolist()
+    made = conformers([smiles[number] for number in chosen], seed, progress)
+    for number, data in zip(chosen, made, strict=True):
+        batch = molecules.gather(torch.tensor([number]))
+        if data is not None and torch.equal(data.z.sort().values, batch.z.sort().values):
+            items.append(Data(z=data.z, pos=data.pos, energy=batch.target))
+            kept.append(number)
+    target = Target(molecules.spec.name, molecules.spec.unit, "energy")
+    return Embedded(PackedMolecules.pack(items, target), torch.tensor(kept), len(index) - len(kept))
+
+
+def on_rdkit_geometries(
+    smiles: Sequence[str], molecules: PackedMolecules, folder: Path, progress: bool = False
+) -> tuple[PackedMolecules, Tensor]:
+    """A data set with RDKit's geometries (seed 0) in place of its own.
+
+    They are kept in files of 10,000 molecules: what was interrupted goes on.
+
+    Args:
+        smiles: of every molecule.
+        molecules: the data set, on the CPU.
+        folder: of the files, for one version of RDKit.
+        progress: show a progress bar.
+
+    Returns:
+        The data set and which molecules have an RDKit geometry, ``[M]``; the others have their own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    z, pos = molecules.z.clone(), molecules.pos.clone()
+    found = torch.zeros(len(molecules), dtype=torch.bool)
+    for first in range(0, len(molecules), PART):
+        index = torch.arange(first, min(first + PART, len(molecules)))
+        file = folder / f"{first:06d}.npz"
+        if not file.exists():
+            made = embed([*smiles], molecules, index, progress=progress)
+            z_made, pos_made = made.molecules.z.numpy(), made.molecules.pos.numpy()
+            partial = file.with_suffix(f".{os.getpid()}.npz")
+            np.savez_compressed(partial, kept=made.kept.numpy(), z=z_made, pos=pos_made)
+            partial.replace(file)
+        with np.load(file) as stored:
+            kept = torch.from_numpy(stored["kept"])
+            counts = molecules.counts[kept]
+            move = molecules.start[kept] - (counts.cumsum(0) - counts)
+            atoms = torch.arange(int(counts.sum())) + move.repeat_interleave(counts)
+            z[atoms] = torch.from_numpy(stored["z"]).to(z.dtype)
+            pos[atoms] = torch.from_numpy(stored["pos"]).to(pos.dtype)
+            found[kept] = True
+    return replace(molecules, z=z, pos=pos), found
+
+
+def conformers(smiles: Sequence[str], seed: int, progress: bool = False) -> Iterator[Data | None]:
+    """One conformer of each SMILES in turn, see :func:`from_smiles`; None where it has none.
+
+    Args:
+        smiles: the molecules; many are shared out over the processor's cores.
+        seed: of the conformers.
+        progress: show a progress bar.
+    """
+    bar = tqdm(
+        total=len(smiles),
+        desc="embedding SMILES",
+        leave=False,
+        disable=not progress,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    )
+    with bar, _workers(len(smiles)) as pool:
+        found = (
+            map(_conformer, smiles, repeat(seed))
+            if pool is None
+            else pool.map(_conformer, smiles, repeat(seed), chunksize=50)
+        )
+        for made in found:
+            bar.update()
+            yield None if made is None else Data(z=torch.tensor(made[0]), pos=torch.tensor(made[1]))
+
+
+@contextmanager
+def _workers(number: int) -> Iterator[ProcessPoolExecutor | None]:
+    cores = os.cpu_count() or 1
+    if cores == 1 or number < WORKERS_PAY_AFTER:
+        yield None
+        return
+    fresh = multiprocessing.get_context("spawn")  # threads of this process do not survive a fork
+    with ProcessPoolExecutor(cores, fresh, torch.set_num_threads, (1,)) as pool:
+        yield pool
+
+
+def _conformer(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        data = from_smiles(smiles, seed)
+    except StructureError:
+        return None
+    return data.z.numpy(), data.pos.numpy()
