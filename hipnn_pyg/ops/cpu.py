@@ -128,13 +128,11 @@ def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
                 raise TypeError(f"{name} wants contiguous {dtype} and int64 tensors, not {a.dtype}")
             a = a.data_ptr()
         values.append(a)
-    _function(f"{name}_{SUFFIX[dtype]}", *map(_c_type, arguments))(*values)
-
-
-@functools.cache
-def _function(name: str, *kinds: Any) -> Any:
-    """A kernel for arguments of these C types; converting them is then ctypes' own, fast, work."""
-    return ctypes.CFUNCTYPE(None, *kinds)((name, library()))
+    kernels = library()
+    function = getattr(kernels, f"{name}_{SUFFIX[dtype]}")
+    if function.argtypes is None:  # converting arguments is then ctypes' own, fast, work
+        function.argtypes, function.restype = [*map(_c_type, arguments)], None
+    function(*values)
 
 
 def _c_type(argument: Any) -> Any:
@@ -182,7 +180,7 @@ def interact(
     environments = z.new_empty(nu, z.size(0), in_channels) if keep else None
     where = (r.contiguous(), pattern.row, pattern.j, mu, sigma)
     sizes = (z.size(0), nu, in_channels, out_channels)
-    _call("interact", z.dtype, *where, z, V, received, environments, *sizes, cutoff)
+    _call("interact", z.dtype, *where, z, V, received, environments, *sizes, float(cutoff))
     return received, environments
 
 
@@ -209,7 +207,9 @@ def interact_backward(
     where = (r, pattern.row, pattern.j, mu, sigma)
     sizes = (z.size(0), nu, in_channels, out_channels)
     given = (z, V, environments, gradient.contiguous())
-    _call("interact_backward", z.dtype, *where, *given, dmu, dsigma, dz, dV, dr, *sizes, cutoff)
+    _call(
+        "interact_backward", z.dtype, *where, *given, dmu, dsigma, dz, dV, dr, *sizes, float(cutoff)
+    )
 
 
 class Where(NamedTuple):
@@ -250,7 +250,7 @@ def interact_tangent(
     environments = z.new_empty(nu, z.size(0), in_channels)
     given = (r, pattern.row, pattern.j, mu, sigma, along, z, z_dot, V)
     sizes = (z.size(0), nu, in_channels, out_channels)
-    _call("interact_tangent", z.dtype, *given, received, environments, *sizes, cutoff)
+    _call("interact_tangent", z.dtype, *given, received, environments, *sizes, float(cutoff))
     return received, environments
 
 
@@ -282,7 +282,7 @@ def interact_tangent_backward(
     below = (None, None) if dfeatures is None else dfeatures.unbind()
     sizes = (z.size(0), nu, in_channels, out_channels)
     wanted = (dmu, dsigma, *below, dV)
-    _call("interact_tangent_backward", z.dtype, *given, *wanted, *sizes, cutoff)
+    _call("interact_tangent_backward", z.dtype, *given, *wanted, *sizes, float(cutoff))
 
 
 class Weights(tuple[Tensor | None, ...]):
@@ -402,7 +402,7 @@ def readout(z: Tensor, w: Tensor, b: Tensor, sigma_e: float) -> Tensor:
         sigma_e: sigma_E (energy unit).
     """
     energy = z.new_empty(z.size(0), dtype=torch.float64)
-    _call("readout", z.dtype, z.contiguous(), w, b, energy, *z.shape, sigma_e)
+    _call("readout", z.dtype, z.contiguous(), w, b, energy, *z.shape, float(sigma_e))
     return energy
 
 
@@ -413,7 +413,7 @@ def readout_backward(
     ``db`` (None: neither)."""
     z, gradient = z.contiguous(), gradient.contiguous()
     dz = torch.empty_like(z)
-    _call("readout_backward", z.dtype, z, w, gradient, dz, dw, db, *z.shape, sigma_e)
+    _call("readout_backward", z.dtype, z, w, gradient, dz, dw, db, *z.shape, float(sigma_e))
     return dz
 
 

@@ -95,6 +95,22 @@ def test_kernels_agree_in_energy_forces_and_gradients(
         torch.testing.assert_close(fused, plain, **close)
 
 
+@pytest.mark.parametrize("kernel", ["fused", "padded", "reference"])
+def test_lengths_may_be_whole_numbers(
+    small_model: Build, molecules: Batch, kernel: str, dtype: torch.dtype
+) -> None:
+    """An integer is no other length than the float of the same value, in no kernel."""
+    pos = molecules.pos.to(dtype).requires_grad_()
+    energies, forces = [], []
+    for cutoff in (3, 3.0, 3.5):
+        model = small_model(dtype, cutoff=cutoff, kernel=kernel)
+        model.set_e0(None, sigma_e=int(cutoff))
+        energies.append(model(molecules.z, pos, molecules.batch))
+        forces += torch.autograd.grad(energies[-1].sum(), pos)
+    assert torch.equal(energies[0], energies[1]) and torch.equal(forces[0], forces[1])
+    assert not torch.allclose(energies[1], energies[2], rtol=1e-4)  # control
+
+
 def test_large_molecules_leave_the_all_pairs_path(
     small_model: Build, molecules: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,7 +131,6 @@ def other_registers(
 
     def forget() -> None:
         ops.cpu.library.cache_clear()
-        ops.cpu._function.cache_clear()
 
     cache = tmp_path_factory.mktemp("kernels")
     with pytest.MonkeyPatch.context() as patch:
