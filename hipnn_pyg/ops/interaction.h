@@ -103,14 +103,14 @@ inline void projections(Index degree, const Index *j, const T *turned, const T *
         [=](Index b) { return turned + b * nu; }, t, nu);
 }
 
-// u[j(x), b] += sum over nu  s_nu(r[x]) g[nu, b] of the edges of atom i; rows of g are `ld` apart
+// u[j(x), b] += sum over nu  s_nu(r[x]) g[nu, b] of the edges of atom i
 template <typename T>
-inline void spread(const Edges<T> &edges, Index i, const T *gauss, const T *g, Index ld,
-                   Index width, T *part, T *u) {
+inline void spread(const Edges<T> &edges, Index i, const T *gauss, const T *g, Index width, T *part,
+                   T *u) {
     const Index degree = edges.degree(i), lds = edges.padded, *j = edges.senders(i);
     product<T, false>(
         degree, edges.nu, width, [=](Index x, Index n) { return gauss[x * lds + n]; },
-        [=](Index n) { return g + n * ld; }, part, width);
+        [=](Index n) { return g + n * width; }, part, width);
     const T *phi = gauss + degree * lds;
     for (Index x = 0; x < degree; ++x) {
         T *to = u + j[x] * width;
@@ -153,6 +153,32 @@ void interact(const Edges<T> &edges, const T *z, const T *V, T *g, T *kept, Inde
     }
 }
 
+// V of several nu side by side where few features come in (the one-hot layer): their gradients then
+// fill whole tiles.
+inline Index side_by_side(Index nu, Index in) {
+    constexpr Index most = 80;  // columns
+    return std::max<Index>(1, std::min(nu, most / in));
+}
+
+// V[nu, in, out], those side by side turned to [out, nu in].
+template <typename T> void turn(const T *V, T *turned, Index nu, Index in, Index out) {
+    const Index group = side_by_side(nu, in);
+#pragma omp for schedule(static)
+    for (Index n = 0; n < nu; n += group) {
+        const Index at = n * in * out;
+        transpose(std::min(group, nu - n) * in, out, V + at, turned + at);
+    }
+}
+
+// e[atom, nu, b] = sum over a  g[atom, a] V[nu, b, a] of `count` atoms, with V as `turn` gives it.
+template <typename T>
+void pull(const T *g, const T *turned, T *e, Index count, Index nu, Index in, Index out) {
+    const Index group = side_by_side(nu, in);
+    for (Index n = 0; n < nu; n += group)
+        multiply<T, false>(count, std::min(group, nu - n) * in, out, g, turned + n * in * out,
+                           e + n * in, nu * in);
+}
+
 // V's gradient, dV[nu, b, a] (+)= sum over i  e[nu, i, b] dg[i, a], for one nu.
 template <bool ADD = false, typename T>
 void weight_gradient(const T *e, const T *dg, T *dV, Index atoms, Index in, Index out) {
@@ -180,7 +206,7 @@ void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *k
                        Index out) {
     const Index nu = edges.nu, depth = nu * in, most = edges.most(atoms), padded = edges.padded;
     const Index team = omp_get_max_threads();
-    T *turned_V = scratch<T, kWeights>(depth * out);  // [nu, out, in]
+    T *turned_V = scratch<T, kWeights>(depth * out);
     T *parts_z = scratch<T, kRows>(dz ? team * atoms * in : 0);
     std::vector<double> parts_mu(2 * team * nu, 0);
     const unsigned mode = FloatMode::callers();
@@ -188,9 +214,7 @@ void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *k
     {
         const FloatMode held(mode);
         const Index me = omp_get_thread_num();
-#pragma omp for schedule(static)
-        for (Index n = 0; n < nu; ++n)
-            transpose(in, out, V + n * in * out, turned_V + n * in * out);
+        turn(V, turned_V, nu, in, out);
         T *s = scratch<T, kSensitivities>(most * (padded + 1)), *ds = scratch<T, kSlopes>(most * nu);
         T *part = scratch<T, kPart>(most * in), *turned = scratch<T, kTurned>(depth);
         T *e = scratch<T, kEnvironments>(nu * kBlock * in);
@@ -204,18 +228,16 @@ void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *k
             weight_gradient(kept + n * atoms * in, dg, dV + n * in * out, atoms, in, out);
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
-            for (Index n = 0; n < nu; ++n)
-                multiply<T, false>(count, in, out, dg + first * out, turned_V + n * in * out,
-                                   e + n * kBlock * in);
+            pull(dg + first * out, turned_V, e, count, nu, in, out);
             std::fill(dm, dm + 2 * nu, T(0));
             for (Index a = 0; a < count; ++a) {
                 const Index i = first + a, degree = edges.degree(i), *j = edges.senders(i);
-                const T *de = e + a * in;
-                transpose(nu, in, de, turned, kBlock * in);
+                const T *de = e + a * depth;
+                transpose(nu, in, de, turned);
                 projections(degree, j, turned, z, nu, in, ds);
                 edges.template gaussians<false>(i, s);
                 edges.pull_back(i, ds, s, dm, dsg, dr);
-                if (dz) spread(edges, i, s, de, kBlock * in, in, part, my_z);
+                if (dz) spread(edges, i, s, de, in, part, my_z);
             }
             for (Index n = 0; n < nu; ++n) my_mu[n] += dm[n], my_sigma[n] += dsg[n];
         }

@@ -92,8 +92,8 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
                                const T *dg_dot, T *dmu, T *dsigma, T *dz, T *dz_dot, T *dV,
                                Index atoms, Index in, Index out) {
     const Index nu = edges.nu, depth = nu * in, most = edges.most(atoms), padded = edges.padded;
-    const Index team = omp_get_max_threads(), ld = kBlock * in, features = atoms * in;
-    T *turned_V = scratch<T, kWeights>(depth * out);  // [nu, out, in]
+    const Index team = omp_get_max_threads(), features = atoms * in;
+    T *turned_V = scratch<T, kWeights>(depth * out);
     T *parts_z = scratch<T, kRows>(dz ? 2 * team * features : 0);
     T *parts_z_dot = parts_z + team * features;
     std::vector<double> parts_mu(2 * team * nu, 0);
@@ -102,9 +102,9 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
     {
         const FloatMode held(mode);
         const Index me = omp_get_thread_num();
+        turn(V, turned_V, nu, in, out);
 #pragma omp for schedule(static)
         for (Index n = 0; n < nu; ++n) {
-            transpose(in, out, V + n * in * out, turned_V + n * in * out);
             weight_gradient(kept + n * features, dg, dV + n * in * out, atoms, in, out);
             weight_gradient<true>(kept_dot + n * features, dg_dot, dV + n * in * out, atoms, in,
                                   out);
@@ -112,7 +112,7 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
         T *s = scratch<T, kSensitivities>(2 * most * padded), *s_dot = s + most * padded;
         T *ds = scratch<T, kSlopes>(2 * most * nu), *ds_dot = ds + most * nu;
         T *turned = scratch<T, kTurned>(2 * depth), *turned_dot = turned + depth;
-        T *e = scratch<T, kEnvironments>(2 * nu * ld), *e_dot = e + nu * ld;
+        T *e = scratch<T, kEnvironments>(2 * kBlock * depth), *e_dot = e + kBlock * depth;
         T *part = scratch<T, kPart>(most * in);
         T *dm = scratch<T, kSmall>(2 * nu), *dsg = dm + nu;
         T *my_z = parts_z + me * features, *my_z_dot = parts_z_dot + me * features;
@@ -124,17 +124,14 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
         const Share share(atoms);
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
-            for (Index n = 0; n < nu; ++n) {
-                const T *back = turned_V + n * in * out;
-                multiply<T, false>(count, in, out, dg + first * out, back, e + n * ld);
-                multiply<T, false>(count, in, out, dg_dot + first * out, back, e_dot + n * ld);
-            }
+            pull(dg + first * out, turned_V, e, count, nu, in, out);
+            pull(dg_dot + first * out, turned_V, e_dot, count, nu, in, out);
             std::fill(dm, dm + 2 * nu, T(0));
             for (Index a = 0; a < count; ++a) {
                 const Index i = first + a, degree = edges.degree(i), *j = edges.senders(i);
-                const T *de = e + a * in, *de_dot = e_dot + a * in;
-                transpose(nu, in, de, turned, ld);
-                transpose(nu, in, de_dot, turned_dot, ld);
+                const T *de = e + a * depth, *de_dot = e_dot + a * depth;
+                transpose(nu, in, de, turned);
+                transpose(nu, in, de_dot, turned_dot);
                 projections(degree, j, turned, z, nu, in, ds);
                 if (z_dot) projections<true>(degree, j, turned_dot, z_dot, nu, in, ds);
                 projections(degree, j, turned_dot, z, nu, in, ds_dot);
@@ -143,8 +140,8 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
                 if (!dz) continue;
                 const auto of_s = [=](Index x, Index n) { return s[x * padded + n]; };
                 const auto of_s_dot = [=](Index x, Index n) { return s_dot[x * padded + n]; };
-                const auto values = [=](Index n) { return de + n * ld; };
-                const auto changes = [=](Index n) { return de_dot + n * ld; };
+                const auto values = [=](Index n) { return de + n * in; };
+                const auto changes = [=](Index n) { return de_dot + n * in; };
                 product<T, false>(degree, nu, in, of_s, values, part, in);
                 product<T, true>(degree, nu, in, of_s_dot, changes, part, in);
                 send_back(degree, j, part, in, my_z);

@@ -108,18 +108,16 @@ inline void add_outer(Index m, Index n, Index k, const T *a, const T *b, T *c) {
         [=](Index x) { return b + x * n; }, c, n);
 }
 
-// to[n, m] = from[m, n]^T, whose rows are `ld` apart if it is given; 4 x 4 numbers at a time.
-template <typename T>
-inline void transpose(Index m, Index n, const T *from, T *to, Index ld = 0) {
+// to[n, m] = from[m, n]^T; 4 x 4 numbers at a time.
+template <typename T> inline void transpose(Index m, Index n, const T *from, T *to) {
     using four = lanes<T, 4>;
-    if (!ld) ld = n;
     Index r = 0;
     for (; r + 4 <= m; r += 4) {
         Index c = 0;
         for (; c + 4 <= n; c += 4) {
-            const T *at = from + r * ld + c;
-            const four a = load<four>(at), b = load<four>(at + ld);
-            const four p = load<four>(at + 2 * ld), q = load<four>(at + 3 * ld);
+            const T *at = from + r * n + c;
+            const four a = load<four>(at), b = load<four>(at + n);
+            const four p = load<four>(at + 2 * n), q = load<four>(at + 3 * n);
             const four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
             const four ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
             const four pq = __builtin_shufflevector(p, q, 0, 4, 1, 5);
@@ -131,10 +129,10 @@ inline void transpose(Index m, Index n, const T *from, T *to, Index ld = 0) {
             store<four>(out + 3 * m, __builtin_shufflevector(ab2, pq2, 2, 3, 6, 7));
         }
         for (; c < n; ++c)
-            for (Index k = r; k < r + 4; ++k) to[c * m + k] = from[k * ld + c];
+            for (Index k = r; k < r + 4; ++k) to[c * m + k] = from[k * n + c];
     }
     for (; r < m; ++r)
-        for (Index c = 0; c < n; ++c) to[c * m + r] = from[r * ld + c];
+        for (Index c = 0; c < n; ++c) to[c * m + r] = from[r * n + c];
 }
 
 // exp(x) for x <= 0 to rounding, without branches: 2^k times the series of the rest.
