@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 OPS = $(VENV)-ops
+WITH_OPS = $(addprefix tests/,graph/test_ops.py graph/test_neighbors.py nn/test_layers.py \
+	models/test_drop_in.py models/test_forces.py models/test_hipnn.py)
 
 .PHONY: demo test test-ops test-browser lint types tables docs bench clean
 
@@ -24,7 +26,7 @@ test-browser: $(VENV)/installed
 # Neighbour, layer and SchNet tests with torch-cluster and torch-scatter (built from source) and
 # torch-geometric 2.7, whose radius_graph uses them.
 test-ops: $(OPS)/installed
-	$(OPS)/bin/python -m pytest -n 2 -m "ops or not ops" tests/graph tests/nn tests/models
+	$(OPS)/bin/python -m pytest -n 2 -m "ops or not ops" $(WITH_OPS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
