@@ -47,7 +47,7 @@ class BlockPass(NamedTuple):
     where: cpu.Where
     z: Tensor
     weights: BlockWeights
-    environments: Tensor | None  # for the gradient in V
+    kept: cpu.Kept | None  # for gradients in the weights
     activations: Tensor
     between: Tensor
     result: Tensor
@@ -141,11 +141,11 @@ def forward(
     terms, passes = [model.reference(species)], []
     for own in block_weights(model) if weights is None else weights:
         where = cpu.Where(pairs.pattern, own.cutoff, r, own.mu, own.sigma)
-        received, environments = cpu.interact(*where, z, own.V, learn)
+        received, kept = cpu.interact(where, z, own.V, learn)
         result, activations, between = cpu.dense(z, received, own.dense, True)
         assert activations is not None and between is not None
         terms.append(cpu.readout(result, own.w, own.b, sigma_e))
-        passes.append(BlockPass(where, z, own, environments, activations, between, result))
+        passes.append(BlockPass(where, z, own, kept, activations, between, result))
         z = result
     return torch.stack(terms, dim=1), passes
 
@@ -191,10 +191,10 @@ def _backward(
             dresult += dz
         dz = torch.empty_like(own.z) if n else None
         sent = None if dz is None else torch.empty_like(dz)
-        kept = (own.activations, own.between)
-        dreceived = cpu.dense_backward(own.z, mine.dense, *kept, dresult, dz, to.dense)
+        inside = (own.activations, own.between)
+        dreceived = cpu.dense_backward(own.z, mine.dense, *inside, dresult, dz, to.dense)
         wanted = (dr[n], to.mu, to.sigma, sent, to.V)
-        cpu.interact_backward(*own.where, own.z, mine.V, own.environments, dreceived, wanted)
+        cpu.interact_backward(own.where, own.z, mine.V, own.kept, dreceived, wanted)
         if dz is not None and sent is not None:
             dz += sent
 
@@ -226,7 +226,7 @@ def force_backward(
     below: Tensor | None = None  # gradients in z and in its change, [2, N, out]
     for n in range(len(passes) - 1, -1, -1):
         own, change, to, mine = passes[n], changes[n], slopes[n], passes[n].weights
-        assert to.dense is not None and own.environments is not None
+        assert to.dense is not None and own.kept is not None
         dvalue = cpu.readout_backward(own.result, mine.w, of_order[n + 1], sigma_e, to.w, to.b)
         dw, db = (None if g is None else torch.empty_like(g) for g in (to.w, to.b))
         dchange = cpu.readout_backward(change.result, mine.w, ones, sigma_e, dw, db)
@@ -243,10 +243,8 @@ def force_backward(
         received = cpu.dense_tangent_backward(
             z, mine.dense, activations, between, dresult, below, to.dense
         )
-        environments, wanted = (own.environments, change.environments), (to.mu, to.sigma, to.V)
-        cpu.interact_tangent_backward(
-            own.where, along, z, mine.V, environments, received, sent, wanted
-        )
+        pairs = (own.where, along, z, mine.V, own.kept, change.environments)
+        cpu.interact_tangent_backward(*pairs, received, sent, (to.mu, to.sigma, to.V))
         if below is not None and sent is not None:
             below += sent
 
@@ -256,8 +254,9 @@ def _changes(passes: Sequence[BlockPass], along: Tensor) -> list[BlockChange]:
     changes: list[BlockChange] = []
     z_dot: Tensor | None = None  # the one-hot input stays
     for own in passes:
-        mine = own.weights
-        received, environments = cpu.interact_tangent(own.where, along, own.z, z_dot, mine.V)
+        mine, kept = own.weights, own.kept
+        assert kept is not None
+        received, environments = cpu.interact_tangent(own.where, along, own.z, z_dot, mine.V, kept)
         found = cpu.dense_tangent(z_dot, received, mine.dense, own.activations)
         result, activations, between = found
         changes.append(BlockChange(z_dot, environments, activations, between, result))

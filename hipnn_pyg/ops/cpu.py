@@ -159,59 +159,6 @@ def molecule_edges(pos: Tensor, ptr: Tensor, num_edges: int) -> tuple[Pattern, T
     return Pattern(j, i, row, j.new_empty(0), torch.zeros_like(row)), r
 
 
-def interact(
-    pattern: Pattern,
-    cutoff: float,
-    r: Tensor,
-    mu: Tensor,
-    sigma: Tensor,
-    z: Tensor,
-    V: Tensor,
-    keep: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """See :func:`hipnn_pyg.ops.layers.interact`.
-
-    Returns:
-        The result and, if ``keep``, what the gradient in V needs: the environments
-        ``[nu, N, in]``.
-    """
-    (nu, in_channels, out_channels), z = V.shape, z.contiguous()
-    received = z.new_empty(z.size(0), out_channels)
-    environments = z.new_empty(nu, z.size(0), in_channels) if keep else None
-    where = (r.contiguous(), pattern.row, pattern.j, mu, sigma)
-    sizes = (z.size(0), nu, in_channels, out_channels)
-    _call("interact", z.dtype, *where, z, V, received, environments, *sizes, float(cutoff))
-    return received, environments
-
-
-def interact_backward(
-    pattern: Pattern,
-    cutoff: float,
-    r: Tensor,
-    mu: Tensor,
-    sigma: Tensor,
-    z: Tensor,
-    V: Tensor,
-    environments: Tensor | None,
-    gradient: Tensor,
-    slopes: Sequence[Tensor | None],
-) -> None:
-    """Gradients of :func:`interact` in r, mu, sigma, z, V, written to ``slopes`` (None: not).
-
-    That in V needs the environments.
-    """
-    dr, dmu, dsigma, dz, dV = slopes
-    z, r, (nu, in_channels, out_channels) = z.contiguous(), r.contiguous(), V.shape
-    dmu = torch.empty_like(mu) if dmu is None else dmu
-    dsigma = torch.empty_like(sigma) if dsigma is None else dsigma
-    where = (r, pattern.row, pattern.j, mu, sigma)
-    sizes = (z.size(0), nu, in_channels, out_channels)
-    given = (z, V, environments, gradient.contiguous())
-    _call(
-        "interact_backward", z.dtype, *where, *given, dmu, dsigma, dz, dV, dr, *sizes, float(cutoff)
-    )
-
-
 class Where(NamedTuple):
     """The pairs of an interaction layer and its sensitivity functions.
 
@@ -229,9 +176,73 @@ class Where(NamedTuple):
     mu: Tensor
     sigma: Tensor
 
+    @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        """As kernels take them."""
+        return self.r.contiguous(), self.pattern.row, self.pattern.j, self.mu, self.sigma
+
+
+class Kept(NamedTuple):
+    """What gradients in the weights need of :func:`interact`.
+
+    Attributes:
+        environments: the sums over neighbours, ``[nu, N, in]``.
+        sensitivities: ``[E, nu]``, filled up to whole registers.
+    """
+
+    environments: Tensor
+    sensitivities: Tensor
+
+
+def whole_registers(nu: int, dtype: torch.dtype) -> int:
+    """``nu`` rounded up to whole vector registers of this processor."""
+    function = getattr(library(), f"whole_registers_{SUFFIX[dtype]}")
+    function.argtypes, function.restype = [ctypes.c_int64], ctypes.c_int64
+    return int(function(nu))
+
+
+def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Kept | None]:
+    """See :func:`hipnn_pyg.ops.layers.interact`.
+
+    Returns:
+        The result and, if ``keep``, what gradients in the weights need.
+    """
+    (nu, in_channels, out_channels), z = V.shape, z.contiguous()
+    received = z.new_empty(z.size(0), out_channels)
+    kept: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+    if keep:
+        environments = z.new_empty(nu, z.size(0), in_channels)
+        kept = Kept(environments, z.new_empty(where.r.numel(), whole_registers(nu, z.dtype)))
+    sizes = (z.size(0), nu, in_channels, out_channels)
+    given = (*where.arrays, z, V, received, *kept)
+    _call("interact", z.dtype, *given, *sizes, float(where.cutoff))
+    return received, kept if isinstance(kept, Kept) else None
+
+
+def interact_backward(
+    where: Where,
+    z: Tensor,
+    V: Tensor,
+    kept: Kept | None,
+    gradient: Tensor,
+    slopes: Sequence[Tensor | None],
+) -> None:
+    """Gradients of :func:`interact` in r, mu, sigma, z, V, written to ``slopes`` (None: not).
+
+    That in V needs what was kept; the others are faster with it.
+    """
+    dr, dmu, dsigma, dz, dV = slopes
+    z, (nu, in_channels, out_channels) = z.contiguous(), V.shape
+    dmu = torch.empty_like(where.mu) if dmu is None else dmu
+    dsigma = torch.empty_like(where.sigma) if dsigma is None else dsigma
+    sizes = (z.size(0), nu, in_channels, out_channels)
+    given = (*where.arrays, z, V, *(kept or (None, None)), gradient.contiguous())
+    wanted = (dmu, dsigma, dz, dV, dr)
+    _call("interact_backward", z.dtype, *given, *wanted, *sizes, float(where.cutoff))
+
 
 def interact_tangent(
-    where: Where, along: Tensor, z: Tensor, z_dot: Tensor | None, V: Tensor
+    where: Where, along: Tensor, z: Tensor, z_dot: Tensor | None, V: Tensor, kept: Kept
 ) -> tuple[Tensor, Tensor]:
     """The change of :func:`interact` if the distances move by ``along`` and z by ``z_dot``.
 
@@ -241,16 +252,17 @@ def interact_tangent(
         z: features, ``[N, in]``.
         z_dot: their change; None for 0.
         V: interaction weights, ``[nu, in, out]``.
+        kept: of :func:`interact`.
 
     Returns:
         The change ``[N, out]`` and that of the environments ``[nu, N, in]``.
     """
-    (pattern, cutoff, r, mu, sigma), (nu, in_channels, out_channels) = where, V.shape
+    nu, in_channels, out_channels = V.shape
     received = z.new_empty(z.size(0), out_channels)
-    environments = z.new_empty(nu, z.size(0), in_channels)
-    given = (r, pattern.row, pattern.j, mu, sigma, along, z, z_dot, V)
-    sizes = (z.size(0), nu, in_channels, out_channels)
-    _call("interact_tangent", z.dtype, *given, received, environments, *sizes, float(cutoff))
+    environments = torch.empty_like(kept.environments)
+    given = (*where.arrays, along, z, z_dot, V, kept.sensitivities)
+    sizes = (z.size(0), nu, in_channels, out_channels, float(where.cutoff))
+    _call("interact_tangent", z.dtype, *given, received, environments, *sizes)
     return received, environments
 
 
@@ -259,7 +271,8 @@ def interact_tangent_backward(
     along: Tensor,
     features: tuple[Tensor, Tensor | None],
     V: Tensor,
-    environments: tuple[Tensor, Tensor],
+    kept: Kept,
+    environments_dot: Tensor,
     gradients: Tensor,
     dfeatures: Tensor | None,
     slopes: Sequence[Tensor | None],
@@ -271,18 +284,19 @@ def interact_tangent_backward(
         along: change of the distances, ``[E]``.
         features: z and its change.
         V: interaction weights, ``[nu, in, out]``.
-        environments: and their change.
+        kept: of :func:`interact`.
+        environments_dot: of :func:`interact_tangent`.
         gradients: in the result and in its change, ``[2, N, out]``.
         dfeatures: where those in z and in its change go, ``[2, N, in]``; None: not.
         slopes: where those in mu, sigma, V go.
     """
-    (pattern, cutoff, r, mu, sigma), (nu, in_channels, out_channels) = where, V.shape
-    (z, _), (dmu, dsigma, dV) = features, slopes
-    given = (r, pattern.row, pattern.j, mu, sigma, along, *features, V, *environments, *gradients)
+    (nu, in_channels, out_channels), (dmu, dsigma, dV) = V.shape, slopes
+    environments, sensitivities = kept
+    given = (*where.arrays, along, *features, V, environments, environments_dot, sensitivities)
     below = (None, None) if dfeatures is None else dfeatures.unbind()
-    sizes = (z.size(0), nu, in_channels, out_channels)
     wanted = (dmu, dsigma, *below, dV)
-    _call("interact_tangent_backward", z.dtype, *given, *wanted, *sizes, float(cutoff))
+    sizes = (features[0].size(0), nu, in_channels, out_channels, float(where.cutoff))
+    _call("interact_tangent_backward", V.dtype, *given, *gradients, *wanted, *sizes)
 
 
 class Weights(tuple[Tensor | None, ...]):

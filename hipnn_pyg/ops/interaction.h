@@ -18,10 +18,11 @@ template <typename T> struct Edges {
     T cutoff;
     std::vector<T> inverse_mu, sigma;
 
+    static Index whole_registers(Index nu) { return (nu + kWidth<T> - 1) / kWidth<T> * kWidth<T>; }
+
     Edges(const T *r, const Index *row, const Index *j, const T *mu, const T *sigmas, Index nu,
           T cutoff)
-        : r(r), row(row), j(j), nu(nu), padded((nu + kWidth<T> - 1) / kWidth<T> * kWidth<T>),
-          cutoff(cutoff), inverse_mu(padded, 0), sigma(padded, 0) {
+        : r(r), row(row), j(j), nu(nu), padded(whole_registers(nu)), cutoff(cutoff), inverse_mu(padded, 0), sigma(padded, 0) {
         for (Index n = 0; n < nu; ++n) inverse_mu[n] = 1 / mu[n], sigma[n] = sigmas[n];
     }
 
@@ -33,52 +34,65 @@ template <typename T> struct Edges {
         return found;
     }
 
-    // Eq. 11, cos(pi r / 2 cutoff)^2, and its derivative.
+    // Eq. 11, cos(pi r / 2 cutoff)^2, and the derivative of its logarithm.
     T envelope(T distance) const {
         const T c = quarter_sine(kQuarter * (1 - distance / cutoff));
         return distance < cutoff ? c * c : T(0);
     }
-    T envelope_slope(T distance) const {
-        if (!(distance < cutoff)) return 0;
-        const T share = distance / cutoff;
-        return -2 * kQuarter / cutoff * quarter_sine(kQuarter * share) *
-               quarter_sine(kQuarter * (1 - share));
+    T envelope_turn(T distance) const {
+        const T share = distance / cutoff, factor = -2 * kQuarter / cutoff;
+        const T turn = quarter_sine(kQuarter * share) / quarter_sine(kQuarter * (1 - share));
+        return distance < cutoff ? factor * turn : T(0);
+    }
+    // That of the edges of atom i; valid until the next call.
+    const T *envelope_turns(Index i) const {
+        T *turns = scratch<T, kEnvelopes>(degree(i));
+        const T *distance = r + row[i];
+#pragma omp simd
+        for (Index x = 0; x < degree(i); ++x) turns[x] = envelope_turn(distance[x]);
+        return turns;
     }
     static constexpr T kQuarter = T(1.57079632679489661923);  // pi / 2
 
-    // The Gaussians of Eq. 10, gauss[x, padded], of the edges of atom i, times phi where PHI; phi[x],
-    // Eq. 11, comes after them.
-    template <bool PHI> void gaussians(Index i, T *gauss) const {
+    // The sensitivities of Eq. 10, s[x, padded], of the edges of atom i.
+    void sensitivities(Index i, T *s) const {
         const T *im = inverse_mu.data(), *sg = sigma.data(), *distance = r + row[i];
         const Index edges = degree(i);
-        T *phi = gauss + edges * padded;
+        T *phi = scratch<T, kEnvelopes>(edges);
 #pragma omp simd
         for (Index x = 0; x < edges; ++x) phi[x] = envelope(distance[x]);
-        for (Index x = 0; x < edges; ++x, gauss += padded) {
-            const T inverse = 1 / distance[x], factor = PHI ? phi[x] : T(1);
+        for (Index x = 0; x < edges; ++x, s += padded) {
+            const T inverse = 1 / distance[x], factor = phi[x];
 #pragma omp simd
             for (Index n = 0; n < padded; ++n) {
                 const T deviation = (inverse - im[n]) * sg[n];
-                gauss[n] = exponential(T(-0.5) * deviation * deviation) * factor;
+                s[n] = exponential(T(-0.5) * deviation * deviation) * factor;
             }
         }
     }
 
-    // From ds[x, nu] of atom i and its Gaussians: adds to dlogmu = dmu mu^2 and dsigma; writes dr.
-    void pull_back(Index i, const T *ds, const T *gauss, T *dmu, T *dsigma, T *dr) const {
-        const T *im = inverse_mu.data(), *sg = sigma.data(), *envelopes = gauss + degree(i) * padded;
-        for (Index x = row[i]; x < row[i + 1]; ++x, ds += nu, gauss += padded) {
-            const T phi = *envelopes++, inverse = 1 / r[x];
-            const T slope = dr ? envelope_slope(r[x]) : T(0);
+    // Those of atom i: kept[E, padded] holds them all, or they are computed, to `small`.
+    const T *sensitivities(Index i, const T *kept, T *small) const {
+        if (kept) return kept + row[i] * padded;
+        sensitivities(i, small);
+        return small;
+    }
+
+    // From ds[x, nu] of atom i and s: adds to dlogmu = dmu mu^2 and dsigma; writes dr.
+    void pull_back(Index i, const T *ds, const T *s, T *dmu, T *dsigma, T *dr) const {
+        const T *im = inverse_mu.data(), *sg = sigma.data();
+        const T *turns = dr ? envelope_turns(i) : nullptr;
+        for (Index x = row[i]; x < row[i + 1]; ++x, ds += nu, s += padded) {
+            const T inverse = 1 / r[x], square = inverse * inverse;
+            const T of_envelope = dr ? *turns++ : T(0);
             T along = 0;
 #pragma omp simd reduction(+ : along)
             for (Index n = 0; n < nu; ++n) {
-                const T difference = inverse - im[n], deviation = difference * sg[n];
-                const T weighted = gauss[n] * ds[n];
-                const T turn = -deviation * weighted * phi;
+                const T difference = inverse - im[n], weighted = s[n] * ds[n];
+                const T turn = -difference * sg[n] * weighted;
                 dmu[n] += turn * sg[n];
                 dsigma[n] += turn * difference;
-                along += weighted * slope - turn * sg[n] * inverse * inverse;
+                along += weighted * of_envelope - turn * sg[n] * square;
             }
             if (dr) dr[x] = along;
         }
@@ -103,49 +117,52 @@ inline void projections(Index degree, const Index *j, const T *turned, const T *
         [=](Index b) { return turned + b * nu; }, t, nu);
 }
 
-// u[j(x), b] += sum over nu  s_nu(r[x]) g[nu, b] of the edges of atom i
-template <typename T>
-inline void spread(const Edges<T> &edges, Index i, const T *gauss, const T *g, Index width, T *part,
-                   T *u) {
-    const Index degree = edges.degree(i), lds = edges.padded, *j = edges.senders(i);
-    product<T, false>(
-        degree, edges.nu, width, [=](Index x, Index n) { return gauss[x * lds + n]; },
+// part[x, b] (+)= sum over nu  s[x, nu] g[nu, b] of `degree` edges; rows of s are `lds` apart
+template <bool ADD = false, typename T>
+inline void spread(Index degree, const T *s, Index lds, const T *g, Index nu, Index width, T *part) {
+    product<T, ADD>(
+        degree, nu, width, [=](Index x, Index n) { return s[x * lds + n]; },
         [=](Index n) { return g + n * width; }, part, width);
-    const T *phi = gauss + degree * lds;
-    for (Index x = 0; x < degree; ++x) {
-        T *to = u + j[x] * width;
-        for (Index b = 0; b < width; ++b) to[b] += phi[x] * part[x * width + b];
-    }
 }
 
-// e[nu, atom, b] of `count` atoms from `first` on: a matrix for each nu, `ld` numbers apart.
+// u[j(x), b] += part[x, b] of the edges of an atom
+template <typename T>
+inline void send_back(Index degree, const Index *j, const T *part, Index width, T *u) {
+    for (Index x = 0; x < degree; ++x)
+        for (Index b = 0; b < width; ++b) u[j[x] * width + b] += part[x * width + b];
+}
+
+// e[nu, atom, b] of `count` atoms from `first` on: a matrix for each nu, `ld` numbers apart. The
+// sensitivities are kept in s[E, padded], or only those of one atom.
 template <typename T>
 inline void environments(const Edges<T> &edges, Index first, Index count, const T *z, Index in,
-                         T *s, T *e, Index ld) {
+                         T *s, bool keep, T *e, Index ld) {
     for (Index a = 0; a < count; ++a) {
         const Index i = first + a;
-        edges.template gaussians<true>(i, s);
-        environment(edges.degree(i), edges.senders(i), s, edges.padded, z, edges.nu, in, e + a * in,
-                    ld);
+        T *own = keep ? s + edges.row[i] * edges.padded : s;
+        edges.sensitivities(i, own);
+        environment(edges.degree(i), edges.senders(i), own, edges.padded, z, edges.nu, in,
+                    e + a * in, ld);
     }
 }
 
-// kept[nu, atoms, in], the environments, is for V's gradient; null if there will be none.
+// kept[nu, atoms, in], the environments, and kept_s[E, padded], the sensitivities, are for gradients
+// in the weights; null, together, if there will be none.
 template <typename T>
-void interact(const Edges<T> &edges, const T *z, const T *V, T *g, T *kept, Index atoms, Index in,
-              Index out) {
+void interact(const Edges<T> &edges, const T *z, const T *V, T *g, T *kept, T *kept_s, Index atoms,
+              Index in, Index out) {
     const Index nu = edges.nu, most = edges.most(atoms), ld = (kept ? atoms : kBlock) * in;
     const unsigned mode = FloatMode::callers();
 #pragma omp parallel
     {
         const FloatMode held(mode);
-        T *s = scratch<T, kSensitivities>(most * (edges.padded + 1));
+        T *s = kept_s ? kept_s : scratch<T, kSensitivities>(most * edges.padded);
         T *small = scratch<T, kEnvironments>(kept ? 0 : nu * kBlock * in);
         const Share share(atoms);
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
             T *e = kept ? kept + first * in : small;
-            environments(edges, first, count, z, in, s, e, ld);
+            environments(edges, first, count, z, in, s, kept_s, e, ld);
             std::fill(g + first * out, g + (first + count) * out, T(0));
             for (Index n = 0; n < nu; ++n)
                 multiply<T, true>(count, out, in, e + n * ld, V + n * in * out, g + first * out);
@@ -199,10 +216,10 @@ void sum_parts(const Edges<T> &edges, const double *parts, Index team, T *dmu, T
     }
 }
 
-// Gradients of interact; dz, dV (with the environments e) and dr may be null.
+// Gradients of interact; dz, dV (which needs kept), dr and kept_s may be null.
 template <typename T>
 void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *kept,
-                       const T *dg, T *dmu, T *dsigma, T *dz, T *dV, T *dr, Index atoms, Index in,
+                       const T *kept_s, const T *dg, T *dmu, T *dsigma, T *dz, T *dV, T *dr, Index atoms, Index in,
                        Index out) {
     const Index nu = edges.nu, depth = nu * in, most = edges.most(atoms), padded = edges.padded;
     const Index team = omp_get_max_threads();
@@ -215,7 +232,8 @@ void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *k
         const FloatMode held(mode);
         const Index me = omp_get_thread_num();
         turn(V, turned_V, nu, in, out);
-        T *s = scratch<T, kSensitivities>(most * (padded + 1)), *ds = scratch<T, kSlopes>(most * nu);
+        T *small = scratch<T, kSensitivities>(kept_s ? 0 : most * padded);
+        T *ds = scratch<T, kSlopes>(most * nu);
         T *part = scratch<T, kPart>(most * in), *turned = scratch<T, kTurned>(depth);
         T *e = scratch<T, kEnvironments>(nu * kBlock * in);
         T *dm = scratch<T, kSmall>(2 * nu), *dsg = dm + nu;
@@ -235,9 +253,11 @@ void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *k
                 const T *de = e + a * depth;
                 transpose(nu, in, de, turned);
                 projections(degree, j, turned, z, nu, in, ds);
-                edges.template gaussians<false>(i, s);
+                const T *s = edges.sensitivities(i, kept_s, small);
                 edges.pull_back(i, ds, s, dm, dsg, dr);
-                if (dz) spread(edges, i, s, de, in, part, my_z);
+                if (!dz) continue;
+                spread(degree, s, padded, de, nu, in, part);
+                send_back(degree, j, part, in, my_z);
             }
             for (Index n = 0; n < nu; ++n) my_mu[n] += dm[n], my_sigma[n] += dsg[n];
         }

@@ -115,17 +115,22 @@ using hipnn::Edges;
 using hipnn::Index;
 
 #define EXPORT(T, NAME)                                                                            \
+    extern "C" hipnn::Index whole_registers_##NAME(hipnn::Index nu) {                              \
+        return hipnn::Edges<T>::whole_registers(nu);                                               \
+    }                                                                                              \
     extern "C" void interact_##NAME(const T *r, const Index *row, const Index *j, const T *mu,     \
                                     const T *sigma, const T *z, const T *V, T *g, T *kept,         \
-                                    Index atoms, Index nu, Index in, Index out, double cutoff) {   \
-        hipnn::interact<T>({r, row, j, mu, sigma, nu, T(cutoff)}, z, V, g, kept, atoms, in, out);  \
+                                    T *kept_s, Index atoms, Index nu, Index in, Index out,         \
+                                    double cutoff) {                                               \
+        hipnn::interact<T>({r, row, j, mu, sigma, nu, T(cutoff)}, z, V, g, kept, kept_s, atoms,    \
+                           in, out);                                                               \
     }                                                                                              \
     extern "C" void interact_backward_##NAME(                                                      \
         const T *r, const Index *row, const Index *j, const T *mu, const T *sigma, const T *z,     \
-        const T *V, const T *kept, const T *dg, T *dmu, T *dsigma, T *dz, T *dV, T *dr,            \
-        Index atoms, Index nu, Index in, Index out, double cutoff) {                               \
-        hipnn::interact_backward<T>({r, row, j, mu, sigma, nu, T(cutoff)}, z, V, kept, dg, dmu,    \
-                                    dsigma, dz, dV, dr, atoms, in, out);                           \
+        const T *V, const T *kept, const T *kept_s, const T *dg, T *dmu, T *dsigma, T *dz, T *dV,  \
+        T *dr, Index atoms, Index nu, Index in, Index out, double cutoff) {                        \
+        hipnn::interact_backward<T>({r, row, j, mu, sigma, nu, T(cutoff)}, z, V, kept, kept_s, dg, \
+                                    dmu, dsigma, dz, dV, dr, atoms, in, out);                      \
     }                                                                                              \
     extern "C" void dense_##NAME(const T *z, const T *received, const T *const *weights,           \
                                  T *activations, T *inputs, T *result, Index atoms, Index in,      \
@@ -142,19 +147,19 @@ using hipnn::Index;
     }                                                                                              \
     extern "C" void interact_tangent_##NAME(                                                       \
         const T *r, const Index *row, const Index *j, const T *mu, const T *sigma, const T *along, \
-        const T *z, const T *z_dot, const T *V, T *g_dot, T *kept_dot, Index atoms, Index nu,      \
-        Index in, Index out, double cutoff) {                                                      \
+        const T *z, const T *z_dot, const T *V, const T *kept_s, T *g_dot, T *kept_dot,            \
+        Index atoms, Index nu, Index in, Index out, double cutoff) {                               \
         hipnn::interact_tangent<T>({r, row, j, mu, sigma, nu, T(cutoff)}, along, z, z_dot, V,      \
-                                   g_dot, kept_dot, atoms, in, out);                               \
+                                   kept_s, g_dot, kept_dot, atoms, in, out);                       \
     }                                                                                              \
     extern "C" void interact_tangent_backward_##NAME(                                              \
         const T *r, const Index *row, const Index *j, const T *mu, const T *sigma, const T *along, \
-        const T *z, const T *z_dot, const T *V, const T *kept, const T *kept_dot, const T *dg,     \
-        const T *dg_dot, T *dmu, T *dsigma, T *dz, T *dz_dot, T *dV, Index atoms, Index nu,        \
-        Index in, Index out, double cutoff) {                                                      \
+        const T *z, const T *z_dot, const T *V, const T *kept, const T *kept_dot,                  \
+        const T *kept_s, const T *dg, const T *dg_dot, T *dmu, T *dsigma, T *dz, T *dz_dot, T *dV, \
+        Index atoms, Index nu, Index in, Index out, double cutoff) {                               \
         hipnn::interact_tangent_backward<T>({r, row, j, mu, sigma, nu, T(cutoff)}, along, z,       \
-                                            z_dot, V, kept, kept_dot, dg, dg_dot, dmu, dsigma, dz, \
-                                            dz_dot, dV, atoms, in, out);                           \
+                                            z_dot, V, kept, kept_dot, kept_s, dg, dg_dot, dmu,     \
+                                            dsigma, dz, dz_dot, dV, atoms, in, out);               \
     }                                                                                              \
     extern "C" void dense_tangent_##NAME(const T *z_dot, const T *received_dot,                    \
                                          const T *const *weights, const T *activations,            \

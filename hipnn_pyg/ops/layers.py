@@ -40,20 +40,21 @@ class _Interact(torch.autograd.Function):
         ctx.pattern, ctx.cutoff, ctx.readable = pattern, cutoff, readable
         r, mu, sigma, z, V = inputs
         learned = ctx.needs_input_grad[-1]
-        received, environments = cpu.interact(pattern, cutoff, r, mu, sigma, z, V, learned)
-        ctx.save_for_backward(*inputs, environments)
+        received, kept = cpu.interact(cpu.Where(pattern, cutoff, r, mu, sigma), z, V, learned)
+        ctx.save_for_backward(*inputs, *(kept or (None, None)))
         return received
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        *inputs, environments = ctx.saved_tensors
+        *inputs, environments, sensitivities = ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, None, None, *differentiated(ctx, inputs, gradients[0])
         needed = zip(inputs, ctx.needs_input_grad[3:], strict=True)
         slopes = [torch.empty_like(x) if need else None for x, need in needed]
         r, mu, sigma, z, V = inputs
-        given = (environments, gradients[0], slopes)
-        cpu.interact_backward(ctx.pattern, ctx.cutoff, r, mu, sigma, z, V, *given)
+        kept = None if environments is None else cpu.Kept(environments, sensitivities)
+        where = cpu.Where(ctx.pattern, ctx.cutoff, r, mu, sigma)
+        cpu.interact_backward(where, z, V, kept, gradients[0], slopes)
         return None, None, None, *slopes
 
 
@@ -95,7 +96,7 @@ def interact(
 ) -> Tensor:
     r"""What the neighbours send: :math:`\sum_{j,\nu,b} s_\nu(r_{ij}) z_{j,b} V_{\nu,ba}`.
 
-    Sensitivities are not stored; environments are, ``[nu, N, in]``, where V needs a gradient.
+    Sensitivities ``[E, nu]`` and environments ``[nu, N, in]`` are kept where V needs a gradient.
 
     Args:
         r: distances of the edges in Å, ``[E]``.

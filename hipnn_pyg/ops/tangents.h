@@ -11,22 +11,18 @@
 
 namespace hipnn {
 
-// Sensitivities s[x, padded] of the edges of atom i (Eq. 10) and s_dot = along s'(r).
+// s_dot[x, padded] = along s'(r) from the sensitivities s of the edges of atom i.
 template <typename T>
-void sensitivities(const Edges<T> &edges, const T *along, Index i, T *s, T *s_dot) {
+void changes(const Edges<T> &edges, const T *along, Index i, const T *s, T *s_dot) {
     const T *im = edges.inverse_mu.data(), *sg = edges.sigma.data();
+    const T *turns = edges.envelope_turns(i);
     const Index padded = edges.padded;
     for (Index x = edges.row[i]; x < edges.row[i + 1]; ++x, s += padded, s_dot += padded) {
-        const T distance = edges.r[x], inverse = 1 / distance, phi = edges.envelope(distance);
-        const T slope = along[x] * edges.envelope_slope(distance);
-        const T turn = along[x] * inverse * inverse * phi;
+        const T inverse = 1 / edges.r[x], square = along[x] * inverse * inverse;
+        const T of_envelope = along[x] * *turns++;
 #pragma omp simd
-        for (Index n = 0; n < padded; ++n) {
-            const T deviation = (inverse - im[n]) * sg[n];
-            const T gauss = exponential(T(-0.5) * deviation * deviation);
-            s[n] = gauss * phi;
-            s_dot[n] = gauss * (slope + turn * deviation * sg[n]);
-        }
+        for (Index n = 0; n < padded; ++n)
+            s_dot[n] = s[n] * (of_envelope + square * (inverse - im[n]) * sg[n] * sg[n]);
     }
 }
 
@@ -50,23 +46,25 @@ void pull_back(const Edges<T> &edges, const T *along, Index i, const T *ds, cons
     }
 }
 
-// g_dot of interact and kept_dot, the changes of its environments; z_dot null: 0.
+// g_dot of interact and kept_dot, the changes of its environments, from the sensitivities it kept;
+// z_dot null: 0.
 template <typename T>
 void interact_tangent(const Edges<T> &edges, const T *along, const T *z, const T *z_dot, const T *V,
-                      T *g_dot, T *kept_dot, Index atoms, Index in, Index out) {
+                      const T *kept_s, T *g_dot, T *kept_dot, Index atoms, Index in, Index out) {
     const Index nu = edges.nu, padded = edges.padded, most = edges.most(atoms), ld = atoms * in;
     const unsigned mode = FloatMode::callers();
 #pragma omp parallel
     {
         const FloatMode held(mode);
-        T *s = scratch<T, kSensitivities>(2 * most * padded), *s_dot = s + most * padded;
+        T *s_dot = scratch<T, kSensitivities>(most * padded);
         const Share share(atoms);
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
             for (Index i = first; i < first + count; ++i) {
                 const Index degree = edges.degree(i), *j = edges.senders(i);
                 T *e = kept_dot + i * in;
-                sensitivities(edges, along, i, s, s_dot);
+                const T *s = kept_s + edges.row[i] * padded;
+                changes(edges, along, i, s, s_dot);
                 environment(degree, j, s_dot, padded, z, nu, in, e, ld);
                 if (z_dot) environment<true>(degree, j, s, padded, z_dot, nu, in, e, ld);
             }
@@ -78,19 +76,12 @@ void interact_tangent(const Edges<T> &edges, const T *along, const T *z, const T
     }
 }
 
-// u[j(x), b] += part[x, b] of the edges of an atom
-template <typename T>
-inline void send_back(Index degree, const Index *j, const T *part, Index width, T *u) {
-    for (Index x = 0; x < degree; ++x)
-        for (Index b = 0; b < width; ++b) u[j[x] * width + b] += part[x * width + b];
-}
-
 // Gradients of a function of g and g_dot; dz and dz_dot may be null, together.
 template <typename T>
 void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z, const T *z_dot,
-                               const T *V, const T *kept, const T *kept_dot, const T *dg,
-                               const T *dg_dot, T *dmu, T *dsigma, T *dz, T *dz_dot, T *dV,
-                               Index atoms, Index in, Index out) {
+                               const T *V, const T *kept, const T *kept_dot, const T *kept_s,
+                               const T *dg, const T *dg_dot, T *dmu, T *dsigma, T *dz, T *dz_dot,
+                               T *dV, Index atoms, Index in, Index out) {
     const Index nu = edges.nu, depth = nu * in, most = edges.most(atoms), padded = edges.padded;
     const Index team = omp_get_max_threads(), features = atoms * in;
     T *turned_V = scratch<T, kWeights>(depth * out);
@@ -109,7 +100,7 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
             weight_gradient<true>(kept_dot + n * features, dg_dot, dV + n * in * out, atoms, in,
                                   out);
         }
-        T *s = scratch<T, kSensitivities>(2 * most * padded), *s_dot = s + most * padded;
+        T *s_dot = scratch<T, kSensitivities>(most * padded);
         T *ds = scratch<T, kSlopes>(2 * most * nu), *ds_dot = ds + most * nu;
         T *turned = scratch<T, kTurned>(2 * depth), *turned_dot = turned + depth;
         T *e = scratch<T, kEnvironments>(2 * kBlock * depth), *e_dot = e + kBlock * depth;
@@ -135,17 +126,14 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
                 projections(degree, j, turned, z, nu, in, ds);
                 if (z_dot) projections<true>(degree, j, turned_dot, z_dot, nu, in, ds);
                 projections(degree, j, turned_dot, z, nu, in, ds_dot);
-                sensitivities(edges, along, i, s, s_dot);
+                const T *s = kept_s + edges.row[i] * padded;
+                changes(edges, along, i, s, s_dot);
                 pull_back(edges, along, i, ds, ds_dot, s, s_dot, dm, dsg);
                 if (!dz) continue;
-                const auto of_s = [=](Index x, Index n) { return s[x * padded + n]; };
-                const auto of_s_dot = [=](Index x, Index n) { return s_dot[x * padded + n]; };
-                const auto values = [=](Index n) { return de + n * in; };
-                const auto changes = [=](Index n) { return de_dot + n * in; };
-                product<T, false>(degree, nu, in, of_s, values, part, in);
-                product<T, true>(degree, nu, in, of_s_dot, changes, part, in);
+                spread(degree, s, padded, de, nu, in, part);
+                spread<true>(degree, s_dot, padded, de_dot, nu, in, part);
                 send_back(degree, j, part, in, my_z);
-                product<T, false>(degree, nu, in, of_s, changes, part, in);
+                spread(degree, s, padded, de_dot, nu, in, part);
                 send_back(degree, j, part, in, my_z_dot);
             }
             for (Index n = 0; n < nu; ++n) my_mu[n] += dm[n], my_sigma[n] += dsg[n];

@@ -211,8 +211,8 @@ def test_control_a_broken_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
     inputs = interaction_inputs(3, 5, 7, 6, r)
     right = ops.cpu.interact
 
-    def wrong(pattern: Pattern, cutoff: float, *rest: Any) -> tuple[Tensor, Tensor | None]:
-        return right(pattern, cutoff * 0.999, *rest)
+    def wrong(where: ops.cpu.Where, *rest: Any) -> tuple[Tensor, ops.cpu.Kept | None]:
+        return right(where._replace(cutoff=where.cutoff * 0.999), *rest)
 
     monkeypatch.setattr(ops.cpu, "interact", wrong)
     with pytest.raises(AssertionError):
