@@ -186,7 +186,7 @@ def test_the_precision_of_the_shipped_model(results: Path) -> None:
         assert 0 < error["float32"] < 0.01 < error["bf16"] < 100
         same = error["tf32"] == error["float32"]
         assert same == ("tf32 has no effect on this device" in row["note"])
-        assert "bf16 has no effect" not in row["note"] and "qm9-fast-10" in row["note"]
+        assert "bf16 has no effect" not in row["note"] and "qm9-u0" in row["note"]
     means, largest = (rows[k]["figures"]["bf16"]["median"] for k in (0, 1))
     assert means < largest
 

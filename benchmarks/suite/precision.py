@@ -11,18 +11,19 @@ from torch import Tensor
 
 from hipnn_pyg import HIPNN, PackedMolecules
 from hipnn_pyg.models.files import load_model
+from hipnn_pyg.models.pretrained import pretrained_folder
 from hipnn_pyg.nn.precision import Precision, matrix_products
 from hipnn_pyg.units import convert
 from suite.bench import Bench
 from suite.rows import Row, Unavailable
 
-SHIPPED = Path(__file__).resolve().parents[2] / "results" / "qm9-fast-10"
-"""The model that is measured if none is named."""
+SHIPPED = "qm9-u0"
+"""The model of the package that is measured if none is named."""
 
 
 def precision(bench: Bench) -> list[Row]:
     """Errors of energies and forces in float32, TF32 and bf16 against float64."""
-    run = Path(bench.settings.run or SHIPPED)
+    run = Path(bench.settings.run) if bench.settings.run else pretrained_folder(SHIPPED)
     if not (run / "model.safetensors").exists():
         raise Unavailable(f"{run} holds no model: name a run folder with --run")
     size = min(bench.settings.precision_molecules, len(bench.molecules))

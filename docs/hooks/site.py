@@ -33,6 +33,7 @@ MIRRORED = (
     "CHANGELOG.md",
 )
 CARDS = "hipnn_pyg/pretrained/*/card.md"
+CARD_PICTURES = "hipnn_pyg/pretrained/*/*.png"
 FILE = re.compile(r"^<!-- file: (\S+) -->$", re.M)
 FROM_README = re.compile(r"<!-- from README\.md: (\w+) -->")
 FORMULA = re.compile(r'(class="arithmatex">)\\([(\[])(.*?)\\[)\]](</)', re.S)
@@ -45,7 +46,8 @@ def mirrored() -> dict[str, Path]:
         str(path.relative_to(ROOT)): path for pattern in MIRRORED for path in ROOT.glob(pattern)
     }
     cards = {f"models/{card.parent.name}.md": card for card in ROOT.glob(CARDS)}
-    return dict(sorted((found | cards).items()))
+    pictures = {f"models/{path.parent.name}-{path.name}": path for path in ROOT.glob(CARD_PICTURES)}
+    return dict(sorted((found | cards | pictures).items()))
 
 
 def in_repository(place: str) -> str:
@@ -107,7 +109,7 @@ def from_readme(name: str) -> str:
 
 def trained_models(place: str) -> str:
     """A list of the models that come with the package, with links from a page."""
-    cards = [card for card in mirrored() if card.startswith("models/")]
+    cards = [card for card in mirrored() if re.fullmatch(r"models/.*\.md", card)]
     if not cards:
         return "No model comes with this version; `hipnn train` makes one."
     folder = posixpath.dirname(place) or "."

@@ -71,6 +71,10 @@ def model_card(
         _statistics(report),
         "Errors inside their intervals (%), and mean half-width of the 90 % interval:",
         _coverage(report),
+        "![Half-widths, coverage and what R adds](error_bars.png)",
+        "What R (and the spread of an ensemble) adds to one error bar for all, 90 % intervals of the "
+        "geometries as given; a CRPS is better the smaller it is:",
+        _comparison(report),
         "## Structures unlike the training data",
         "AUC of the flag [95 % interval]; it hits 5 % of molecules like the training data's.",
         _classes(report),
@@ -135,6 +139,15 @@ def _coverage(report: dict[str, Any]) -> str:
             figures = [f"{100 * part:.1f}" for part in inside]
             rows.append([f"{geometry}, {label}", *figures, "" if k else f"{width:.3f}"])
     return _table(["geometry", *levels, "half-width"], rows)
+
+
+def _comparison(report: dict[str, Any]) -> str:
+    keys = ("mean_half_width_90", "crps", "crps_relative")
+    rows = [
+        [row["kind"], f"{100 * row['coverage_90']:.1f}", *(f"{row[key]:.3f}" for key in keys)]
+        for row in report["comparison"]
+    ]
+    return _table(["error bar from", "inside (%)", "half-width", "CRPS", "relative CRPS"], rows)
 
 
 def _classes(report: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Make a folder that comes with the package from a calibrated run (for developers).
 
-The folder holds the weights of every member, their error bars, card.md, and predictions.npz: 200
-named test molecules with what the model says about them. Example:
+The folder holds the weights of every member, their error bars, card.md with a picture, and
+predictions.npz: 200 named test molecules with what the model says about them. Example:
 
   hipnn ship runs/qm9 qm9-u0
 """
@@ -84,6 +84,7 @@ def ship(path: Path, name: str, output: Path = PRETRAINED, root: str | None = No
             contents[place / file] = (member / file).read_bytes()
     for file in ("error_bars.safetensors", "error_bars.json", "calibration.json"):
         contents[target / file] = (path / file).read_bytes()
+    contents[target / "error_bars.png"] = (RunFolder(path).plots / "error_bars.png").read_bytes()
     settings = RunFolder(members[0]).read_config()
     cards = [read_card(member) for member in members]
     text = model_card(name, cards, settings, json.loads(report.read_text()))
