@@ -72,8 +72,8 @@ def model_card(
         "Errors inside their intervals (%), and mean half-width of the 90 % interval:",
         _coverage(report),
         "![Half-widths, coverage and what R adds](error_bars.png)",
-        "What R (and the spread of an ensemble) adds to one error bar for all, 90 % intervals of the "
-        "geometries as given; a CRPS is better the smaller it is:",
+        "What R (and the spread of an ensemble) adds to one error bar for all: 90 % intervals of "
+        "geometries as given, and CRPS, which is better the smaller it is:",
         _comparison(report),
         "## Structures unlike the training data",
         "AUC of the flag [95 % interval]; it hits 5 % of molecules like the training data's.",
