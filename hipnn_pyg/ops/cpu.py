@@ -65,7 +65,7 @@ def cache_folder() -> Path:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled kernels, from the cache or compiled now (about two seconds).
+    """The compiled kernels, from the cache or compiled now (about ten seconds).
 
     Raises:
         KernelUnavailableError: no compiler, or it failed.
