@@ -12,6 +12,8 @@ from jsonargparse import ArgumentParser, Namespace
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
+from hipnn_pyg.models.files import member_folders
+from hipnn_pyg.models.pretrained import model_folder
 
 SMALL = 32
 """Atoms up to which one thread is taken: a second one gains a tenth on an idle machine, and on a
@@ -31,7 +33,8 @@ def add_options(options: ArgumentParser, run: str) -> None:
         action="append",
         type=str,
         required=True,
-        help="run folder or model folder; that of an ensemble, or --model again, for an average",
+        help="run folder, model folder, or name of a model that comes with the package; that of an "
+        "ensemble, or --model again, for an average",
     )
     options.add_argument("--index", type=int, default=-1, help="which structure of the file")
     options.add_argument("--run", type=str, default=run, help="folder of the results")
@@ -55,6 +58,7 @@ def load(arguments: Namespace) -> Atoms:
 
     Raises:
         StructureError: ASE cannot read the file, or it holds no such structure.
+        ModelFileError: no such model.
         NotAPotentialError: the model was not trained as a potential (``--i-know``).
         ValueError: an unknown precision or device.
     """
@@ -63,7 +67,7 @@ def load(arguments: Namespace) -> Atoms:
             f"--precision must be model, float32 or float64, not {arguments.precision!r}"
         )
     atoms = read_structure(arguments.structure, arguments.index)
-    models = model_folders(arguments.model)
+    models = [each for name in arguments.model for each in member_folders(model_folder(name))]
     atoms.calc = HIPNNCalculator(
         models[0] if len(models) == 1 else models,
         usable_device(arguments.device),
@@ -75,15 +79,6 @@ def load(arguments: Namespace) -> Atoms:
     if len(atoms) <= SMALL:
         torch.set_num_threads(1)
     return atoms
-
-
-def model_folders(names: list[str]) -> list[str]:
-    """The given folders, with the members in place of an ensemble's."""
-    folders = []
-    for name in names:
-        members = sorted(Path(name).glob("member-*/model.json"))
-        folders += [str(file.parent) for file in members] or [name]
-    return folders
 
 
 def read_structure(path: str, index: int = -1) -> Atoms:

@@ -12,6 +12,7 @@ import torch
 from hipnn_pyg.data.targets import QM9_TARGETS
 from hipnn_pyg.models.files import load_model, read_card
 from hipnn_pyg.models.hipnn import HIPNN
+from hipnn_pyg.models.pretrained import model_folder
 from hipnn_pyg.units import ENERGY_UNITS
 
 MINIMA_TARGETS = tuple(base + end for base in ("U0", "U", "H", "G") for end in ("", "_atom"))
@@ -61,7 +62,7 @@ def load_potential(
     """A model to make forces with: one's own, evaluating, without gradients of its parameters.
 
     Args:
-        model: a model, which is copied, or its file.
+        model: a model, which is copied, its file, or the name of one that comes with the package.
         device: where it runs.
         dtype: of the network, also as a name; None for the model's own.
         i_know: use it although its file says that it is no potential.
@@ -74,8 +75,9 @@ def load_potential(
     if isinstance(model, HIPNN):
         model = copy.deepcopy(model)
     else:
-        check_is_potential(read_card(model), i_know)
-        model = load_model(model)
+        folder = model_folder(model)
+        check_is_potential(read_card(folder), i_know)
+        model = load_model(folder)
     if model.energy_unit not in ENERGY_UNITS:
         raise ValueError(
             f"the model's energy unit is {model.energy_unit!r}, so that eV cannot be made of it: "

@@ -142,11 +142,12 @@ def test_a_model_of_minima_is_refused(
     command: str,
 ) -> None:
     save_model(small_model(energy_unit="eV"), folder / "qm9", target="U0_atom", dataset="qm9")
-    line = [command, str(folder / "ethanol.xyz"), "--model", str(folder / "qm9")]
-    line += ["--run", str(folder / "run"), "--steps", "3"]
-    assert main(line) == 1
-    error = capsys.readouterr().err
-    assert "zero-point" in error and "--i-know" in error and not (folder / "run").exists()
+    for model in ("qm9-u0", str(folder / "qm9")):  # the first comes with the package
+        line = [command, str(folder / "ethanol.xyz"), "--model", model]
+        line += ["--run", str(folder / "run"), "--steps", "3"]
+        assert main(line) == 1
+        error = capsys.readouterr().err
+        assert "zero-point" in error and "--i-know" in error and not (folder / "run").exists()
     assert main([*line, "--i-know"]) == (command == "relax")  # not converged in 3 steps
 
 

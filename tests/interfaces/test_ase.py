@@ -563,13 +563,14 @@ def test_a_model_of_minima_is_no_potential(
     model: HIPNN, tmp_path: Path, card: dict[str, Any], reason: str
 ) -> None:
     save_model(model, tmp_path, **card)
-    for source in tmp_path, [model, tmp_path]:
+    for source in tmp_path, tmp_path / "model.json", [model, tmp_path]:
         with pytest.raises(NotAPotentialError, match=reason) as caught:
             HIPNNCalculator(source)
         assert "i_know" in str(caught.value) and "--i-know" in str(caught.value)
     atoms = ethanol()
-    atoms.calc = HIPNNCalculator(tmp_path, i_know=True)
-    assert np.isfinite(atoms.get_potential_energy())
+    for source in tmp_path, "qm9-u0":  # the second comes with the package
+        atoms.calc = HIPNNCalculator(source, i_know=True)
+        assert np.isfinite(atoms.get_potential_energy())
 
 
 @pytest.mark.parametrize(
