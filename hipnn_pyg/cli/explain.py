@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from hipnn_pyg.checks import StructureError
-from hipnn_pyg.cli.predict import Named, read_inputs
+from hipnn_pyg.cli.inputs import HELP, Named, Refused, read_inputs
 from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.explain import Report, break_down, judge, known_r, render, stand, summary, tables
 from hipnn_pyg.models.files import atomic_write, member_folders, read_card
@@ -29,9 +29,7 @@ WIDTH = 150
 
 def add_options(options: ArgumentParser) -> None:
     """Options of ``hipnn explain``."""
-    options.add_argument(
-        "input", type=str, help="a SMILES, a structure file, or the root of a PyG data set"
-    )
+    options.add_argument("input", type=str, help=HELP)
     options.add_argument(
         "--model", type=str, required=True, help="run folder, model folder, or name of a model"
     )
@@ -63,21 +61,24 @@ def run(arguments: Namespace) -> None:
     print(f"{output}: open it in a browser")
 
 
-def choose(structures: list[Named], arguments: Namespace) -> Named:
+def choose(structures: list[Named | Refused], arguments: Namespace) -> Named:
     """The one structure to explain.
 
     Raises:
-        StructureError: there are several and ``--index`` names none of them.
+        StructureError: there are several and ``--index`` names none of them, or it is none.
     """
     index = arguments.index
     if index is None and len(structures) == 1:
-        return structures[0]
+        index = 0
     if index is None or not 0 <= index < len(structures):
         raise StructureError(
             f"{arguments.input} holds {len(structures):,} structures: choose one with --index "
             f"0 ... {len(structures) - 1}" + ("" if index is None else f", not {index}")
         )
-    return structures[index]
+    chosen = structures[index]
+    if isinstance(chosen, Refused):
+        raise StructureError(chosen.reason)
+    return chosen
 
 
 def explain(structure: Named, arguments: Namespace) -> Report:

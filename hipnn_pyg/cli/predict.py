@@ -2,32 +2,34 @@
 
 With the error bars of hipnn calibrate: half-widths of the 50, 90 and 95 % intervals, and a flag for
 structures unlike the training data. The model may be an ensemble's run folder, or the name of one
-that comes with the package. Examples:
+that comes with the package. What has no energy (a SMILES that RDKit cannot embed, an element that
+the model does not know) is named in the end; all others have theirs. Examples:
 
-  hipnn predict --model runs/qm9 CCO "c1ccccc1"
-  hipnn predict --model runs/qm9 molecules.xyz --output energies.csv
+  hipnn predict --model qm9-u0 CCO "c1ccccc1"
+  hipnn predict --model qm9-u0 library.smi --output energies.csv
+  hipnn predict --model runs/qm9 molecules.xyz --unit kcal/mol
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import ase.io
 from jsonargparse import ArgumentParser, Namespace
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg.checks import StructureError
+from hipnn_pyg.cli.inputs import HELP, Named, Refused, check, read_inputs
 from hipnn_pyg.cli.run_folder import usable_device
-from hipnn_pyg.data.molecules import from_smiles, read_structures, to_atoms
+from hipnn_pyg.data.molecules import to_atoms
 from hipnn_pyg.models.files import atomic_write
-from hipnn_pyg.uncertainty import GEOMETRIES, CalibratedModel, Geometry
+from hipnn_pyg.uncertainty import GEOMETRIES, CalibratedModel
 from hipnn_pyg.units import ENERGY_UNITS, convert
 
 SHOWN = 40
@@ -36,45 +38,12 @@ SHOWN = 40
 Row = dict[str, str | float | bool]
 
 
-class StoredDataset(InMemoryDataset):
-    """A PyG data set as it lies in a root folder: the one file below ``processed/``.
-
-    Args:
-        root: folder that PyG's data set class was given.
-    """
-
-    def __init__(self, root: str | Path) -> None:
-        files = sorted(
-            path for path in Path(root).rglob("processed/*.pt") if not path.name.startswith("pre_")
-        )
-        if len(files) != 1:
-            raise StructureError(
-                f"{root} has {len(files)} files processed/*.pt: give the root folder of one "
-                "PyG InMemoryDataset"
-            )
-        super().__init__()
-        self.load(str(files[0]))
-
-
-class Named(NamedTuple):
-    """A structure, what to call it, and where its positions come from."""
-
-    name: str
-    data: Data
-    geometry: Geometry | None = "given"
-
-
 def add_options(options: ArgumentParser) -> None:
     """Options of ``hipnn predict``."""
     options.add_argument(
         "--model", type=str, required=True, help="run folder, model folder or name"
     )
-    options.add_argument(
-        "inputs",
-        nargs="+",
-        type=str,
-        help="SMILES, files that ASE reads (xyz, extxyz, db ...), or roots of PyG data sets",
-    )
+    options.add_argument("inputs", nargs="+", type=str, help=HELP)
     options.add_argument("--output", type=str | None, help="a .csv, .xyz or .extxyz file")
     options.add_argument("--unit", type=str | None, help="energy unit; default: the model's")
     options.add_argument("--seed", type=int, default=0, help="of the conformers made from SMILES")
@@ -89,53 +58,44 @@ def run(arguments: Namespace) -> None:
     """Predict and write."""
     model = CalibratedModel.load(arguments.model, usable_device(arguments.device))
     unit = arguments.unit or model.energy_unit
-    structures = read_inputs(arguments.inputs, arguments.seed, arguments.optimize)
-    structures = structures[: arguments.limit]
-    rows = predict_rows(model, structures, unit)
-    if arguments.output is None:
-        Console().print(*as_tables(rows, unit))
-    elif Path(arguments.output).suffix == ".csv":
-        atomic_write({Path(arguments.output): as_csv(rows).encode()})
-    elif Path(arguments.output).suffix in (".xyz", ".extxyz"):
-        write_extxyz(Path(arguments.output), structures, rows, unit)
-    else:
-        raise ValueError(f"--output {arguments.output} must end in .csv, .xyz or .extxyz")
+    output = Path(arguments.output) if arguments.output else None
+    if output is not None and output.suffix not in (".csv", ".xyz", ".extxyz"):
+        raise ValueError(f"--output {output} must end in .csv, .xyz or .extxyz")
+    given = (arguments.inputs, arguments.seed, arguments.optimize, arguments.limit)
+    read = [check(each, model) for each in read_inputs(*given, progress=True)]
+    structures = [each for each in read if isinstance(each, Named)]
+    refused = [each for each in read if isinstance(each, Refused)]
+    if structures:
+        rows = predict_rows(model, structures, unit)
+        if output is None:
+            Console().print(*as_tables(rows, unit))
+        elif output.suffix == ".csv":
+            left = iter(rows)
+            lines = [next(left) if isinstance(r, Named) else error_row(r) for r in read]
+            atomic_write({output: as_csv(lines).encode()})
+        else:
+            write_extxyz(output, structures, rows, unit)
+    if refused or not read:
+        raise StructureError(complaint(refused, len(read)))
 
 
-def read_inputs(inputs: Iterable[str], seed: int = 0, optimize: bool = True) -> list[Named]:
-    """Structures of every input: an existing file or folder, else a SMILES.
+def error_row(refused: Refused) -> Row:
+    """The row of what has no energy."""
+    return {"name": refused.name, "error": refused.reason}
+
+
+def complaint(refused: Sequence[Refused], number: int) -> str:
+    """What is wrong with the structures that have no energy.
 
     Args:
-        inputs: SMILES strings, file names, folder names.
-        seed: of the conformers made from SMILES.
-        optimize: relax those with MMFF94.
-
-    Raises:
-        StructureError: an input is none of these, or holds a bad structure.
+        refused: these.
+        number: of all structures.
     """
-    found: list[Named] = []
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            dataset: Sequence[Data] = StoredDataset(path)
-            found += [
-                Named(str(data.get("name") or f"{text}#{number}"), data)
-                for number, data in enumerate(dataset)
-            ]
-        elif path.is_file():
-            structures = read_structures(path)
-            found += [Named(f"{path.name}#{number}", d) for number, d in enumerate(structures)]
-        elif path.suffix in (".xyz", ".extxyz", ".db", ".traj", ".cif", ".sdf", ".json"):
-            raise StructureError(f"{text} does not exist: give a file, a folder or a SMILES")
-        else:
-            geometry: Geometry | None = "rdkit" if optimize else None
-            found.append(Named(text, from_smiles(text, seed, optimize), geometry))
-    for name, data, _ in found:
-        if "cell" in data:
-            raise StructureError(
-                f"{name} is periodic, and periodic cells are not supported yet: remove cell and pbc"
-            )
-    return found
+    if number <= 1:
+        return refused[0].reason if refused else "no structures were given"
+    reasons = "\n".join(f"  {each.reason}" for each in refused[:SHOWN])
+    more = f"\n  and {len(refused) - SHOWN:,} more" if len(refused) > SHOWN else ""
+    return f"{len(refused):,} of {number:,} structures have no energy:\n{reasons}{more}"
 
 
 def predict_rows(model: CalibratedModel, structures: Sequence[Named], unit: str) -> list[Row]:
@@ -215,7 +175,7 @@ def _as_table(rows: Sequence[Row], title: str, unit: str) -> Table:
 def as_csv(rows: Sequence[Row]) -> str:
     """The rows as CSV text; what a row has no value for stays empty."""
     text = io.StringIO()
-    columns = max(rows, key=len)
+    columns = dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(rows)

@@ -68,7 +68,7 @@ def embed(
     made = conformers([smiles[number] for number in chosen], seed, progress)
     for number, data in zip(chosen, made, strict=True):
         batch = molecules.gather(torch.tensor([number]))
-        if data is not None and torch.equal(data.z.sort().values, batch.z.sort().values):
+        if isinstance(data, Data) and torch.equal(data.z.sort().values, batch.z.sort().values):
             items.append(Data(z=data.z, pos=data.pos, energy=batch.target))
             kept.append(number)
     target = Target(molecules.spec.name, molecules.spec.unit, "energy")
@@ -114,30 +114,36 @@ def on_rdkit_geometries(
     return replace(molecules, z=z, pos=pos), found
 
 
-def conformers(smiles: Sequence[str], seed: int, progress: bool = False) -> Iterator[Data | None]:
-    """One conformer of each SMILES in turn, see :func:`from_smiles`; None where it has none.
+def conformers(
+    smiles: Sequence[str], seed: int, progress: bool = False, optimize: bool = True
+) -> Iterator[Data | StructureError]:
+    """One conformer of each SMILES in turn, see :func:`from_smiles`, or why it has none.
 
     Args:
         smiles: the molecules; many are shared out over the processor's cores.
         seed: of the conformers.
         progress: show a progress bar.
+        optimize: relax them with MMFF94.
     """
     bar = tqdm(
         total=len(smiles),
         desc="embedding SMILES",
         leave=False,
         disable=not progress,
+        delay=1.0,
         mininterval=0.5 if sys.stderr.isatty() else 30.0,
     )
+    given = (smiles, repeat(seed), repeat(optimize))
     with bar, _workers(len(smiles)) as pool:
         found = (
-            map(_conformer, smiles, repeat(seed))
-            if pool is None
-            else pool.map(_conformer, smiles, repeat(seed), chunksize=50)
+            map(_conformer, *given) if pool is None else pool.map(_conformer, *given, chunksize=50)
         )
-        for made in found:
+        for text, made in zip(smiles, found, strict=True):
             bar.update()
-            yield None if made is None else Data(z=torch.tensor(made[0]), pos=torch.tensor(made[1]))
+            if isinstance(made, str):
+                yield StructureError(made)
+            else:
+                yield Data(z=torch.tensor(made[0]), pos=torch.tensor(made[1]), smiles=text)
 
 
 @contextmanager
@@ -151,9 +157,9 @@ def _workers(number: int) -> Iterator[ProcessPoolExecutor | None]:
         yield pool
 
 
-def _conformer(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _conformer(smiles: str, seed: int, optimize: bool) -> tuple[np.ndarray, np.ndarray] | str:
     try:
-        data = from_smiles(smiles, seed)
-    except StructureError:
-        return None
+        data = from_smiles(smiles, seed, optimize)
+    except StructureError as error:
+        return str(error)
     return data.z.numpy(), data.pos.numpy()

@@ -20,7 +20,7 @@ from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg import load_model
 from hipnn_pyg.cli import main
-from hipnn_pyg.cli.predict import read_inputs
+from hipnn_pyg.cli.inputs import Named, read_inputs
 from hipnn_pyg.data.sets import FileSet
 from hipnn_pyg.data.splits import Split
 
@@ -280,7 +280,7 @@ def test_predict_smiles(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["predict", "--model", str(trained), "CO", "N"]) == 0
     printed = capsys.readouterr().out
     assert "energies in eV" in printed and "CO" in printed
-    data = [named.data for named in read_inputs(["CO", "N"])]
+    data = [named.data for named in read_inputs(["CO", "N"]) if isinstance(named, Named)]
     expected = [load_model(trained).energy_terms(d.z, d.pos).energy.item() for d in data]
     assert all(f"{energy:.5f}" in printed for energy in expected)
     assert expected[0] != pytest.approx(expected[1], rel=0.05)
@@ -317,6 +317,30 @@ def test_predict_file_to_extxyz(trained: Path, xyz: Path, tmp_path: Path) -> Non
                  str(tmp_path / "out.csv"), "--limit", "2"]) == 0  # fmt: skip
     rows = read_csv(tmp_path / "out.csv")
     assert [float(row["energy"]) for row in rows] == pytest.approx(expected[:2], rel=1e-5)
+
+
+def test_predict_a_list_of_smiles(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    """What has no energy is named and has a row of its own; the others lose nothing by it."""
+    library, output = tmp_path / "library.smi", tmp_path / "out.csv"
+    library.write_text("CO methanol\n\nC1CC broken\nFC\nN\tammonia, dry\n")  # no F in training
+    line = ["predict", "--model", str(trained), str(library), "--output", str(output)]
+    assert main(line) == 1
+    error = capsys.readouterr().err
+    assert "2 of 4 structures have no energy" in error and "C1CC" in error
+    assert "FC: atomic number 9" in error
+    rows = read_csv(output)
+    assert [row["name"] for row in rows] == ["methanol", "broken", "FC", "ammonia, dry"]
+    assert [bool(row["error"]) for row in rows] == [False, True, True, False]
+    assert [bool(row["energy"]) for row in rows] == [True, False, False, True]
+    assert main(["predict", "--model", str(trained), "CO", "N", "--output", str(output)]) == 0
+    alone = read_csv(output)
+    assert [row["energy"] for row in alone] == [rows[0]["energy"], rows[3]["energy"]]
+    assert "error" not in alone[0]
+    assert main([*line, "--limit", "1"]) == 0  # the others are not even read
+    assert [row["name"] for row in read_csv(output)] == ["methanol"]
+    library.write_text("\n")
+    assert main(line) == 1
+    assert "no structures were given" in capsys.readouterr().err
 
 
 class Stored(InMemoryDataset):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch_geometric.data import Data, InMemoryDataset
 
+from hipnn_pyg.checks import StructureError
 from hipnn_pyg.data import embedded
 from hipnn_pyg.data.embedded import conformers, embed, on_rdkit_geometries
 from hipnn_pyg.data.molecules import from_smiles
@@ -54,14 +55,15 @@ def test_several_processes_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(embedded, "WORKERS_PAY_AFTER", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     shared = [*conformers(SMILES, 3)]
-    assert [data is None for data in alone] == [text == "C1CC" for text in SMILES]
+    refused = [isinstance(data, StructureError) for data in alone]
+    assert refused == [text == "C1CC" for text in SMILES]
     for one, other in zip(alone, shared, strict=True):
-        if one is None or other is None:
-            assert one is other
+        if isinstance(one, StructureError) or isinstance(other, StructureError):
+            assert str(one) == str(other) and "C1CC" in str(one)
         else:
             assert torch.equal(one.z, other.z) and torch.equal(one.pos, other.pos)
     other_seed = next(conformers(["CCO"], 4))
-    assert other_seed is not None and alone[2] is not None  # control
+    assert isinstance(other_seed, Data) and isinstance(alone[2], Data)  # control
     assert not torch.equal(other_seed.pos, alone[2].pos)
 
 

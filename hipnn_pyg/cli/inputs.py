@@ -1,0 +1,138 @@
+"""What ``hipnn predict`` and ``hipnn explain`` are given: structures, and those that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch_geometric.data import Data, InMemoryDataset
+
+from hipnn_pyg.checks import StructureError, check_species
+from hipnn_pyg.data.embedded import conformers
+from hipnn_pyg.data.molecules import read_structures
+from hipnn_pyg.uncertainty import CalibratedModel, Geometry
+
+HELP = "SMILES, .smi files, files that ASE reads (xyz, db ...), roots of PyG data sets"
+SMILES_FILES = (".smi", ".smiles")
+"""A SMILES and, after a space or tab, a name on each line."""
+STRUCTURE_FILES = (*SMILES_FILES, ".xyz", ".extxyz", ".db", ".traj", ".cif", ".sdf", ".json")
+
+
+class StoredDataset(InMemoryDataset):
+    """A PyG data set as it lies in a root folder: the one file below ``processed/``.
+
+    Args:
+        root: folder that PyG's data set class was given.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        files = sorted(
+            path for path in Path(root).rglob("processed/*.pt") if not path.name.startswith("pre_")
+        )
+        if len(files) != 1:
+            raise StructureError(
+                f"{root} has {len(files)} files processed/*.pt: give the root folder of one "
+                "PyG InMemoryDataset"
+            )
+        super().__init__()
+        self.load(str(files[0]))
+
+
+class Named(NamedTuple):
+    """A structure, what to call it, and where its positions come from."""
+
+    name: str
+    data: Data
+    geometry: Geometry | None = "given"
+
+
+class Refused(NamedTuple):
+    """What has no energy, and why."""
+
+    name: str
+    reason: str
+
+
+def read_inputs(
+    inputs: Iterable[str],
+    seed: int = 0,
+    optimize: bool = True,
+    limit: int | None = None,
+    progress: bool = False,
+) -> list[Named | Refused]:
+    """Structures of every input: an existing file or folder, else a SMILES.
+
+    Args:
+        inputs: SMILES strings, file names, folder names.
+        seed: of the conformers made from SMILES.
+        optimize: relax those with MMFF94.
+        limit: the first so many only.
+        progress: show a progress bar while SMILES are embedded.
+
+    Raises:
+        StructureError: an input is none of these, or a file cannot be read.
+    """
+    found: list[tuple[str, Data | str]] = []
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            dataset: Sequence[Data] = StoredDataset(path)
+            found += [
+                (str(data.get("name") or f"{text}#{number}"), data)
+                for number, data in enumerate(dataset)
+            ]
+        elif path.is_file() and path.suffix in SMILES_FILES:
+            found += read_smiles(path)
+        elif path.is_file():
+            structures = read_structures(path)
+            found += [(f"{path.name}#{number}", data) for number, data in enumerate(structures)]
+        elif path.suffix in STRUCTURE_FILES:
+            raise StructureError(f"{text} does not exist: give a file, a folder or a SMILES")
+        else:
+            found.append((text, text))
+    found = found[:limit]
+    smiles = [source for _, source in found if isinstance(source, str)]
+    made = conformers(smiles, seed, progress, optimize)
+    read: list[Named | Refused] = []
+    for name, source in found:
+        if isinstance(source, str):
+            data = next(made)
+            if isinstance(data, StructureError):
+                read.append(Refused(name, str(data)))
+            else:
+                read.append(Named(name, data, "rdkit" if optimize else None))
+        elif "cell" in source:
+            reason = f"{name} is periodic, and error bars and R are of molecules: for its energy, "
+            read.append(Refused(name, f"{reason}forces and stress use interfaces.ase"))
+        else:
+            read.append(Named(name, source))
+    return read
+
+
+def read_smiles(path: Path) -> list[tuple[str, str]]:
+    """Name and SMILES of each line; what has no name is called by its SMILES.
+
+    Args:
+        path: a file of a SMILES and, after a space or tab, a name on each line.
+    """
+    lines = (line.split(maxsplit=1) for line in path.read_text().splitlines())
+    return [(parts[-1].strip(), parts[0]) for parts in lines if parts]
+
+
+def check(structure: Named | Refused, model: CalibratedModel) -> Named | Refused:
+    """The structure, or why the model cannot take it.
+
+    Args:
+        structure: as it was read.
+        model: what shall predict its energy.
+    """
+    if isinstance(structure, Refused):
+        return structure
+    first = model.models[0]
+    try:
+        z = model.pack(structure.data).z
+        check_species(z, first.species_index(z) >= 0, first.species)
+    except StructureError as error:
+        return Refused(structure.name, f"{structure.name}: {error}")
+    return structure
