@@ -101,10 +101,10 @@ def forces(folder: Path) -> str:
     for method, name in METHODS.items():
         those = [run for run in runs if run.method == method and run.molecule in MOLECULES]
         if those:
-            minutes = [run.minutes for run in those]
-            span = f"{min(minutes):.0f} to {max(minutes):.0f} minutes of training"
-            splits = sorted({run.seed for run in those})
-            notes.append(f"{name}: {span}, splits {splits}, {those[-1].trained}.")
+            minutes = sorted({round(run.minutes) for run in those})
+            span = " to ".join(str(number) for number in dict.fromkeys((minutes[0], minutes[-1])))
+            seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in those}))
+            notes.append(f"{name}: {span} minutes of training; seeds {seeds}; {those[-1].trained}.")
     headings = ["trajectory", "MAE of", *METHODS.values(), "SchNet, published"]
     table = Table(headings, rows, wide=("MAE of",)).markdown()
     return "\n\n".join([table, *notes])

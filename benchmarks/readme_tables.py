@@ -1,7 +1,8 @@
 """Write the tables of the README from the files in ``results/``: ``make tables``.
 
 Each goes between ``<!-- NAME -->`` and ``<!-- /NAME -->``. Records are what ``hipnn reproduce``
-wrote; ``compare.json`` is from ``examples/06_compare.py --json``.
+wrote; ``compare.json`` is from ``examples/06_compare.py --json``, ``nve/`` holds ``report.json``
+files of ``hipnn md``, for ``forces/`` see ``force_table.py``.
 """
 
 from __future__ import annotations
@@ -93,20 +94,42 @@ def speed() -> str:
     return Table(["", "HIPNN", *PEERS], rows).markdown() + note
 
 
+def nve() -> str:
+    """How well energy is conserved, from the reports of ``hipnn md``."""
+    rows = []
+    for path in sorted((RESULTS / "nve").glob("*.json")):
+        report: dict[str, Any] = json.loads(path.read_text())
+        figures = [f"{report['time']:g}", f"{report['temperature']:.0f}", f"{report['drift']:.5f}"]
+        rows.append([path.stem.replace("-", " "), *figures, f"{report['fluctuation']:.4f}"])
+    headings = ["trajectory learned", "ps", "K", "drift (meV/atom/ps)", "fluctuation (meV/atom)"]
+    return Table(headings, rows).markdown()
+
+
+SECTIONS = {
+    "runs": runs,
+    "comparison": comparison,
+    "speed": speed,
+    "forces": lambda: forces(RESULTS / "forces"),
+    "nve": nve,
+}
+
+
+def with_tables(text: str) -> str:
+    """The README with its tables made anew.
+
+    Args:
+        text: the README.
+    """
+    for name, make in SECTIONS.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text = re.sub(pattern, lambda m, make=make: m[1] + make() + "\n" + m[2], text, flags=re.S)
+    return text
+
+
 def main() -> None:
     """Rewrite the README's tables."""
     readme = ROOT / "README.md"
-    text = readme.read_text()
-    sections = {
-        "runs": runs,
-        "comparison": comparison,
-        "speed": speed,
-        "forces": lambda: forces(RESULTS / "forces"),
-    }
-    for name, make in sections.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text = re.sub(pattern, lambda m, make=make: m[1] + make() + "\n" + m[2], text, flags=re.S)
-    readme.write_text(text)
+    readme.write_text(with_tables(readme.read_text()))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ MIRRORED = (
     "examples/README.md",
     "results/README.md",
     "results/*.png",
+    "results/*/*.png",
     "CHANGELOG.md",
 )
 CARDS = "hipnn_pyg/pretrained/*/card.md"
