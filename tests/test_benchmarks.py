@@ -586,3 +586,34 @@ def test_a_run_with_real_processes(tmp_path: Path) -> None:
     assert set(row["figures"]) == {"HIPNN"} and not row["missing"] and not row["ratios"]
     assert row["figures"]["HIPNN"]["molecules_per_second"] > 0
     assert read(tmp_path, "inference") == json.loads(json.dumps(result["inference"]))
+
+
+def test_the_readme_shows_the_results_on_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = module("readme_tables")
+    text = (Path(BENCHMARKS).parent / "README.md").read_text()
+    assert all(f"<!-- {name} -->\n|" in text for name in tables.SECTIONS)
+    assert tables.with_tables(text) == text  # else: make tables
+    (tmp_path / "nve").mkdir()  # control: other results, another table
+    report = {"time": 1.0, "temperature": 300.0, "drift": 0.25, "fluctuation": 0.5}
+    (tmp_path / "nve" / "water.json").write_text(json.dumps(report))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert "| water | 1 | 300 | 0.25000 | 0.5000 |" in tables.nve()
+
+
+def test_forces_are_tabled_by_molecule_and_method(tmp_path: Path) -> None:
+    table = module("force_table")
+    for seed, error in enumerate((1.0, 2.0, 3.0)):
+        figures = {"mae": error, "force_mae": 10 * error, "seconds": 900.0}
+        kept = {"method": "SchNet, plain loop", "molecule": "toluene", "seed": seed, **figures}
+        kept |= {"machine": "M", "torch": "T", "date": "D"}
+        (tmp_path / f"{seed}.json").write_text(json.dumps(kept))
+        shown = table.forces(tmp_path)
+        assert ("±" in shown) == (seed == 2)  # an error bar from three splits on
+    assert "2.000 ± 0.577 | 0.12 |" in shown and "20.000 ± 5.774 | 0.57 |" in shown
+    assert "SchNet with forces: 15 minutes of training; seeds 0, 1, 2; M, torch T, D." in shown
+    assert shown.count(table.NOT_RUN) == 16
+    (tmp_path / "bad.json").write_text(json.dumps({"part": "test", "mae": 1.0}))
+    with pytest.raises(ValueError, match="no test of forces"):
+        table.forces(tmp_path)
