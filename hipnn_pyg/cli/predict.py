@@ -5,8 +5,8 @@ structures unlike the training data. The model may be an ensemble's run folder, 
 that comes with the package. What has no energy (a SMILES that RDKit cannot embed, an element that
 the model does not know) is named in the end; all others have theirs. Examples:
 
-  hipnn predict --model qm9-u0 CCO "c1ccccc1"
-  hipnn predict --model qm9-u0 library.smi --output energies.csv
+  hipnn predict --model qm9-u0-rdkit CCO "c1ccccc1"
+  hipnn predict --model qm9-u0-rdkit library.smi --output energies.csv
   hipnn predict --model runs/qm9 molecules.xyz --unit kcal/mol
 """
 
