@@ -15,8 +15,9 @@ demo: $(VENV)/installed
 	$(BIN)/hipnn plot runs/demo
 	$(BIN)/hipnn predict --model runs/demo CCO "c1ccccc1" "CC(=O)N"
 
+# Two processes of one thread each: with more on two cores they wait for one another.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST)
 
 # The page of hipnn explain in a real browser: Chromium, Chrome or Edge must be on the path.
 test-browser: $(VENV)/installed
@@ -26,7 +27,7 @@ test-browser: $(VENV)/installed
 # Neighbour, layer and SchNet tests with torch-cluster and torch-scatter (built from source) and
 # torch-geometric 2.7, whose radius_graph uses them.
 test-ops: $(OPS)/installed
-	$(OPS)/bin/python -m pytest -n 2 -m "ops or not ops" $(WITH_OPS)
+	OMP_NUM_THREADS=1 $(OPS)/bin/python -m pytest -n 2 -m "ops or not ops" $(WITH_OPS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
