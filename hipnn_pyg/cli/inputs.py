@@ -103,8 +103,8 @@ def read_inputs(
             else:
                 read.append(Named(name, data, "rdkit" if optimize else None))
         elif "cell" in source:
-            reason = f"{name} is periodic, and error bars and R are of molecules: for its energy, "
-            read.append(Refused(name, f"{reason}forces and stress use interfaces.ase"))
+            remedy = "energy, forces and stress of a crystal are hipnn_pyg.interfaces.ase's"
+            read.append(Refused(name, f"{name} is periodic, not a molecule: {remedy}"))
         else:
             read.append(Named(name, source))
     return read
@@ -120,19 +120,29 @@ def read_smiles(path: Path) -> list[tuple[str, str]]:
     return [(parts[-1].strip(), parts[0]) for parts in lines if parts]
 
 
-def check(structure: Named | Refused, model: CalibratedModel) -> Named | Refused:
-    """The structure, or why the model cannot take it.
+def check(read: list[Named | Refused], model: CalibratedModel) -> list[Named | Refused]:
+    """The same, with the reason in place of each structure that the model cannot take.
 
     Args:
-        structure: as it was read.
-        model: what shall predict its energy.
+        read: as :func:`read_inputs` gives it.
+        model: what shall predict their energies.
     """
-    if isinstance(structure, Refused):
-        return structure
+    structures = [each.data for each in read if isinstance(each, Named)]
+    if not structures or fault(structures, model) is None:  # the usual case, all at once
+        return read
+    checked: list[Named | Refused] = []
+    for each in read:
+        reason = fault([each.data], model) if isinstance(each, Named) else None
+        checked.append(each if reason is None else Refused(each.name, f"{each.name}: {reason}"))
+    return checked
+
+
+def fault(structures: list[Data], model: CalibratedModel) -> str | None:
+    """What the model cannot take of some structures; None: it takes them all."""
     first = model.models[0]
     try:
-        z = model.pack(structure.data).z
+        z = model.pack(structures).z
         check_species(z, first.species_index(z) >= 0, first.species)
     except StructureError as error:
-        return Refused(structure.name, f"{structure.name}: {error}")
-    return structure
+        return str(error)
+    return None

@@ -62,7 +62,7 @@ def run(arguments: Namespace) -> None:
     if output is not None and output.suffix not in (".csv", ".xyz", ".extxyz"):
         raise ValueError(f"--output {output} must end in .csv, .xyz or .extxyz")
     given = (arguments.inputs, arguments.seed, arguments.optimize, arguments.limit)
-    read = [check(each, model) for each in read_inputs(*given, progress=True)]
+    read = check(read_inputs(*given, progress=True), model)
     structures = [each for each in read if isinstance(each, Named)]
     refused = [each for each in read if isinstance(each, Refused)]
     if structures:
