@@ -45,7 +45,7 @@ def molecules(dataset: QM9Pack) -> PackedMolecules:
 
 
 @pytest.fixture(scope="module")
-def test_set() -> Tensor:
+def held_out() -> Tensor:
     """Molecules that neither trained, stopped nor calibrated the model."""
     stored = np.load(pretrained_folder(NAME) / "predictions.npz")
     return torch.from_numpy(np.flatnonzero(np.unpackbits(stored["test_set"])))
@@ -53,9 +53,9 @@ def test_set() -> Tensor:
 
 @pytest.fixture(scope="module")
 def given(
-    model: CalibratedModel, bars: ErrorBars, molecules: PackedMolecules, test_set: Tensor
+    model: CalibratedModel, bars: ErrorBars, molecules: PackedMolecules, held_out: Tensor
 ) -> Sample:
-    return take_sample(model.models, bars.statistics, molecules.subset(test_set))
+    return take_sample(model.models, bars.statistics, molecules.subset(held_out))
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,9 @@ def rdkit(
     bars: ErrorBars,
     molecules: PackedMolecules,
     dataset: QM9Pack,
-    test_set: Tensor,
+    held_out: Tensor,
 ) -> Sample:
-    some = test_set[:: len(test_set) // NUM_SMILES]
+    some = held_out[:: len(held_out) // NUM_SMILES]
     made = embed([*dataset._data.smiles], molecules, some).molecules
     return take_sample(model.models, bars.statistics, made)
 
@@ -105,9 +105,9 @@ def test_flag_hits_five_percent_of_molecules_like_the_training_data(
 
 
 def test_flag_tells_stretched_bonds(
-    model: CalibratedModel, molecules: PackedMolecules, test_set: Tensor, given: Sample
+    model: CalibratedModel, molecules: PackedMolecules, held_out: Tensor, given: Sample
 ) -> None:
-    batches = [molecules.gather(test_set[k : k + 1]) for k in range(0, 10_000, 40)]
+    batches = [molecules.gather(held_out[k : k + 1]) for k in range(0, 10_000, 40)]
     usual = [Data(z=batch.z, pos=batch.pos) for batch in batches]
     far = [changed for k, data in enumerate(usual) if (changed := stretched(data, 0.3, k))]
     judged = model.predict([*usual, *far]).judgement
