@@ -34,6 +34,8 @@ class Member(Trainer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._drawn: tuple[int, tuple[Tensor, ...]] | None = None
+        self._begun = -1  # the epoch whose mini-batches captured steps know
+        self.stream = torch.cuda.Stream() if self.captures else None
 
     @property
     def place(self) -> tuple[int, int]:
@@ -43,6 +45,13 @@ class Member(Trainer):
     def next_batch(self) -> Tensor:
         """The next mini-batch: molecules of ``train``, ``[G]``."""
         return self._partition()[self.step]
+
+    def take_step(self, index: Tensor) -> None:
+        """One step of its own, on the mini-batch that :meth:`next_batch` gave."""
+        if self._begun != self.epoch:
+            self.begin_epoch()
+            self._begun = self.epoch
+        super().take_step(index)
 
     def advance(self, terms: LossTerms) -> None:
         """Update the weights along ``objective.vector.grad``; at its end, close the epoch."""
@@ -73,13 +82,14 @@ class Member(Trainer):
 class EnsembleTrainer:
     """Train several models of one network, each to the numbers it would reach alone.
 
-    On a CPU the members take turns, an epoch each, and share one compiled step. On a GPU, where a
-    small step is mostly launches, all take each step together (:mod:`hipnn_pyg.train.stack`); a
-    member that stops early leaves the stack, one that lags behind after a restart catches up.
+    On a CPU the members take turns, an epoch each, and share one compiled step. On a GPU, which a
+    small step does not fill, the captured steps of all run side by side, each in a stream of its
+    own. Steps that are not captured are taken together (:mod:`hipnn_pyg.train.stack`). A member
+    that stops early leaves, one that lags behind after a restart catches up.
 
     Args:
         members: the models, with equal networks, loss weights and devices.
-        batched: steps together; "auto" for on a GPU, unless forces are learned.
+        batched: steps together; "auto" for on a GPU, unless they are captured or forces learned.
         progress: show one progress bar for all.
 
     Raises:
@@ -97,7 +107,7 @@ class EnsembleTrainer:
         if not self.members:
             raise ValueError("an ensemble needs at least one member")
         first = self.members[0]
-        alone = first.device.type != "cuda" or first.forces
+        alone = first.device.type != "cuda" or first.forces or first.captures
         self.batched = not alone if batched == "auto" else batched
         if self.batched and first.forces:
             raise ValueError("batched steps do not learn forces: train the members in turn")
@@ -134,6 +144,7 @@ class EnsembleTrainer:
             for member in self.members:
                 member.start()
                 member.settle()
+            self._synchronise()
             while front := self._front():
                 began = time.monotonic()
                 done = sum(self._take_step(front))
@@ -144,6 +155,7 @@ class EnsembleTrainer:
                     self._show(bar)
                 if self.interrupted and self.live:
                     self._stop()
+        self._synchronise()
         if self.graphs > 1:
             warnings.warn(recompiled(self.graphs), HIPNNWarning, stacklevel=2)
         if self.failures:
@@ -151,6 +163,11 @@ class EnsembleTrainer:
             others = len(self.members) - len(self.failures)
             raise TrainingStopped(f"member {number}: {failure} ({others} others are trained)")
         return [member.model for member in self.members]
+
+    def _synchronise(self) -> None:
+        """Streams of the members neither run ahead of what set them up nor behind what follows."""
+        if self.members[0].captures:
+            torch.cuda.synchronize(self.members[0].device)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -166,7 +183,7 @@ class EnsembleTrainer:
     def _front(self) -> list[Member]:
         """Members that take the next step: of those furthest behind one, or all together."""
         live = self.live
-        if self.batched:
+        if self.batched or self.members[0].captures:
             least = min((member.place for member in live), default=None)
             return [member for member in live if member.place == least]
         return [min(live, key=lambda member: member.epoch)] if live else []
@@ -174,12 +191,25 @@ class EnsembleTrainer:
     def _take_step(self, front: list[Member]) -> list[int]:
         """One step of some members; returns the sizes of their mini-batches."""
         indices = [member.next_batch() for member in front]
+        if not self.batched and self.members[0].captures:
+            self._side_by_side(front, indices)
+            return [index.numel() for index in indices]
         for member, terms in zip(front, self._gradients(front, indices), strict=True):
             try:
                 member.advance(terms)
             except TrainingStopped as failure:
                 self.failures[self.members.index(member)] = failure
         return [index.numel() for index in indices]
+
+    def _side_by_side(self, front: list[Member], indices: list[Tensor]) -> None:
+        """A captured step of each, in its stream; nothing waits but the end of an epoch."""
+        for member, index in zip(front, indices, strict=True):
+            try:
+                with torch.cuda.stream(member.stream):
+                    member.take_step(index)
+                    member.settle()
+            except TrainingStopped as failure:
+                self.failures[self.members.index(member)] = failure
 
     def _gradients(self, front: list[Member], indices: list[Tensor]) -> list[LossTerms]:
         """Losses; the gradients are left for the optimizers, or the steps taken already."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -415,3 +416,60 @@ def test_members_must_be_alike(build: Build) -> None:
     with pytest.raises(ValueError, match="batch_size"):
         EnsembleTrainer([one, smaller], batched=True)
     assert not EnsembleTrainer([one, smaller]).batched  # control: a CPU takes turns
+
+
+# -- captured steps side by side -------------------------------------------------------------------
+
+
+@pytest.fixture
+def side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members take captured steps as on a GPU; streams are made to look like those of one."""
+    monkeypatch.setattr(Member, "alone", True)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_captured_members_are_the_models_alone(
+    recipe: str, side_by_side: None, build: Build, ensemble: Ensemble, tmp_path: Path
+) -> None:
+    """Bit for bit, though the members take turns at every step; two of them stop early."""
+    trainer = ensemble(tmp_path / "together", "auto", capture="on", **RECIPES[recipe])
+    assert not trainer.batched
+    trainer.fit()
+    assert all(member.captured is not None for member in trainer.members)
+    for seed in SEEDS:
+        alone = build(Trainer, seed, tmp_path / "alone", capture="on", **RECIPES[recipe])
+        alone.fit()
+        files = (tmp_path / "together" / str(seed), tmp_path / "alone")
+        assert largest_difference(*map(checkpoint, files)) == 0.0
+        shutil.rmtree(tmp_path / "alone")
+
+
+def test_captured_members_go_on_where_they_were(
+    side_by_side: None, ensemble: Ensemble, tmp_path: Path
+) -> None:
+    options = dict(capture="on", **RECIPES["fast"])
+    whole = ensemble(tmp_path / "whole", "auto", **options)
+    whole.fit()
+    stopped = ensemble(tmp_path / "stopped", "auto", **options)
+    taken = []
+
+    def stop() -> None:
+        taken.append(1)
+        if len(taken) == 30:
+            stopped.interrupted = True
+
+    for member in stopped.members[:1]:
+        count = member._count_step
+        member._count_step = lambda count=count: (count(), stop())  # type: ignore[method-assign]
+    with pytest.raises(TrainingStopped, match="3 of 3 models"):
+        stopped.fit()
+    assert [member.place for member in stopped.members] == [(2, 6)] * 3
+    again = ensemble(tmp_path / "stopped", "auto", **options)
+    again.resume()
+    again.fit()
+    for seed in SEEDS:
+        files = (tmp_path / "whole" / str(seed), tmp_path / "stopped" / str(seed))
+        assert largest_difference(*map(checkpoint, files)) == 0.0
