@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from hipnn_pyg.data.qm9_raw import write_qm9_raw
 from hipnn_pyg.data.sets import MD17Set, QM9RDKitSet, QM9Set
 
 
@@ -36,6 +35,8 @@ def run(arguments: Namespace) -> None:
     """Fetch or build, check, and say what is there."""
     options = arguments[arguments.what]
     if arguments.what == "qm9-raw":
+        from hipnn_pyg.data.qm9_raw import write_qm9_raw  # needs RDKit, which training does not
+
         written = write_qm9_raw(options.root, progress=True)
         print(
             f"wrote {written.molecules:,} molecules and {written.placeholders:,} placeholders to "

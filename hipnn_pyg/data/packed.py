@@ -29,7 +29,7 @@ from hipnn_pyg.data.forces import ForceLabels, check_forces
 from hipnn_pyg.data.md17 import md17_energies
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.data.unavailable import DatasetUnavailableError
-from hipnn_pyg.graph import edge_distances, radius_graph
+from hipnn_pyg.graph import Pairs, edge_distances, radius_graph
 
 _CHECK_BLOCK = 4096
 """Molecules whose distances are checked in one go."""
@@ -47,6 +47,7 @@ class MoleculeBatch(NamedTuple):
         num_edges: sum of n (n - 1) over the molecules.
         target: energies in the target's unit, float64, ``[G]``.
         forces: in the target's unit per Å, ``[N, 3]``; None without force labels.
+        pairs: all pairs inside the molecules, if whoever drew the mini-batch made them.
     """
 
     z: Tensor
@@ -57,6 +58,7 @@ class MoleculeBatch(NamedTuple):
     num_edges: int
     target: Tensor
     forces: Tensor | None = None
+    pairs: Pairs | None = None
 
 
 @dataclass(frozen=True)

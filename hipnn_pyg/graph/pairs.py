@@ -113,7 +113,7 @@ def molecule_edges(
         num_edges: E = sum of n (n - 1) over the molecules.
         kernels: let the compiled kernel do it where it can.
     """
-    if kernels and takes(pos) and not pos.requires_grad:
+    if kernels and pos.device.type == "cpu" and takes(pos) and not pos.requires_grad:
         pattern, r = ops.molecule_edges(pos, ptr, num_edges)
         return Pairs(pattern.j, pattern.i, r, pattern)
     partners = (ptr[1:] - ptr[:-1])[batch] - 1

@@ -1,4 +1,4 @@
-"""All of Fig. 1 and its first derivatives by the CPU kernels alone: the chain rule written out.
+"""All of Fig. 1 and its first derivatives by the kernels alone: the chain rule written out.
 
 What autograd does over :mod:`hipnn_pyg.ops.layers`, without its bookkeeping, which for few atoms
 costs a sixth of a training step, and without derivatives that nobody asked for.
@@ -7,7 +7,7 @@ costs a sixth of a training step, and without derivatives that nobody asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from torch import Tensor
 from hipnn_pyg.graph.pairs import Pairs
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.nn import dense_weights
-from hipnn_pyg.ops import cpu
+from hipnn_pyg.ops import cpu, takes
+from hipnn_pyg.ops.devices import layer_kernels
+from hipnn_pyg.ops.operands import Kept, Weights, Where
 
 
 class Slopes(NamedTuple):
@@ -36,7 +38,7 @@ class BlockWeights(NamedTuple):
     mu: Tensor
     sigma: Tensor
     V: Tensor
-    dense: cpu.Weights
+    dense: Weights
     w: Tensor
     b: Tensor
 
@@ -44,10 +46,10 @@ class BlockWeights(NamedTuple):
 class BlockPass(NamedTuple):
     """What the backward pass of a block needs of its forward pass."""
 
-    where: cpu.Where
+    where: Where
     z: Tensor
     weights: BlockWeights
-    kept: cpu.Kept | None  # for gradients in the weights
+    kept: Kept | None  # for gradients in the weights
     activations: Tensor
     between: Tensor
     result: Tensor
@@ -64,9 +66,15 @@ class BlockChange(NamedTuple):
 
 
 def serves(model: HIPNN) -> bool:
-    """Whether the model has the CPU kernels."""
+    """Whether the model has the kernels of its device."""
     weight = model.blocks[0].interaction.V
-    return cpu.takes(weight) and model.kernel_on(weight.device) == "fused"
+    return takes(weight) and model.kernel_on(weight.device) == "fused"
+
+
+def _scale(model: HIPNN) -> Any:
+    """sigma_E as the readout's kernels take it: a number, on a GPU in its memory."""
+    sigma_e = model.reference.sigma_e
+    return sigma_e if sigma_e.is_cuda else float(sigma_e)
 
 
 def block_weights(model: HIPNN) -> list[BlockWeights]:
@@ -74,7 +82,7 @@ def block_weights(model: HIPNN) -> list[BlockWeights]:
     found = []
     for block in model.blocks:
         layer, readout = block.interaction, block.readout
-        functions, dense = layer.sensitivity, cpu.Weights(dense_weights(layer, [*block.onsite]))
+        functions, dense = layer.sensitivity, Weights(dense_weights(layer, [*block.onsite]))
         own = (functions.mu, functions.sigma, layer.V, dense, readout.weight, readout.bias)
         found.append(BlockWeights(functions.cutoff, *own))
     return found
@@ -115,6 +123,16 @@ def gradient_parts(model: HIPNN) -> tuple[Tensor, list[Slopes]]:
     return gradient, slopes
 
 
+def _inputs(model: HIPNN, species: Tensor) -> tuple[Tensor, Tensor]:
+    """Input features ``[N, species]`` and E^0 ``[N]``, on a GPU in one launch."""
+    kernels = layer_kernels(species.device)
+    if not hasattr(kernels, "inputs"):
+        return model.one_hot(species), model.reference(species)
+    dtype, reference = model.blocks[0].interaction.V.dtype, model.reference
+    found: tuple[Tensor, Tensor] = kernels.inputs(species, reference.weight, reference.bias, dtype)
+    return found
+
+
 @torch.no_grad()
 def forward(
     model: HIPNN,
@@ -136,15 +154,16 @@ def forward(
         ``terms [N, num_interactions + 1]`` in float64, and what :func:`backward` needs.
     """
     assert pairs.pattern is not None
-    z, r, sigma_e = model.one_hot(species), pairs.r.detach(), model.sigma_e
-    r = r.to(z.dtype)
-    terms, passes = [model.reference(species)], []
+    kernels, sigma_e = layer_kernels(species.device), _scale(model)
+    z, zeroth = _inputs(model, species)
+    r = pairs.r.detach().to(z.dtype)
+    terms, passes = [zeroth], []
     for own in block_weights(model) if weights is None else weights:
-        where = cpu.Where(pairs.pattern, own.cutoff, r, own.mu, own.sigma)
-        received, kept = cpu.interact(where, z, own.V, learn)
-        result, activations, between = cpu.dense(z, received, own.dense, True)
+        where = Where(pairs.pattern, own.cutoff, r, own.mu, own.sigma)
+        received, kept = kernels.interact(where, z, own.V, learn)
+        result, activations, between = kernels.dense(z, received, own.dense, True)
         assert activations is not None and between is not None
-        terms.append(cpu.readout(result, own.w, own.b, sigma_e))
+        terms.append(kernels.readout(result, own.w, own.b, sigma_e))
         passes.append(BlockPass(where, z, own, kept, activations, between, result))
         z = result
     return torch.stack(terms, dim=1), passes
@@ -181,20 +200,21 @@ def _backward(
     slopes: Sequence[Slopes],
     dr: Sequence[Tensor | None],
 ) -> None:
-    of_order, sigma_e = dterms.t().contiguous(), model.sigma_e
+    of_order, sigma_e = dterms.t().contiguous(), _scale(model)
+    kernels = layer_kernels(dterms.device)
     dz: Tensor | None = None
     for n in range(len(passes) - 1, -1, -1):
         own, to = passes[n], slopes[n]
         mine = own.weights
-        dresult = cpu.readout_backward(own.result, mine.w, of_order[n + 1], sigma_e, to.w, to.b)
+        dresult = kernels.readout_backward(own.result, mine.w, of_order[n + 1], sigma_e, to.w, to.b)
         if dz is not None:
             dresult += dz
         dz = torch.empty_like(own.z) if n else None
         sent = None if dz is None else torch.empty_like(dz)
         inside = (own.activations, own.between)
-        dreceived = cpu.dense_backward(own.z, mine.dense, *inside, dresult, dz, to.dense)
+        dreceived = kernels.dense_backward(own.z, mine.dense, *inside, dresult, dz, to.dense)
         wanted = (dr[n], to.mu, to.sigma, sent, to.V)
-        cpu.interact_backward(own.where, own.z, mine.V, own.kept, dreceived, wanted)
+        kernels.interact_backward(own.where, own.z, mine.V, own.kept, dreceived, wanted)
         if dz is not None and sent is not None:
             dz += sent
 
@@ -211,7 +231,7 @@ def force_backward(
 
     The sum is the change of E if each distance r_x moves by a_x: changes go forward through the
     network beside the values, then both go back. So a loss on forces is learned without second
-    derivatives being written down.
+    derivatives being written down. On a CPU.
 
     Args:
         model: the model.

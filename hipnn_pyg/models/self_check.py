@@ -133,7 +133,8 @@ def _direct_results(model: HIPNN, z: Tensor, pos: Tensor, batch: Tensor) -> dict
     along = ((move[pairs.j] - move[pairs.i]) * r_ij / r.unsqueeze(1)).sum(1).detach()
     gradient, slopes = direct.gradient_parts(model)
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for what in ("the gradient", "the gradient of forces"):
+    both = ("the gradient", "the gradient of forces")
+    for what in both if pos.device.type == "cpu" else both[:1]:
         if what == "the gradient":
             direct.backward(model, passes, ones, slopes)
         else:

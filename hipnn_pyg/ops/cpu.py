@@ -15,13 +15,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hipnn_pyg.ops import reference
-from hipnn_pyg.ops.operands import checked
+from hipnn_pyg.ops.operands import Kept, Weights, Where, checked
 from hipnn_pyg.ops.pattern import Pattern
 
 logger = logging.getLogger(__name__)
@@ -109,15 +109,6 @@ def _compile(cxx: list[str], file: Path) -> None:
         raise KernelUnavailableError(f"the kernels were not compiled: {error}") from error
 
 
-def takes(x: Tensor) -> bool:
-    """Whether the compiled kernels take such a tensor: real numbers on a CPU, not being traced.
-
-    Under autocast (:mod:`hipnn_pyg.nn.precision`) matrix products are PyTorch's own.
-    """
-    special = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
-    return x.device.type == "cpu" and x.dtype in SUFFIX and not special
-
-
 def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     """Call a kernel with contiguous tensors (of ``dtype``, int64 or, for energies, float64), sizes,
     numbers, addresses, None for null."""
@@ -159,41 +150,6 @@ def molecule_edges(pos: Tensor, ptr: Tensor, num_edges: int) -> tuple[Pattern, T
     return Pattern(j, i, row, j.new_empty(0), torch.zeros_like(row)), r
 
 
-class Where(NamedTuple):
-    """The pairs of an interaction layer and its sensitivity functions.
-
-    Attributes:
-        pattern: the pairs.
-        cutoff: R_cut in Å.
-        r: distances in Å, ``[E]``.
-        mu: centres in Å, ``[nu]``.
-        sigma: in Å, ``[nu]``.
-    """
-
-    pattern: Pattern
-    cutoff: float
-    r: Tensor
-    mu: Tensor
-    sigma: Tensor
-
-    @property
-    def arrays(self) -> tuple[Tensor, ...]:
-        """As kernels take them."""
-        return self.r.contiguous(), self.pattern.row, self.pattern.j, self.mu, self.sigma
-
-
-class Kept(NamedTuple):
-    """What gradients in the weights need of :func:`interact`.
-
-    Attributes:
-        environments: the sums over neighbours, ``[nu, N, in]``.
-        sensitivities: ``[E, nu]``, filled up to whole registers.
-    """
-
-    environments: Tensor
-    sensitivities: Tensor
-
-
 def whole_registers(nu: int, dtype: torch.dtype) -> int:
     """``nu`` rounded up to whole vector registers of this processor."""
     function = getattr(library(), f"whole_registers_{SUFFIX[dtype]}")
@@ -209,14 +165,14 @@ def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Ke
     """
     (nu, in_channels, out_channels), z = V.shape, z.contiguous()
     received = z.new_empty(z.size(0), out_channels)
-    kept: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+    kept = None
     if keep:
         environments = z.new_empty(nu, z.size(0), in_channels)
         kept = Kept(environments, z.new_empty(where.r.numel(), whole_registers(nu, z.dtype)))
     sizes = (z.size(0), nu, in_channels, out_channels)
-    given = (*where.arrays, z, V, received, *kept)
-    _call("interact", z.dtype, *given, *sizes, float(where.cutoff))
-    return received, kept if isinstance(kept, Kept) else None
+    given = (*where.arrays, z, V, received, *(kept or (None, None)), *sizes, float(where.cutoff))
+    _call("interact", z.dtype, *given)
+    return received, kept
 
 
 def interact_backward(
@@ -297,16 +253,6 @@ def interact_tangent_backward(
     wanted = (dmu, dsigma, *below, dV)
     sizes = (features[0].size(0), nu, in_channels, out_channels, float(where.cutoff))
     _call("interact_tangent_backward", V.dtype, *given, *gradients, *wanted, *sizes)
-
-
-class Weights(tuple[Tensor | None, ...]):
-    """W, B, W~, B~, M~ (None: identity) of each layer; where they lie is looked up once."""
-
-    @functools.cached_property
-    def addresses(self) -> ctypes.Array[ctypes.c_void_p]:
-        """An address each, null for None."""
-        assert all(w is None or w.is_contiguous() for w in self)
-        return (ctypes.c_void_p * len(self))(*(None if w is None else w.data_ptr() for w in self))
 
 
 def dense(

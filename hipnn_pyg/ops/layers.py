@@ -1,4 +1,4 @@
-"""HIP-NN's layers as two compiled kernels on a CPU, first derivatives included.
+"""HIP-NN's layers as compiled kernels, first derivatives included.
 
 Autograd's second derivatives go through the readable layers: a backward pass that is to be
 differentiated computes the layer again with them.
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hipnn_pyg.ops import cpu
+from hipnn_pyg.ops.devices import layer_kernels
+from hipnn_pyg.ops.operands import Kept, Weights, Where
 from hipnn_pyg.ops.pattern import Pattern
 
 Layers = Callable[..., Tensor]
@@ -40,7 +41,9 @@ class _Interact(torch.autograd.Function):
         ctx.pattern, ctx.cutoff, ctx.readable = pattern, cutoff, readable
         r, mu, sigma, z, V = inputs
         learned = ctx.needs_input_grad[-1]
-        received, kept = cpu.interact(cpu.Where(pattern, cutoff, r, mu, sigma), z, V, learned)
+        received, kept = layer_kernels(z.device).interact(
+            Where(pattern, cutoff, r, mu, sigma), z, V, learned
+        )
         ctx.save_for_backward(*inputs, *(kept or (None, None)))
         return received
 
@@ -52,9 +55,9 @@ class _Interact(torch.autograd.Function):
         needed = zip(inputs, ctx.needs_input_grad[3:], strict=True)
         slopes = [torch.empty_like(x) if need else None for x, need in needed]
         r, mu, sigma, z, V = inputs
-        kept = None if environments is None else cpu.Kept(environments, sensitivities)
-        where = cpu.Where(ctx.pattern, ctx.cutoff, r, mu, sigma)
-        cpu.interact_backward(where, z, V, kept, gradients[0], slopes)
+        kept = None if environments is None else Kept(environments, sensitivities)
+        where = Where(ctx.pattern, ctx.cutoff, r, mu, sigma)
+        layer_kernels(z.device).interact_backward(where, z, V, kept, gradients[0], slopes)
         return None, None, None, *slopes
 
 
@@ -64,7 +67,9 @@ class _Dense(torch.autograd.Function):
         ctx: Any, readable: Layers, z: Tensor, received: Tensor, *weights: Tensor | None
     ) -> Tensor:
         keep = any(ctx.needs_input_grad)
-        result, activations, between = cpu.dense(z, received, cpu.Weights(weights), keep)
+        result, activations, between = layer_kernels(z.device).dense(
+            z, received, Weights(weights), keep
+        )
         ctx.readable = readable
         ctx.save_for_backward(z, received, activations, between, *weights)
         return result
@@ -77,8 +82,8 @@ class _Dense(torch.autograd.Function):
         sizes = [0 if w is None else w.numel() for w in weights]
         dz, dweights = torch.empty_like(z), z.new_empty(sum(sizes))
         wanted = dz if ctx.needs_input_grad[1] else None
-        given = (z, cpu.Weights(weights), activations, between, gradients[0])
-        dreceived = cpu.dense_backward(*given, wanted, dweights)
+        given = (z, Weights(weights), activations, between, gradients[0])
+        dreceived = layer_kernels(z.device).dense_backward(*given, wanted, dweights)
         parts = zip(weights, dweights.split(sizes), strict=True)
         slopes = (None if w is None else part.view_as(w) for w, part in parts)
         return None, wanted, dreceived, *slopes

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,6 +13,51 @@ from hipnn_pyg.ops.pattern import Pattern
 
 DTYPES = (torch.float32, torch.float64)
 AXES = {"s": ("E", "nu"), "z": ("num_senders", "F"), "g": ("num_receivers", "nu", "F")}
+
+
+class Where(NamedTuple):
+    """The pairs of an interaction layer and its sensitivity functions.
+
+    Attributes:
+        pattern: the pairs.
+        cutoff: R_cut in Å.
+        r: distances in Å, ``[E]``.
+        mu: centres in Å, ``[nu]``.
+        sigma: in Å, ``[nu]``.
+    """
+
+    pattern: Pattern
+    cutoff: float
+    r: Tensor
+    mu: Tensor
+    sigma: Tensor
+
+    @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        """As kernels take them."""
+        return self.r.contiguous(), self.pattern.row, self.pattern.j, self.mu, self.sigma
+
+
+class Kept(NamedTuple):
+    """What gradients in the weights need of an interaction's forward pass.
+
+    Attributes:
+        environments: the sums over neighbours: on a CPU ``[nu, N, in]``, else ``[N, nu in]``.
+        sensitivities: ``[E, nu]``, filled up to whole registers; None on a GPU.
+    """
+
+    environments: Tensor
+    sensitivities: Tensor | None
+
+
+class Weights(tuple[Tensor | None, ...]):
+    """W, B, W~, B~, M~ (None: identity) of each layer; where they lie is looked up once."""
+
+    @functools.cached_property
+    def addresses(self) -> ctypes.Array[ctypes.c_void_p]:
+        """An address each, null for None."""
+        assert all(w is None or w.is_contiguous() for w in self)
+        return (ctypes.c_void_p * len(self))(*(None if w is None else w.data_ptr() for w in self))
 
 
 def checked(pattern: Pattern, **operands: Tensor) -> tuple[Pattern, Tensor, Tensor]:

@@ -15,43 +15,34 @@ On a CPU they run the compiled kernels (:mod:`hipnn_pyg.ops.cpu`), on a GPU Trit
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hipnn_pyg.ops import cpu
+from hipnn_pyg.ops.devices import sum_kernels
 from hipnn_pyg.ops.pattern import Pattern
-
-
-def _kernels(device: torch.device) -> Any:
-    if device.type == "cpu":
-        return cpu
-    import hipnn_pyg.ops.triton as triton  # needs Triton, hence a GPU build of PyTorch
-
-    return triton
 
 
 @torch.library.custom_op("hipnn::envsum", mutates_args=())
 def _envsum(
     s: Tensor, z: Tensor, j: Tensor, i: Tensor, row: Tensor, order: Tensor, column: Tensor
 ) -> Tensor:
-    return _kernels(z.device).envsum(s, z, Pattern(j, i, row, order, column))
+    return sum_kernels(z.device).envsum(s, z, Pattern(j, i, row, order, column))
 
 
 @torch.library.custom_op("hipnn::sensesum", mutates_args=())
 def _sensesum(
     g: Tensor, z: Tensor, j: Tensor, i: Tensor, row: Tensor, order: Tensor, column: Tensor
 ) -> Tensor:
-    return _kernels(z.device).sensesum(g, z, Pattern(j, i, row, order, column))
+    return sum_kernels(z.device).sensesum(g, z, Pattern(j, i, row, order, column))
 
 
 @torch.library.custom_op("hipnn::featsum", mutates_args=())
 def _featsum(
     g: Tensor, s: Tensor, j: Tensor, i: Tensor, row: Tensor, order: Tensor, column: Tensor
 ) -> Tensor:
-    return _kernels(g.device).featsum(g, s, Pattern(j, i, row, order, column))
+    return sum_kernels(g.device).featsum(g, s, Pattern(j, i, row, order, column))
 
 
 @_envsum.register_fake
@@ -102,25 +93,6 @@ def _featsum_backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
 _envsum.register_autograd(_envsum_backward, setup_context=_save)
 _sensesum.register_autograd(_sensesum_backward, setup_context=_save)
 _featsum.register_autograd(_featsum_backward, setup_context=_save)
-
-
-@functools.cache
-def available(device_type: str) -> str:
-    """Empty if the device has kernels (they are compiled now if need be), else why it has none.
-
-    Args:
-        device_type: "cpu", "cuda" ...
-    """
-    try:
-        if device_type == "cpu":
-            cpu.library()
-        elif device_type == "cuda":
-            _kernels(torch.device("cuda"))
-        else:
-            return f"there are no kernels for {device_type!r}"
-    except (cpu.KernelUnavailableError, ImportError) as error:
-        return str(error)
-    return ""
 
 
 def envsum(s: Tensor, z: Tensor, pattern: Pattern) -> Tensor:

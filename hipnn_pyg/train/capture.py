@@ -6,15 +6,16 @@ rate, the share of the weight average. On a CPU the same function runs step by s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.adam import adam
 
-from hipnn_pyg.data.packed import partition
+from hipnn_pyg.data.packed import MoleculeBatch, partition
+from hipnn_pyg.train.direct import GPUGradient
 from hipnn_pyg.train.loss import LossTerms
 from hipnn_pyg.train.recipe import shares
 from hipnn_pyg.train.static import Capacity, StaticBatches
@@ -38,7 +39,6 @@ class CapturedStep:
         average: averaged parameters, ``[P]``, or None.
         totals: sums of loss, MAE and R over steps, float64, ``[3]``; the caller's.
         first_bad: number of the first step whose loss was not finite, or -1, int64, ``[]``.
-        compile: run the usual capacity through ``torch.compile``: fewer kernels.
 
     Attributes:
         graphed: whether steps are captured and replayed (on a GPU) or simply run.
@@ -52,7 +52,6 @@ class CapturedStep:
         average: Tensor | None,
         totals: Tensor,
         first_bad: Tensor,
-        compile: bool = False,
     ) -> None:
         self.objective, self.frozen = objective, objective.frozen
         self.batches, self.average = batches, average
@@ -61,13 +60,14 @@ class CapturedStep:
         self.settings = optimizer.param_groups[0]
         self.moments = _adam_state(optimizer, self.vector)
         # On a GPU fused Adam reads its learning rate as float32, whatever the parameters are.
-        dtype = torch.float32 if self.vector.is_cuda else self.vector.dtype
+        plain = self.vector.is_cuda and not isinstance(objective.direct, GPUGradient)
+        dtype = torch.float32 if plain else self.vector.dtype
         steps = batches.order.numel() // batches.batch_size
         self.rates = torch.zeros(steps, dtype=dtype, device=self.vector.device)
         self.shares = torch.zeros(steps, dtype=self.vector.dtype, device=self.vector.device)
         self.graphed = self.vector.is_cuda
+        self._stream: torch.cuda.Stream | None = None
         self.done = 0
-        self._compiled = self._compile() if compile else None
         self._graphs: dict[Capacity, torch.cuda.CUDAGraph] = {}
 
     def begin(
@@ -102,13 +102,7 @@ class CapturedStep:
         if self.graphed:
             self._graphs[capacity].replay()
         else:
-            self.run(capacity)
-
-    def run(self, capacity: Capacity) -> None:
-        """One step, compiled if that was asked for: what a graph holds."""
-        usual = capacity == self.batches.capacities[0]
-        step = self._compiled if usual and self._compiled is not None else self.step
-        step(capacity)
+            self.step(capacity)
 
     def step(self, capacity: Capacity) -> None:
         """One step; tensors in place, and nothing that the host would have to wait for.
@@ -117,11 +111,34 @@ class CapturedStep:
             capacity: of the mini-batch: the only thing that Python knows of it.
         """
         batch = self.batches.draw(capacity)
+        if isinstance(self.objective.direct, GPUGradient):
+            self._by_kernels(self.objective.direct, batch)
+            return
         terms, gradient = self.objective.gradient(self.vector, self.frozen, batch)
         with torch.no_grad():
             self._descend(gradient)
             self._log(terms)
             self.batches.step += 1
+
+    def _by_kernels(self, gradient: GPUGradient, batch: MoleculeBatch) -> None:
+        """The rest of the step in few launches."""
+        from hipnn_pyg.ops import triton_step  # needs Triton
+
+        found = gradient.without_l2(batch)
+        number, weight = self.batches.step, gradient.loss.lambda_l2
+        triton_step.descend(
+            self.vector.detach(),
+            gradient.gradient,
+            gradient.penalised,
+            self.moments,
+            self.average,
+            self.rates,
+            self.shares,
+            number,
+            weight,
+            self.settings,
+        )
+        triton_step.count(found, self.totals, self.first_bad, number, self.moments[2])
 
     def _descend(self, gradient: Tensor) -> None:
         """Adam and the weight average."""
@@ -134,7 +151,7 @@ class CapturedStep:
             [square],
             [],
             [steps],
-            fused=not torch.compiler.is_compiling(),  # a compiler fuses the plain form
+            fused=True,
             foreach=False,
             capturable=True,
             amsgrad=False,
@@ -156,12 +173,6 @@ class CapturedStep:
 
     # -- graphs --------------------------------------------------------------------------------
 
-    def _compile(self) -> Callable[[Capacity], None]:
-        dynamo: Any = torch._dynamo.config
-        dynamo.trace_autograd_ops = True  # lets torch.autograd.grad into the graph
-        dynamo.recompile_limit = max(dynamo.recompile_limit, 256)  # of all trainers of a process
-        return torch.compile(self.step, dynamic=False, fullgraph=True)
-
     def _changed(self) -> list[Tensor]:
         """Every tensor that a step changes."""
         average = [] if self.average is None else [self.average]
@@ -172,19 +183,21 @@ class CapturedStep:
         """Record a step on a mini-batch that fits; what the warm-up changes is put back."""
         with torch.cuda.device_of(self.vector):
             saved = [tensor.clone() for tensor in self._changed()]
-            stream = torch.cuda.Stream()
+            # Libraries keep a workspace for each stream: graphs captured in one stream cannot run
+            # side by side.
+            stream = self._stream = self._stream or torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP):
                     try:
-                        self.run(capacity)
+                        self.step(capacity)
                     finally:
                         for tensor, value in zip(self._changed(), saved, strict=True):
                             tensor.copy_(value)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self.run(capacity)
+            with torch.cuda.graph(graph, stream=stream):
+                self.step(capacity)
         return graph
 
 
@@ -197,11 +210,15 @@ def captured_step(trainer: Trainer) -> CapturedStep:
     return CapturedStep(
         trainer.objective,
         trainer.optimizer,
-        StaticBatches(trainer.train, trainer.config.batch_size, trainer.steps_per_epoch),
+        StaticBatches(
+            trainer.train,
+            trainer.config.batch_size,
+            trainer.steps_per_epoch,
+            trainer.objective.vector.dtype,
+        ),
         None if trainer.average is None else trainer.average.vector,
         trainer.totals,
         trainer.first_bad,
-        trainer.compiled,
     )
 
 

@@ -1,4 +1,4 @@
-"""The loss and its gradient by the CPU kernels alone, see :mod:`hipnn_pyg.models.direct`."""
+"""The loss and its gradient by the kernels alone, see :mod:`hipnn_pyg.models.direct`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from hipnn_pyg.models.hipnn import all_pairs
 from hipnn_pyg.ops import cpu
 from hipnn_pyg.train.force_loss import HIPNNForceLoss, PairForces, force_errors, force_sums
 from hipnn_pyg.train.loss import HIPNNLoss, LossTerms
+from hipnn_pyg.train.static import StaticLoss
 
 
 class DirectGradient:
-    """The loss of a mini-batch and its gradient, for a loss whose model has the CPU kernels.
+    """The loss of a mini-batch and its gradient, for a loss whose model has the kernels.
 
     Args:
         loss: the loss; the gradient is taken in the parameters that its model learns.
@@ -22,17 +23,20 @@ class DirectGradient:
         penalised: 1 for those that enter the L2 term, else 0, ``[P]``.
     """
 
+    losses: tuple[type[HIPNNLoss], ...] = (HIPNNLoss, HIPNNForceLoss)
+    """Those that it can differentiate."""
+
     def __init__(self, loss: HIPNNLoss, vector: Tensor, penalised: Tensor) -> None:
         self.loss, self.vector, self.penalised = loss, vector.detach(), penalised
         self.gradient, self.slopes = direct.gradient_parts(loss.model)
         self.weights = direct.block_weights(loss.model)
         self.decay = torch.empty_like(self.gradient)
 
-    @staticmethod
-    def serves(loss: HIPNNLoss) -> bool:
-        """Whether the model has the CPU kernels and all weights of its layers are learned."""
+    @classmethod
+    def serves(cls, loss: HIPNNLoss) -> bool:
+        """Whether the model has the kernels and all weights of its layers are learned."""
         return (
-            type(loss) in (HIPNNLoss, HIPNNForceLoss)
+            type(loss) in cls.losses
             and direct.serves(loss.model)
             and all(
                 parameter.requires_grad
@@ -74,3 +78,54 @@ class DirectGradient:
         else:
             direct.backward(model, passes, dterms, self.slopes)
         return found, torch.add(self.gradient, weights, alpha=2 * loss.lambda_l2)
+
+
+class GPUGradient(DirectGradient):
+    """The same on a GPU: of energies, also for mini-batches of fixed shape."""
+
+    losses = (HIPNNLoss, StaticLoss)
+
+    def __call__(self, batch: MoleculeBatch) -> tuple[LossTerms, Tensor]:
+        """The loss and its gradient ``[P]``; nothing waits for the GPU."""
+        found = self.without_l2(batch)
+        decay = torch.mul(self.penalised, self.vector, out=self.decay)
+        gradient = torch.add(self.gradient, decay, alpha=2 * self.loss.lambda_l2)
+        return LossTerms(*found.unbind()), gradient
+
+    @torch.no_grad()
+    def without_l2(self, batch: MoleculeBatch) -> Tensor:
+        """The loss and its parts, ``[5]``; the gradient without the L2 term's in :attr:`gradient`.
+
+        Args:
+            batch: checked molecules, with their pairs or without.
+        """
+        from hipnn_pyg.ops import triton_step  # needs Triton
+
+        model, loss = self.loss.model, self.loss
+        pairs = batch.pairs
+        if pairs is None:
+            pos = batch.pos.to(self.vector.dtype)
+            pairs = all_pairs(
+                "fused", pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges
+            )
+        species = model.species_index(batch.z)
+        terms, passes = direct.forward(model, species, pairs, True, self.weights)
+        found, dterms = triton_step.loss(
+            terms,
+            batch.ptr,
+            batch.batch,
+            batch.target,
+            model.reference.sigma_e,
+            self.vector,
+            self.penalised,
+            loss.lambda_l2,
+            loss.lambda_r,
+        )
+        direct.backward(model, passes, dterms, self.slopes)
+        return found
+
+
+def direct_gradient(loss: HIPNNLoss, vector: Tensor, penalised: Tensor) -> DirectGradient | None:
+    """The direct gradient of a loss, or None if there is none; arguments as there."""
+    kind = GPUGradient if vector.is_cuda else DirectGradient
+    return kind(loss, vector, penalised) if kind.serves(loss) else None

@@ -15,6 +15,10 @@ COMPILE_PAYS_AFTER = 5_000
 FORCES_PAY_AFTER = 20_000
 """The same for force training on a CPU, where a compiled step takes half the time."""
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+COMPILES_FROM = (2, 13)
+"""Release of PyTorch whose compiler takes a gradient within the function that it compiles."""
+
 
 def compile_wanted(
     config: Training,
@@ -25,9 +29,9 @@ def compile_wanted(
 ) -> bool:
     """Whether to run the step through ``torch.compile``.
 
-    ``"auto"`` does on a GPU, for runs long enough to pay. On a CPU the kernels of
-    :mod:`hipnn_pyg.ops` are faster than a compiled step and ready in seconds; forces that are
-    learned without them are compiled in long runs there, too.
+    The kernels of :mod:`hipnn_pyg.ops` are faster than a compiled step and ready in seconds:
+    ``"auto"`` compiles where a step runs without them, in runs long enough to pay, on a CPU only
+    where forces are learned.
 
     Args:
         config: its ``compile``.
@@ -36,6 +40,15 @@ def compile_wanted(
         total_steps: of the run.
         forces: whether forces are learned.
     """
+    if config.compile != "off" and TORCH < COMPILES_FROM:
+        if config.compile == "on":
+            release = ".".join(map(str, COMPILES_FROM))
+            warnings.warn(
+                f"PyTorch {torch.__version__} does not compile training steps, {release} does: "
+                "they run as they are",
+                stacklevel=3,
+            )
+        return False
     compiler = device.type == "cuda" or available(device.type) == ""
     if not compiler and (config.compile == "on" or kernel == "padded"):
         warnings.warn(
@@ -45,7 +58,7 @@ def compile_wanted(
     if config.compile == "auto" and forces and device.type == "cpu":
         return compiler and kernel == "padded" and total_steps >= FORCES_PAY_AFTER
     if config.compile == "auto":
-        return device.type == "cuda" and total_steps >= COMPILE_PAYS_AFTER
+        return device.type == "cuda" and kernel != "fused" and total_steps >= COMPILE_PAYS_AFTER
     return config.compile == "on" and compiler
 
 
@@ -61,8 +74,12 @@ def capture_wanted(
         forces: whether forces are learned: such steps are not captured.
 
     Raises:
-        ValueError: ``capture="on"`` with several processes or with forces.
+        ValueError: ``capture="on"`` with several processes, with forces or ``compile="on"``.
     """
+    if config.compile == "on":
+        if config.capture == "on":
+            raise ValueError("--compile on and --capture on exclude each other: choose one")
+        return False
     if forces:
         if config.capture == "on":
             raise ValueError("--capture on does not take forces yet: leave it out")

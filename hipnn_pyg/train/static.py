@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hipnn_pyg.data.packed import MoleculeBatch, PackedMolecules
-from hipnn_pyg.graph import molecule_pairs
+from hipnn_pyg.graph import Pairs, molecule_pairs
 from hipnn_pyg.graph.static import static_edges
+from hipnn_pyg.ops import available
 from hipnn_pyg.train.loss import HIPNNLoss, sums_of_terms
 
 SPREAD = 3.0
@@ -64,13 +65,20 @@ class StaticBatches:
         molecules: to draw from, on the device.
         batch_size: molecules of a mini-batch, G.
         steps: mini-batches of an epoch.
+        dtype: of the distances that are drawn; None for that of the positions.
 
     Attributes:
         capacities: the shapes that mini-batches are drawn in.
         step: number of the next mini-batch, ``[1]``.
     """
 
-    def __init__(self, molecules: PackedMolecules, batch_size: int, steps: int) -> None:
+    def __init__(
+        self,
+        molecules: PackedMolecules,
+        batch_size: int,
+        steps: int,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         device = molecules.device
         self.molecules = molecules
         self.batch_size = batch_size = min(batch_size, len(molecules))
@@ -80,6 +88,8 @@ class StaticBatches:
         self.order = torch.zeros(steps * batch_size, dtype=torch.long, device=device)
         self.step = torch.zeros(1, dtype=torch.long, device=device)
         self.needed: list[int] = []
+        self.dtype = molecules.pos.dtype if dtype is None else dtype
+        self.by_kernels = device.type == "cuda" and not available("cuda")
 
     def begin(self, batches: Sequence[Tensor], step: int = 0) -> None:
         """Write the mini-batches of an epoch.
@@ -117,6 +127,8 @@ class StaticBatches:
             Fields of fixed shape: ``z [A]``, ``pos [A, 3]``, ``batch [A]``, ``ptr [G + 2]``,
             ``target [G]``.
         """
+        if self.by_kernels:
+            return self._drawn_by_kernels(capacity)
         data, size = self.molecules, self.batch_size
         place = torch.arange(size, device=data.device)
         molecule = self.order[self.step * size + place]
@@ -138,6 +150,20 @@ class StaticBatches:
             capacity.edges,
             torch.where(there, data.target[molecule], 0.0),
         )
+
+    def _drawn_by_kernels(self, capacity: Capacity) -> MoleculeBatch:
+        """The same in two launches, with the pairs."""
+        from hipnn_pyg.ops import triton_step  # needs Triton
+
+        data = self.molecules
+        molecules = (data.z, data.pos, self.counts, data.start, data.target)
+        sizes = (self.batch_size, self.max_atoms, *capacity, self.dtype)
+        z, pos, batch, ptr, target, pattern, r = triton_step.draw(
+            self.order, self.step, molecules, *sizes
+        )
+        pairs = Pairs(pattern.j, pattern.i, r, pattern)
+        place = (batch, ptr, self.max_atoms, capacity.edges)
+        return MoleculeBatch(z, pos, *place, target, pairs=pairs)
 
 
 class StaticLoss(HIPNNLoss):

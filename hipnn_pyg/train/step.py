@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hipnn_pyg.data.packed import MoleculeBatch
-from hipnn_pyg.train.direct import DirectGradient
+from hipnn_pyg.train.direct import direct_gradient
 from hipnn_pyg.train.loss import HIPNNLoss, LossTerms, is_penalised
 
 Gradient = Callable[[Tensor, dict[str, Tensor], MoleculeBatch], tuple[LossTerms, Tensor]]
@@ -43,8 +43,7 @@ class TrainingStep(nn.Module):
         self.register_buffer("penalised", torch.cat(mask), persistent=False)
         for name, view in self.views(self.vector.detach()).items():
             learned[name].data = view
-        serves = DirectGradient.serves(loss)
-        self.direct = DirectGradient(loss, self.vector, self.penalised) if serves else None
+        self.direct = direct_gradient(loss, self.vector, self.penalised)
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """The model's learned parameters by name, as parts of ``vector``."""

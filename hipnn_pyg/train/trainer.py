@@ -79,7 +79,7 @@ class Trainer:
     """
 
     alone = True
-    """Whether it takes its own steps, which can then be captured."""
+    """Whether it is no member of an ensemble."""
 
     def __init__(
         self,
@@ -126,9 +126,11 @@ class Trainer:
         if self.forces and not direct:
             kernel = force_kernel(model, self.device)
         self_check(kernel, self.device, config.self_check)
-        self.compiled = compile_wanted(config, self.device, kernel, total_steps, self.forces)
-        self.captures = self.alone and capture_wanted(
+        self.captures = (self.alone or self.device.type == "cuda") and capture_wanted(
             config, self.device, self.fabric.world_size, self.forces
+        )
+        self.compiled = not self.captures and compile_wanted(
+            config, self.device, kernel, total_steps, self.forces
         )
         self.captured: CapturedStep | None = None
         with self._failures():
@@ -200,8 +202,6 @@ class Trainer:
             if self.config.capture == "on":
                 raise
             self.captured, self.captures = None, False
-            if self.compiled:
-                self.gradient = compiled_gradient(self.objective)
             warnings.warn(not_captured(error), HIPNNWarning, stacklevel=2)
 
     def take_step(self, index: Tensor) -> None:
@@ -440,7 +440,7 @@ class Trainer:
         if self.fabric.world_size > 1:
             self.sharded = ShardedStep(self.objective, self.compiled)
             self.wrapped = self.fabric.setup_module(self.sharded)
-        elif self.compiled and not self.captures:
+        elif self.compiled:
             self.gradient = compiled_gradient(self.objective)
 
     def _report_graphs(self) -> None:

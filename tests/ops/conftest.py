@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ import torch
 
 import hipnn_pyg.ops
 
-SOURCE = Path(hipnn_pyg.ops.__file__).with_name("triton.py")
+OPS = Path(hipnn_pyg.ops.__file__).parent
 
 
 @pytest.fixture(scope="session")
@@ -47,4 +48,31 @@ def load_kernels(device: torch.device) -> Callable[[Path], ModuleType]:
 @pytest.fixture(scope="session")
 def triton_kernels(load_kernels: Callable[[Path], ModuleType]) -> ModuleType:
     """``hipnn_pyg.ops.triton`` as it runs here."""
-    return load_kernels(SOURCE)
+    return load_kernels(OPS / "triton.py")
+
+
+@pytest.fixture(scope="session")
+def load_layers(
+    load_kernels: Callable[..., ModuleType], triton_kernels: ModuleType
+) -> Callable[..., ModuleType]:
+    """Import a copy of ``triton_layers.py``, whose kernel of ``triton.py`` runs as it does here."""
+
+    def load(file: Path = OPS / "triton_layers.py", **options: bool) -> ModuleType:
+        with pytest.MonkeyPatch.context() as patch:
+            if options.get("interpret", True):
+                patch.setitem(sys.modules, "hipnn_pyg.ops.triton", triton_kernels)
+            return load_kernels(file, **options)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def layer_kernels(load_layers: Callable[..., ModuleType]) -> ModuleType:
+    """``hipnn_pyg.ops.triton_layers`` as it runs here."""
+    return load_layers()
+
+
+@pytest.fixture(scope="session")
+def step_kernels(load_kernels: Callable[..., ModuleType]) -> ModuleType:
+    """``hipnn_pyg.ops.triton_step`` as it runs here."""
+    return load_kernels(OPS / "triton_step.py")

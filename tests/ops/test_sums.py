@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from hipnn_pyg import ops
-from hipnn_pyg.ops import Pattern, cpu, reference, sums
+from hipnn_pyg.ops import Pattern, cpu, devices, reference, sums
 
 Sum = Callable[[Tensor, Tensor], Tensor]
 
@@ -134,7 +134,7 @@ def where(
     if request.param == "C++":
         return torch.device("cpu")
     triton_kernels: ModuleType = request.getfixturevalue("triton_kernels")
-    monkeypatch.setattr(sums, "_kernels", lambda _: triton_kernels)
+    monkeypatch.setattr(sums, "sum_kernels", lambda _: triton_kernels)
     return device
 
 
@@ -166,7 +166,7 @@ def test_first_and_second_derivatives(
     name: str, needed: tuple[bool, bool], where: torch.device
 ) -> None:
     function, arguments = prepared(name, where, needed)
-    fast = sums._kernels(where) is not cpu  # along random directions: the interpreter is slow
+    fast = sums.sum_kernels(where) is not cpu  # along random directions: the interpreter is slow
     assert gradcheck(function, arguments, fast_mode=fast)
     assert gradgradcheck(function, arguments, fast_mode=fast)
 
@@ -187,7 +187,7 @@ def test_control_a_wrong_derivative_is_caught(monkeypatch: pytest.MonkeyPatch) -
         featsum=cpu.featsum,
         sensesum=lambda *inputs: 1.01 * cpu.sensesum(*inputs),
     )
-    monkeypatch.setattr(sums, "_kernels", lambda _: wrong)
+    monkeypatch.setattr(sums, "sum_kernels", lambda _: wrong)
     function, arguments = prepared("envsum", torch.device("cpu"))
     assert not gradcheck(function, arguments, raise_exception=False)
 
@@ -208,7 +208,7 @@ def test_only_gradients_that_are_needed_are_computed(
     def spy(name: str) -> Callable[..., Tensor]:
         return lambda *inputs: called.append(name) or getattr(cpu, name)(*inputs)  # type: ignore
 
-    monkeypatch.setattr(sums, "_kernels", lambda _: SimpleNamespace(**{n: spy(n) for n in SUMS}))
+    monkeypatch.setattr(sums, "sum_kernels", lambda _: SimpleNamespace(**{n: spy(n) for n in SUMS}))
     function, arguments = prepared("envsum", torch.device("cpu"), needed)
     function(*arguments).sum().backward()
     assert (
@@ -327,5 +327,5 @@ def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(device: torch.device) -> ModuleType:
         raise ImportError("pip install triton")
 
-    monkeypatch.setattr(sums, "_kernels", missing)
+    monkeypatch.setattr(devices, "layer_kernels", missing)
     assert ops.available.__wrapped__("cuda") == "pip install triton"

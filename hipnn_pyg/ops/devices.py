@@ -1,0 +1,68 @@
+"""Which kernels run where: C++ on a CPU, Triton's on a GPU."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from hipnn_pyg.ops import cpu
+
+
+def sum_kernels(device: torch.device) -> ModuleType:
+    """``envsum``, ``sensesum``, ``featsum``.
+
+    Raises:
+        ImportError: on a GPU without Triton.
+    """
+    if device.type == "cpu":
+        return cpu
+    import hipnn_pyg.ops.triton as triton  # needs Triton, hence a GPU build of PyTorch
+
+    return triton
+
+
+def layer_kernels(device: torch.device) -> ModuleType:
+    """``interact``, ``dense``, ``readout`` and their derivatives.
+
+    Raises:
+        ImportError: on a GPU without Triton.
+    """
+    if device.type == "cpu":
+        return cpu
+    import hipnn_pyg.ops.triton_layers as triton_layers
+
+    return triton_layers
+
+
+@functools.cache
+def available(device_type: str) -> str:
+    """Empty if the device has kernels (they are compiled now if need be), else why it has none.
+
+    Args:
+        device_type: "cpu", "cuda" ...
+    """
+    try:
+        if device_type == "cpu":
+            cpu.library()
+        elif device_type == "cuda":
+            layer_kernels(torch.device("cuda"))
+        else:
+            return f"there are no kernels for {device_type!r}"
+    except (cpu.KernelUnavailableError, ImportError) as error:
+        return str(error)
+    return ""
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the layers' kernels take such a tensor: real numbers, not being traced.
+
+    Under autocast (:mod:`hipnn_pyg.nn.precision`) matrix products are PyTorch's own.
+    """
+    if x.device.type not in ("cpu", "cuda") or x.dtype not in cpu.SUFFIX:
+        return False
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return False
+    return x.device.type == "cpu" or not available("cuda")

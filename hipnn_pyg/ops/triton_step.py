@@ -1,0 +1,497 @@
+r"""What surrounds the network in a training step, as Triton kernels: draw, loss, Adam.
+
+On a GPU small mini-batches cost what the launches of their kernels cost, so that each of these does
+in one or a few launches what would be dozens of PyTorch's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.standard import _sum_combine as _add
+
+from hipnn_pyg.ops.pattern import Pattern
+
+ATOMS = 32
+"""Atoms of a molecule that are read at a time."""
+
+
+# -- drawing a mini-batch --------------------------------------------------------------------------
+
+
+class Drawn(NamedTuple):
+    """A mini-batch of fixed shape. A atoms, E edges, G molecules.
+
+    Attributes:
+        z: atomic numbers, ``[A]``.
+        pos: positions in Å, ``[A, 3]``.
+        batch: molecule of each atom, G for padding, ``[A]``.
+        ptr: first atom of each molecule, the number of atoms, and that again, ``[G + 2]``.
+        target: energies, 0 where there is no molecule, float64, ``[G]``.
+        pattern: the edges; padding atoms have none, and what is left over joins the last one to
+            itself, in nobody's row.
+        r: distances in Å, inf where an edge is left over, ``[E]``.
+    """
+
+    z: Tensor
+    pos: Tensor
+    batch: Tensor
+    ptr: Tensor
+    target: Tensor
+    pattern: Pattern
+    r: Tensor
+
+
+@triton.jit
+def _choose(
+    ORDER: tl.tensor,
+    STEP: tl.tensor,
+    COUNTS: tl.tensor,
+    TARGETS: tl.tensor,
+    PTR: tl.tensor,
+    EDGES: tl.tensor,
+    TARGET: tl.tensor,
+    G: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Where the molecules of the mini-batch begin, and their edges; their energies."""
+    g = tl.arange(0, BLOCK)
+    molecule = tl.load(ORDER + tl.load(STEP) * G + g, mask=g < G, other=-1)
+    there = molecule >= 0
+    count = tl.load(COUNTS + molecule, mask=there, other=0)
+    last = tl.associative_scan(count, 0, _add)
+    tl.store(PTR + 1 + g, last, mask=g < G)
+    tl.store(EDGES + 1 + g, tl.associative_scan(count * (count - 1), 0, _add), mask=g < G)
+    tl.store(TARGET + g, tl.load(TARGETS + molecule, mask=there, other=0.0), mask=g < G)
+    zero = tl.full((BLOCK,), 0, tl.int64)
+    tl.store(PTR + g, zero, mask=g == 0)
+    tl.store(EDGES + g, zero, mask=g == 0)
+    tl.store(PTR + 2 + g, last, mask=g == G - 1)
+
+
+@triton.jit
+def _fill(
+    ORDER: tl.tensor,
+    STEP: tl.tensor,
+    START: tl.tensor,
+    Z_ALL: tl.tensor,
+    POS_ALL: tl.tensor,
+    PTR: tl.tensor,
+    FIRST_EDGE: tl.tensor,
+    Z: tl.tensor,
+    POS: tl.tensor,
+    BATCH: tl.tensor,
+    ROW: tl.tensor,
+    J: tl.tensor,
+    I: tl.tensor,  # noqa: E741
+    REVERSE: tl.tensor,
+    R: tl.tensor,
+    atoms: tl.tensor,
+    edges: tl.tensor,
+    G: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """One atom of one molecule and its edges; the last molecule is the padding."""
+    g = tl.program_id(0)
+    i = tl.program_id(1)
+    x = tl.arange(0, BLOCK)
+    ptr = tl.load(PTR + g)
+    edge = tl.load(FIRST_EDGE + g)
+    if g < G:
+        count = tl.load(PTR + g + 1) - ptr
+        if i < count:
+            source = tl.load(START + tl.load(ORDER + tl.load(STEP) * G + g))
+            atom = ptr + i
+            own = POS_ALL + (source + i) * 3
+            a = tl.load(own).to(R.dtype.element_ty)
+            b = tl.load(own + 1).to(R.dtype.element_ty)
+            c = tl.load(own + 2).to(R.dtype.element_ty)
+            tl.store(Z + atom, tl.load(Z_ALL + source + i))
+            tl.store(POS + atom * 3, a)
+            tl.store(POS + atom * 3 + 1, b)
+            tl.store(POS + atom * 3 + 2, c)
+            tl.store(BATCH + atom, g.to(tl.int64))
+            row = edge + i * (count - 1)
+            tl.store(ROW + atom, row)
+            other = (x < count) & (x != i)
+            at = POS_ALL + (source + x) * 3
+            da = tl.load(at, mask=other, other=0).to(R.dtype.element_ty) - a
+            db = tl.load(at + 1, mask=other, other=0).to(R.dtype.element_ty) - b
+            dc = tl.load(at + 2, mask=other, other=0).to(R.dtype.element_ty) - c
+            place = row + x - (x > i).to(tl.int64)
+            tl.store(J + place, ptr + x, mask=other)
+            tl.store(I + place, tl.full((BLOCK,), 0, tl.int64) + atom, mask=other)
+            back = edge + x * (count - 1) + i - (x < i).to(tl.int64)
+            tl.store(REVERSE + place, back, mask=other)
+            tl.store(R + place, tl.sqrt(da * da + db * db + dc * dc), mask=other)
+    else:
+        source = tl.load(START + tl.load(ORDER + tl.load(STEP) * G))  # of a species that is known
+        number = tl.load(Z_ALL + source)
+        for k in range(ptr + i * BLOCK, atoms, BLOCK * BLOCK):
+            atom = k + x
+            there = atom < atoms
+            tl.store(Z + atom, tl.full((BLOCK,), 0, Z.dtype.element_ty) + number, mask=there)
+            for c in tl.static_range(3):
+                nowhere = tl.full((BLOCK,), 0, POS.dtype.element_ty)
+                tl.store(POS + atom * 3 + c, nowhere, mask=there)
+            tl.store(BATCH + atom, tl.full((BLOCK,), G, tl.int64), mask=there)
+            tl.store(ROW + atom, tl.full((BLOCK,), 0, tl.int64) + edge, mask=there)
+        if i == 0:
+            tl.store(ROW + atoms, edge)
+        for k in range(edge + i * BLOCK, edges, BLOCK * BLOCK):
+            place = k + x
+            there = place < edges
+            last = tl.full((BLOCK,), 0, tl.int64) + atoms - 1
+            tl.store(J + place, last, mask=there)
+            tl.store(I + place, last, mask=there)
+            tl.store(REVERSE + place, place, mask=there)
+            tl.store(R + place, tl.full((BLOCK,), float("inf"), R.dtype.element_ty), mask=there)
+
+
+def draw(
+    order: Tensor,
+    step: Tensor,
+    molecules: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    batch_size: int,
+    max_atoms: int,
+    atoms: int,
+    edges: int,
+    dtype: torch.dtype,
+) -> Drawn:
+    """A mini-batch and all its pairs; nothing that the host would have to wait for.
+
+    Args:
+        order: molecules of the mini-batches, one after the other, -1 for none, ``[steps * G]``.
+        step: number of the mini-batch, ``[1]``.
+        molecules: z ``[M]``, pos ``[M, 3]``, and of each molecule number of atoms, first atom,
+            energy (float64).
+        batch_size: G.
+        max_atoms: of the largest molecule.
+        atoms: A, more than the mini-batch has.
+        edges: E, at least as many as it has.
+        dtype: of positions and distances.
+    """
+    z_all, pos_all, counts, start, energies = molecules
+    index = torch.empty(3 * edges + 2 * atoms + 1, dtype=torch.long, device=order.device)
+    j, i, reverse, batch, row = index.split((edges, edges, edges, atoms, atoms + 1))
+    real = torch.empty(edges + 3 * atoms, dtype=dtype, device=order.device)
+    r, pos = real[:edges], real[edges:].view(atoms, 3)
+    ptr, first_edge = index.new_empty(batch_size + 2), index.new_empty(batch_size + 1)
+    target = torch.empty(batch_size, dtype=torch.float64, device=order.device)
+    z = z_all.new_empty(atoms)
+    block = triton.next_power_of_2(max_atoms)
+    with torch.cuda.device_of(order):
+        _choose[(1,)](
+            *(order, step, counts, energies, ptr, first_edge, target, batch_size),
+            triton.next_power_of_2(batch_size),
+            num_warps=4,
+        )
+        _fill[(batch_size + 1, block)](
+            *(order, step, start, z_all, pos_all, ptr, first_edge, z, pos, batch, row),
+            *(j, i, reverse, r, atoms, edges, batch_size, block),
+            num_warps=1,
+        )
+    return Drawn(z, pos, batch, ptr, target, Pattern(j, i, row, reverse, row), r)
+
+
+# -- loss ------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _errors(
+    TERMS: tl.tensor,
+    PTR: tl.tensor,
+    TARGET: tl.tensor,
+    ERROR: tl.tensor,
+    R: tl.tensor,
+    ORDERS: tl.constexpr,
+    ATOMS: tl.constexpr,
+) -> None:
+    """Of one molecule: (E - E^0) - (target - E^0), and R (Eq. 18)."""
+    g = tl.program_id(0)
+    x = tl.arange(0, ATOMS)
+    first, last = tl.load(PTR + g), tl.load(PTR + g + 1)
+    zeroth = tl.full((ATOMS,), 0, tl.float64)
+    others = tl.full((ATOMS,), 0, tl.float64)
+    ratios = tl.full((ATOMS,), 0, tl.float64)
+    for k in range(first, last, ATOMS):
+        live = k + x < last
+        lower = tl.load(TERMS + (k + x) * (ORDERS + 1), mask=live, other=0)
+        zeroth += lower
+        for n in tl.static_range(1, ORDERS + 1):
+            upper = tl.load(TERMS + (k + x) * (ORDERS + 1) + n, mask=live, other=0)
+            others += upper
+            total = upper * upper + lower * lower
+            ratios += upper * upper / tl.where(total > 0, total, 1.0)
+            lower = upper
+    target = tl.load(TARGET + g) - tl.reduce(zeroth, 0, _add)
+    tl.store(ERROR + g, tl.reduce(others, 0, _add) - target)
+    tl.store(R + g, tl.reduce(ratios, 0, _add))
+
+
+@triton.jit
+def _square_sums(
+    VECTOR: tl.tensor, MASK: tl.tensor, SUMS: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr
+) -> None:
+    """Sum of squares where the mask is 1, a part for each program."""
+    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(VECTOR + x, mask=x < size, other=0) * tl.load(MASK + x, mask=x < size, other=0)
+    tl.store(SUMS + tl.program_id(0), tl.reduce(v * v, 0, _add).to(tl.float64))
+
+
+@triton.jit
+def _loss(
+    ERROR: tl.tensor,
+    R: tl.tensor,
+    PTR: tl.tensor,
+    SQUARES: tl.tensor,
+    SIGMA_E: tl.tensor,
+    FOUND: tl.tensor,
+    SLOPES: tl.tensor,
+    parts: tl.tensor,
+    LAMBDA_L2: tl.constexpr,
+    LAMBDA_R: tl.constexpr,
+    G: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Eqs. 12-18 from the molecules' errors, and the loss's slopes in abs(e), e^2 and R."""
+    x = tl.arange(0, BLOCK)
+    absolute = tl.full((BLOCK,), 0, tl.float64)
+    square = tl.full((BLOCK,), 0, tl.float64)
+    ratio = tl.full((BLOCK,), 0, tl.float64)
+    number = tl.full((BLOCK,), 0, tl.float64)
+    l2 = tl.full((BLOCK,), 0, tl.float64)
+    for k in range(0, G, BLOCK):
+        there = k + x < G
+        ends = tl.load(PTR + k + x + 1, mask=there, other=0)
+        there = ends > tl.load(PTR + k + x, mask=there, other=0)
+        error = tl.load(ERROR + k + x, mask=there, other=0)
+        absolute += tl.abs(error)
+        square += error * error
+        ratio += tl.load(R + k + x, mask=there, other=0)
+        number += there.to(tl.float64)
+    for k in range(0, parts, BLOCK):
+        l2 += tl.load(SQUARES + k + x, mask=k + x < parts, other=0)
+    count = tl.reduce(number, 0, _add)
+    mae = tl.reduce(absolute, 0, _add) / count
+    rmse = tl.sqrt(tl.reduce(square, 0, _add) / count)
+    r = tl.reduce(ratio, 0, _add) / count
+    penalty = tl.reduce(l2, 0, _add)
+    scale = tl.load(SIGMA_E)
+    loss = (mae + rmse) / scale + penalty * LAMBDA_L2 + r * LAMBDA_R
+    tl.store(FOUND, loss)
+    tl.store(FOUND + 1, mae)
+    tl.store(FOUND + 2, rmse)
+    tl.store(FOUND + 3, penalty)
+    tl.store(FOUND + 4, r)
+    tl.store(SLOPES, 1.0 / (count * scale))
+    # The root's slope at 0 is infinite; it is taken as 0.
+    root = tl.where(rmse > 0, rmse, 1.0)
+    tl.store(SLOPES + 1, tl.where(rmse > 0, 0.5 / (root * count * scale), 0.0))
+    tl.store(SLOPES + 2, tl.full((), LAMBDA_R, tl.float64) / count)
+
+
+@triton.jit
+def _term_slopes(
+    TERMS: tl.tensor,
+    BATCH: tl.tensor,
+    ERROR: tl.tensor,
+    SLOPES: tl.tensor,
+    DTERMS: tl.tensor,
+    atoms: tl.tensor,
+    G: tl.constexpr,
+    ORDERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The loss's slopes in E_i^n: 0 for padding."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    molecule = tl.load(BATCH + i, mask=i < atoms, other=G)
+    live = molecule < G
+    error = tl.load(ERROR + molecule, mask=live, other=0)
+    of_absolute, of_square, of_r = tl.load(SLOPES), tl.load(SLOPES + 1), tl.load(SLOPES + 2)
+    sign = (error > 0).to(tl.float64) - (error < 0).to(tl.float64)
+    of_error = of_absolute * sign + 2.0 * of_square * error
+    lower = tl.load(TERMS + i * (ORDERS + 1), mask=live, other=0)
+    below = tl.full((BLOCK,), 0, tl.float64)  # E^0 enters the error on both sides
+    for n in tl.static_range(1, ORDERS + 1):
+        upper = tl.load(TERMS + i * (ORDERS + 1) + n, mask=live, other=0)
+        total = upper * upper + lower * lower
+        total = tl.where(total > 0, total, 1.0)
+        common = 2.0 * of_r * upper * lower / (total * total)
+        tl.store(DTERMS + (n - 1) * atoms + i, below - common * upper, mask=i < atoms)
+        below = tl.where(live, of_error, 0.0) + common * lower
+        lower = upper
+    tl.store(DTERMS + ORDERS * atoms + i, below, mask=i < atoms)
+
+
+def loss(
+    terms: Tensor,
+    ptr: Tensor,
+    batch: Tensor,
+    target: Tensor,
+    sigma_e: Tensor,
+    vector: Tensor,
+    penalised: Tensor,
+    lambda_l2: float,
+    lambda_r: float,
+) -> tuple[Tensor, Tensor]:
+    """The loss (Eqs. 12-18) and its slopes in the terms.
+
+    Args:
+        terms: E_i^n, float64, ``[N, orders + 1]``.
+        ptr: first atom of each molecule and, last, the number of atoms, ``[G + 1]`` or longer.
+        batch: molecule of each atom, G or more for padding, ``[N]``.
+        target: energies, float64, ``[G]``; molecules without atoms do not count.
+        sigma_e: float64, ``[]``.
+        vector: the parameters, ``[P]``.
+        penalised: 1 where they enter the L2 term, else 0, ``[P]``.
+        lambda_l2: weight of the L2 term.
+        lambda_r: weight of R.
+
+    Returns:
+        Loss, MAE, RMSE, L2 term and R, ``[5]``, and the slopes ``[N, orders + 1]``, float64.
+    """
+    terms, target = terms.contiguous(), target.contiguous()
+    size, (atoms, orders) = target.numel(), (terms.size(0), terms.size(1) - 1)
+    block, many = 1024, 2048
+    parts = triton.cdiv(vector.numel(), many)
+    each = terms.new_empty(2 * size + parts + 8)
+    error, r, squares, found, slopes = each.split((size, size, parts, 5, 3))
+    dterms = terms.new_empty(orders + 1, atoms)
+    with torch.cuda.device_of(terms):
+        _errors[(size,)](terms, ptr, target, error, r, orders, ATOMS, num_warps=1)
+        _square_sums[(parts,)](vector, penalised, squares, vector.numel(), many, num_warps=4)
+        _loss[(1,)](
+            *(error, r, ptr, squares, sigma_e, found, slopes, parts, lambda_l2, lambda_r, size),
+            min(block, max(32, triton.next_power_of_2(size))),
+            num_warps=4,
+        )
+        _term_slopes[(triton.cdiv(atoms, 128),)](
+            terms, batch, error, slopes, dterms, atoms, size, orders, 128, num_warps=4
+        )
+    return found, dterms.t()
+
+
+# -- descent ---------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _descend(
+    VECTOR: tl.tensor,
+    GRADIENT: tl.tensor,
+    MASK: tl.tensor,
+    MOMENT: tl.tensor,
+    SQUARE: tl.tensor,
+    AVERAGE: tl.tensor,
+    RATES: tl.tensor,
+    SHARES: tl.tensor,
+    STEP: tl.tensor,
+    DONE: tl.tensor,
+    size: tl.tensor,
+    DECAY: tl.constexpr,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    LOG_BETA1: tl.constexpr,
+    LOG_BETA2: tl.constexpr,
+    EPS: tl.constexpr,
+    AVERAGED: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Adam (Kingma and Ba) with the L2 term's gradient, and the average of the weights."""
+    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = x < size
+    number = tl.load(STEP)
+    rate = tl.load(RATES + number).to(tl.float64)
+    done = tl.load(DONE).to(tl.float64) + 1.0
+    correct1 = 1.0 - tl.exp(done * LOG_BETA1)
+    correct2 = 1.0 - tl.exp(done * LOG_BETA2)
+    v = tl.load(VECTOR + x, mask=live, other=0)
+    g = tl.load(GRADIENT + x, mask=live, other=0)
+    g += v * tl.load(MASK + x, mask=live, other=0) * (2.0 * DECAY)
+    m = tl.load(MOMENT + x, mask=live, other=0)
+    m += (g - m) * (1.0 - BETA1)
+    s = tl.load(SQUARE + x, mask=live, other=0)
+    s = s * BETA2 + g * g * (1.0 - BETA2)
+    step = (rate / correct1).to(v.dtype)
+    root = tl.sqrt(s) / tl.sqrt(correct2).to(v.dtype)
+    v -= step * m / (root + EPS)
+    tl.store(VECTOR + x, v, mask=live)
+    tl.store(MOMENT + x, m, mask=live)
+    tl.store(SQUARE + x, s, mask=live)
+    if AVERAGED:
+        a = tl.load(AVERAGE + x, mask=live, other=0)
+        a += (v - a) * tl.load(SHARES + number)
+        tl.store(AVERAGE + x, a, mask=live)
+
+
+@triton.jit
+def _count(
+    FOUND: tl.tensor, TOTALS: tl.tensor, FIRST_BAD: tl.tensor, STEP: tl.tensor, DONE: tl.tensor
+) -> None:
+    """Sums for the log, the first step that went wrong, one more step done."""
+    number = tl.load(STEP)
+    loss = tl.load(FOUND)
+    bad = tl.load(FIRST_BAD)
+    finite = tl.abs(loss) < float("inf")
+    tl.store(FIRST_BAD, tl.where((bad < 0) & (finite == 0), number, bad))
+    tl.store(TOTALS, tl.load(TOTALS) + loss)
+    tl.store(TOTALS + 1, tl.load(TOTALS + 1) + tl.load(FOUND + 1))
+    tl.store(TOTALS + 2, tl.load(TOTALS + 2) + tl.load(FOUND + 4))
+    tl.store(STEP, number + 1)
+    tl.store(DONE, tl.load(DONE) + 1)
+
+
+def descend(
+    vector: Tensor,
+    gradient: Tensor,
+    penalised: Tensor,
+    moments: tuple[Tensor, Tensor, Tensor],
+    average: Tensor | None,
+    rates: Tensor,
+    shares: Tensor,
+    step: Tensor,
+    lambda_l2: float,
+    settings: dict[str, Any],
+) -> None:
+    """One step of Adam, in place; what :func:`count` counts is left as it was.
+
+    Args:
+        vector: parameters, ``[P]``.
+        gradient: of the loss without its L2 term, ``[P]``.
+        penalised: 1 where parameters enter the L2 term, else 0, ``[P]``.
+        moments: Adam's moments ``[P]`` and the number of steps done, float32, ``[]``.
+        average: averaged parameters, ``[P]``, or None.
+        rates: learning rates of the steps, ``[steps]``.
+        shares: of the new parameters in the average after each step, ``[steps]``.
+        step: number of this one, ``[1]``.
+        lambda_l2: weight of the L2 term.
+        settings: Adam's ``betas`` and ``eps``.
+    """
+    moment, square, done = moments
+    (beta1, beta2), eps = settings["betas"], settings["eps"]
+    with torch.cuda.device_of(vector):
+        _descend[(triton.cdiv(vector.numel(), 1024),)](
+            *(vector, gradient, penalised, moment, square, vector if average is None else average),
+            *(rates, shares, step, done, vector.numel(), lambda_l2, beta1, beta2),
+            *(math.log(beta1), math.log(beta2), eps, average is not None, 1024),
+            num_warps=4,
+        )
+
+
+def count(found: Tensor, totals: Tensor, first_bad: Tensor, step: Tensor, done: Tensor) -> None:
+    """Add up what the log needs, and count the step, in place.
+
+    Args:
+        found: of :func:`loss`, ``[5]``.
+        totals: sums of loss, MAE and R, float64, ``[3]``.
+        first_bad: number of the first step whose loss was not finite, or -1, int64, ``[]``.
+        step: number of the step, ``[1]``.
+        done: steps that Adam has done, float32, ``[]``.
+    """
+    with torch.cuda.device_of(found):
+        _count[(1,)](found, totals, first_bad, step, done, num_warps=1)

@@ -1,0 +1,282 @@
+"""The layers' Triton kernels equal PyTorch's layers; off a GPU, Triton's interpreter runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import triton
+from ops_cases import molecules, pattern_of, random_pattern
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import hipnn_pyg.ops
+from hipnn_pyg.nn.fused import layers
+from hipnn_pyg.nn.sensitivity import sensitivities
+from hipnn_pyg.ops import Pattern, reference
+from hipnn_pyg.ops.operands import Weights, Where
+
+SOURCE = Path(hipnn_pyg.ops.__file__).with_name("triton_layers.py")
+CUTOFF = 4.0
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}
+"""Relative to the largest element."""
+
+Drawn = Callable[..., Tensor]
+
+
+@pytest.fixture
+def drawn(device: torch.device, dtype: torch.dtype) -> Drawn:
+    return drawn_on(device, dtype)
+
+
+def drawn_on(device: torch.device, dtype: torch.dtype) -> Drawn:
+    """``drawn(*shape)``: random numbers, the same in each test; leaves of the derivatives."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape: int, low: float | None = None, width: float = 1.0) -> Tensor:
+        if low is None:
+            x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        else:
+            x = low + width * torch.rand(shape, generator=generator, dtype=torch.float64)
+        return x.to(device, dtype).requires_grad_()
+
+    return draw
+
+
+def assert_equal(found: Tensor | None, expected: Tensor) -> None:
+    assert found is not None and found.shape == expected.shape and found.dtype == expected.dtype
+    error = (found - expected).abs().max() if expected.numel() else torch.zeros(())
+    scale = float(expected.abs().max()) if expected.numel() else 1.0
+    assert float(error) <= TOLERANCE[expected.dtype] * scale
+
+
+def unwritten(*tensors: Tensor) -> list[Tensor | None]:
+    """Room for derivatives; what stays unwritten is NaN."""
+    return [torch.full_like(x, torch.nan).detach().contiguous() for x in tensors]
+
+
+def detached(*tensors: Tensor) -> list[Tensor]:
+    return [x.detach() for x in tensors]
+
+
+PATTERNS: dict[str, Callable[[], Pattern]] = {
+    "molecules": lambda: molecules(5, 1, 7),
+    "directed": lambda: random_pattern(6, 50),
+    "atoms without edges": lambda: pattern_of([(5, 1), (1, 5), (5, 6)], 8),
+    "hub": lambda: pattern_of([(n % 5, 2) for n in range(71)] + [(2, n) for n in range(5)], 5),
+    "no edges": lambda: pattern_of([], 4),
+    "no atoms": lambda: pattern_of([], 0),
+}
+SIZES = [(5, 3, 6), (20, 5, 17), (3, 18, 18), (1, 1, 1)]
+"""Sensitivities, features in and out."""
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_interaction(
+    name: str, sizes: tuple[int, int, int], layer_kernels: ModuleType, drawn: Drawn
+) -> None:
+    """Values and all first derivatives; distances on both sides of the cutoff, and at inf."""
+    nu, width, out = sizes
+    pattern = PATTERNS[name]()
+    mu, sigma = drawn(nu, low=0.8, width=2.0), drawn(nu, low=3.0, width=5.0)
+    pattern = Pattern(*(index.to(mu.device) for index in pattern))
+    r = drawn(pattern.j.numel(), low=0.9, width=CUTOFF)
+    z, V = drawn(pattern.num_senders, width), drawn(nu, width, out)
+    e = reference.envsum(sensitivities(r, mu, sigma, CUTOFF), z, pattern)
+    expected = e.flatten(1) @ V.flatten(0, 1)
+    cotangent = drawn(*expected.shape).detach()
+    slopes = torch.autograd.grad(expected, (r, mu, sigma, z, V), cotangent)
+
+    where = Where(pattern, CUTOFF, *detached(r, mu, sigma))
+    found, kept = layer_kernels.interact(where, *detached(z, V), True)
+    assert_equal(found, expected.detach())
+    room = unwritten(r, mu, sigma, z, V)
+    layer_kernels.interact_backward(where, *detached(z, V), kept, cotangent, room)
+    for one, other in zip(room, slopes, strict=True):
+        assert_equal(one, other)
+    (dr,) = unwritten(r)
+    nobody = (None, None, None, None)
+    layer_kernels.interact_backward(where, *detached(z, V), None, cotangent, (dr, *nobody))
+    assert_equal(dr, slopes[0])
+
+
+def test_edges_at_infinity_are_none(layer_kernels: ModuleType, device: torch.device) -> None:
+    pattern = Pattern(*(index.to(device) for index in molecules(3)))
+    one = torch.ones(4, dtype=torch.float64, device=device)
+    r = torch.tensor([1.0, torch.inf, CUTOFF] * 2, dtype=torch.float64, device=device)
+    where = Where(pattern, CUTOFF, r, one, 2 * one)
+    z, V = torch.ones(3, 2).to(r), torch.ones(4, 2, 3).to(r)
+    found, kept = layer_kernels.interact(where, z, V, True)
+    room = unwritten(r, one, one, z, V)
+    layer_kernels.interact_backward(where, z, V, kept, torch.ones_like(found), room)
+    assert all(x is not None and bool(x.isfinite().all()) for x in (found, *room))
+    assert room[0] is not None and bool((room[0] == 0).tolist() == [False, True, True] * 2)
+
+
+def dense_weights(drawn: Drawn, width: int, out: int, num: int) -> list[Tensor | None]:
+    """W, B, W~, B~, M~ of each layer."""
+    found: list[Tensor | None] = []
+    for n in range(num):
+        into = out if n else width
+        found += [drawn(out, into), drawn(out), drawn(out, out), drawn(out)]
+        found.append(None if into == out else drawn(out, into))
+    return [None if w is None else (w.detach() / w.size(-1) ** 0.5).requires_grad_() for w in found]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["matrices", "in steps"])
+@pytest.mark.parametrize("atoms, width, out, num", [(37, 5, 17, 3), (18, 18, 18, 2), (3, 20, 4, 1)])
+def test_dense_layers(
+    whole: bool,
+    atoms: int,
+    width: int,
+    out: int,
+    num: int,
+    layer_kernels: ModuleType,
+    drawn: Drawn,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Values and all first derivatives; weights side by side in memory, or anywhere."""
+    monkeypatch.setattr(layer_kernels, "LARGEST_WHOLE", 128 if whole else 0)
+    z, received = drawn(atoms, width), drawn(atoms, out)
+    weights = dense_weights(drawn, width, out, num)
+    present = [w for w in weights if w is not None]
+    expected = layers(z, received, *weights)
+    cotangent = drawn(atoms, out).detach()
+    dz, dreceived, *slopes = torch.autograd.grad(expected, (z, received, *present), cotangent)
+    together = torch.cat([slope.flatten() for slope in slopes])
+
+    loose = Weights(None if w is None else w.detach() for w in weights)
+    line = torch.cat([w.detach().flatten() for w in present])
+    parts = iter(line.split([w.numel() for w in present]))
+    joined = Weights(None if w is None else next(parts).view_as(w) for w in weights)
+    assert layer_kernels._joined(joined).data_ptr() == line.data_ptr()
+    for own in (loose, joined):
+        found, activations, between = layer_kernels.dense(*detached(z, received), own, True)
+        assert_equal(found, expected.detach())
+        kept = (activations, between, cotangent)
+        room, of_weights = unwritten(z, together)
+        back = layer_kernels.dense_backward(z.detach(), own, *kept, room, of_weights)
+        for one, other in ((room, dz), (back, dreceived), (of_weights, together)):
+            assert_equal(one, other)
+    assert_equal(layer_kernels.dense_backward(z.detach(), own, *kept, None, None), dreceived)
+    monkeypatch.setattr(layer_kernels, "ATOMS_OF_A_PART", 16)
+    (of_weights,) = unwritten(together)
+    layer_kernels.dense_backward(z.detach(), own, *kept, None, of_weights)
+    assert_equal(of_weights, together)
+
+
+def test_no_atoms(layer_kernels: ModuleType, drawn: Drawn) -> None:
+    weights = Weights(None if w is None else w.detach() for w in dense_weights(drawn, 2, 3, 2))
+    z, received = detached(drawn(0, 2), drawn(0, 3))
+    found, *kept = layer_kernels.dense(z, received, weights, True)
+    (slopes,) = unwritten(torch.cat([w.flatten() for w in weights if w is not None]))
+    assert slopes is not None and found.shape == (0, 3)
+    assert layer_kernels.dense_backward(z, weights, *kept, received, None, slopes).shape == (0, 3)
+    assert not bool(slopes.any())
+
+
+@pytest.mark.parametrize("atoms, width", [(5, 3), (300, 17)])
+def test_readout(atoms: int, width: int, layer_kernels: ModuleType, drawn: Drawn) -> None:
+    z, w, b = drawn(atoms, width), drawn(width), drawn(1)
+    sigma_e = torch.tensor(3.7, dtype=torch.float64, device=z.device)
+    expected = (3.7 * (z * w).sum(1) + b).double()
+    cotangent = torch.linspace(0.1, 1, atoms, dtype=torch.float64, device=z.device)
+    slopes = torch.autograd.grad(expected, (z, w, b), cotangent)
+    found = layer_kernels.readout(*detached(z, w, b), sigma_e)
+    error = float((found - expected).abs().max() / expected.detach().abs().max())
+    assert found.dtype == torch.float64 and error <= TOLERANCE[z.dtype]
+    dw, db = unwritten(w, b)
+    dz = layer_kernels.readout_backward(*detached(z, w), cotangent, sigma_e, dw, db)
+    for one, other in zip((dz, dw, db), slopes, strict=True):
+        assert_equal(one, other)
+    again = layer_kernels.readout_backward(*detached(z, w), cotangent, sigma_e, None, None)
+    assert torch.equal(dz, again)
+
+
+def test_inputs(layer_kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    species = torch.tensor([2, 0, 1, 2, 2], device=device)
+    weight = torch.tensor([-1.0, 20.0, 300.0], dtype=torch.float64, device=device)
+    z, energy = layer_kernels.inputs(species, weight, torch.ones(1).to(weight), dtype)
+    assert torch.equal(z, torch.eye(3, dtype=dtype, device=device)[species])
+    assert torch.equal(energy, weight[species] + 1)
+
+
+def test_same_bits_twice(layer_kernels: ModuleType, drawn: Drawn) -> None:
+    z, received = detached(drawn(40, 5), drawn(40, 9))
+    weights = Weights(None if w is None else w.detach() for w in dense_weights(drawn, 5, 9, 2))
+    once, again = (layer_kernels.dense(z, received, weights, True)[0] for _ in range(2))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, layer_kernels.dense(z, received + 1e-3, weights, True)[0])
+
+
+MUTANTS = {
+    "the cutoff is not squared": ("(cosine * cosine)[None, :]", "cosine[None, :]"),
+    "the second turn is lost": ("range(turn * EDGES", "range(turn * 2 * EDGES"),
+    "the cutoff has no slope": ("t * gaussians * cut[:, None]", "t * gaussians * 0.0"),
+    "mu and sigma change places": ("tl.store(part + NU, tl", "tl.store(part, tl"),
+    "layers are swapped": ("n // 2 + 1 + (n % 2) * LAYERS", "n // 2 + 1 + ((n + 1) % 2) * LAYERS"),
+    "a bias is lost": ("tl.reduce(biases, 1, _add)", "tl.reduce(biases, 1, _add) * 0.0"),
+    "the last atoms of a part are lost": ("live = row < end", "live = row < end - 1"),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_control_broken_kernels_are_caught(
+    mutant: str,
+    load_layers: Callable[..., ModuleType],
+    device: torch.device,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, (right, wrong) = SOURCE.read_text(), MUTANTS[mutant]
+    assert right in source
+    file = tmp_path / "broken.py"
+    file.write_text(source.replace(right, wrong))
+    kernels = load_layers(file)
+    with pytest.raises(AssertionError):
+        for dtype in (torch.float64, torch.float32):
+            drawn = drawn_on(device, dtype)
+            test_interaction("hub", (5, 3, 6), kernels, drawn)
+            test_dense_layers(True, 37, 5, 17, 3, kernels, drawn, monkeypatch)
+
+
+def options(number: str) -> dict[str, dict[str, Any]]:
+    """Sizes of the paper's network for each kernel."""
+    size = dict(IN=80, F=80, LAYERS=4, STEP=128 if number == "fp32" else 16, BLOCK=128, ROWS=16)
+    edges = dict(CUTOFF=7.9, NU=20, F=80, NU_BLOCK=32, F_BLOCK=32, EDGES=16)
+    return {
+        "_environments": edges,
+        "_edge_slopes": dict(FEATURES=True, LEARNED=True, DISTANCES=True, TURNS=2, **edges),
+        "_dense": dict(IN_STEP=size["STEP"], **size),
+        "_dense_slopes": dict(WANTED=True, IN_BLOCK=128, **size),
+        "_weight_slopes": dict(IN=80, F=80, LAYERS=4, DOWN=16, ACROSS=32, ROWS=64),
+    }
+
+
+@pytest.mark.parametrize("number, products", [("fp32", "tf32x3"), ("fp64", "ieee")])
+def test_compiles_for_a_gpu(
+    number: str, products: str, load_layers: Callable[..., ModuleType]
+) -> None:
+    """For an H100. Three products of TF32 make one of float32; float64 stays what it is."""
+    module = load_layers(interpret=False)
+    for name, constants in options(number).items():
+        function = getattr(module, name)
+        if "PRODUCTS" in function.arg_names:
+            constants = constants | {"PRODUCTS": products}
+        types = dict.fromkeys(function.arg_names, f"*{number}")
+        types |= dict.fromkeys(("ROW", "J"), "*i64")
+        types |= dict.fromkeys(("atoms", "size", "rows_of_a_part"), "i32")
+        types |= dict.fromkeys(constants, "constexpr")
+        made = triton.compile(
+            ASTSource(function, {n: types[n] for n in function.arg_names}, constexprs=constants),
+            target=GPUTarget("cuda", 90, 32),
+            options=module.DENSE if "dense" in name else module.OPTIONS,
+        )
+        assert made.asm["cubin"]
+        assert ("tf32" in made.asm["ptx"]) == ("PRODUCTS" in constants and number == "fp32")
