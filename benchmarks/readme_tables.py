@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hipnn_pyg.reproduce.tables import STATISTICS, number, provenance, published
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 MEASURED = ROOT / "benchmarks" / "results"
-PEERS = ("hippynn numba", "SchNet")
+ON_A_CPU = ("train_step", "inference", "memory", "large", "md")
 
 
 def runs() -> str:
@@ -67,31 +68,38 @@ def comparison() -> str:
     return Table(["", *figures], rows).markdown() + note
 
 
-def speed() -> str:
-    """What the benchmarks found beside the peers, from their files."""
+def speed(entries: Sequence[str], peers: Sequence[str], alone: bool = False) -> str:
+    """What the benchmarks found beside the peers, from their files.
+
+    Args:
+        entries: of the benchmarks.
+        peers: implementations to show.
+        alone: also what has no peer.
+    """
     rows, origins = [], {}
-    for name in ("train_step", "inference", "memory", "large", "md"):
+    for name in entries:
         entry: dict[str, Any] = json.loads((MEASURED / f"{name}.json").read_text())
         machine, versions = entry["machine"], entry["versions"]
-        origins[machine["cpu"], machine["cores"], versions["torch"], entry["date"]] = None
+        where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+        origins[where, versions["torch"], entry["date"]] = None
         for row in entry["rows"]:
-            ratios = {peer: ratio for peer, ratio in row["ratios"].items() if peer in PEERS}
-            if not ratios or row["ours"] not in row["figures"]:
+            ratios = {peer: ratio for peer, ratio in row["ratios"].items() if peer in peers}
+            if row["ours"] not in row["figures"] or not (ratios or alone):
                 continue
             cells = [
                 f"{row['title']} ({row['unit']})",
                 short(row["figures"][row["ours"]]["median"]),
             ]
-            for peer in PEERS:
+            for peer in peers:
                 there = peer in ratios and peer in row["figures"]
                 figure = row["figures"][peer]["median"] if there else 0.0
                 cells.append(
                     f"{short(figure)} (**{ratios[peer]['median']:.1f}x**)" if there else ""
                 )
             rows.append(cells)
-    where = "; ".join(f"{cpu}, {n} cores, torch {v}, {day}" for cpu, n, v, day in origins)
-    note = f"\n\nMedians, less is better; in brackets their figure / ours, in turns. {where}."
-    return Table(["", "HIPNN", *PEERS], rows).markdown() + note
+    places = "; ".join(f"{where}, torch {version}, {day}" for where, version, day in origins)
+    note = f"\n\nMedians, less is better; in brackets their figure / ours, in turns. {places}."
+    return Table(["", "HIPNN", *peers], rows).markdown() + note
 
 
 def nve() -> str:
@@ -108,7 +116,8 @@ def nve() -> str:
 SECTIONS = {
     "runs": runs,
     "comparison": comparison,
-    "speed": speed,
+    "speed": lambda: speed(ON_A_CPU, ("hippynn numba", "SchNet")),
+    "gpu": lambda: speed(("gpu",), ("hippynn triton", "SchNet"), alone=True),
     "forces": lambda: forces(RESULTS / "forces"),
     "nve": nve,
 }

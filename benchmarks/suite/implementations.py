@@ -27,6 +27,7 @@ from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.graph import edge_distances
 from hipnn_pyg.train import HIPNNLoss
 from hipnn_pyg.train.capture import CapturedStep
+from hipnn_pyg.train.graphs import COMPILES_FROM, TORCH
 from hipnn_pyg.train.static import StaticBatches, StaticLoss
 from hipnn_pyg.train.step import TrainingStep, compiled_gradient
 from suite.rows import Unavailable
@@ -95,6 +96,8 @@ class Ours(Implementation):
             raise Unavailable("not compiled in this run")
         if compiled and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
             raise Unavailable("no C++ compiler")
+        if compiled and TORCH < COMPILES_FROM:
+            raise Unavailable(f"PyTorch {torch.__version__} does not compile training steps")
         model = HIPNN(SPECIES, **asdict(settings.network), validate=False)
         self.model = model.fit_e0(molecules, molecules.spec).to(device).train()
         self.objective = TrainingStep(HIPNNLoss(self.model, LAMBDA_L2, LAMBDA_R))
@@ -135,7 +138,6 @@ class Captured(Ours):
 
     def __init__(self, molecules: PackedMolecules, settings: Settings, device: str) -> None:
         super().__init__(molecules, settings, device, compiled=False)
-        self.compiled = settings.compiled
         self.objective = TrainingStep(StaticLoss(self.model, LAMBDA_L2, LAMBDA_R))
         self.optimizer = self._adam(self.objective)
         self.steps: dict[int, CapturedStep] = {}  # by batch size
@@ -150,7 +152,7 @@ class Captured(Ours):
             totals = torch.zeros(3, dtype=torch.float64, device=molecules.device)
             bad = torch.tensor(-1, device=molecules.device)
             self.steps[size] = CapturedStep(
-                self.objective, self.optimizer, drawn, None, totals, bad, self.compiled
+                self.objective, self.optimizer, drawn, None, totals, bad
             )
         step = self.steps[size]
         step.begin(batches, 0, [1e-3] * len(step.rates), [0.0] * len(step.rates))

@@ -86,7 +86,8 @@ def epoch_row(bench: Bench, device: str, steps: int, goal: Goal) -> Row:
 def ensemble_row(bench: Bench, device: str, other: str, times: int, goal: Goal) -> Row:
     """Seconds of an epoch of the ensemble, and of one trainer's times ``times``."""
     settings = bench.settings
-    steps = max(1, settings.trainer_steps // ENSEMBLE)
+    of_all = settings.gpu_trainer_steps if device == "cuda" else settings.trainer_steps
+    steps = max(1, of_all // ENSEMBLE)
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(bench.fresh()) for name in ("one", "ensemble")}
         for name, worker in workers.items():
