@@ -164,6 +164,18 @@ def test_the_epoch_is_extrapolated_from_the_trainer(results: Path) -> None:
     assert "extrapolated" in epoch["note"]
 
 
+def test_what_another_machine_measured_stays(tmp_path: Path) -> None:
+    """Where there is no GPU, its figures are left alone; a broken entry is always shown."""
+    file = tmp_path / "gpu.json"
+    measured = {"rows": [{"title": "epoch"}], "missing": ""}
+    for entry in (measured, {"rows": [], "missing": "no GPU"}):
+        module("run").keep(file, entry)
+        assert json.loads(file.read_text()) == measured
+    broken = {"rows": [], "missing": "failed: RuntimeError: out of memory"}
+    module("run").keep(file, broken)
+    assert json.loads(file.read_text()) == broken
+
+
 def test_the_ensemble_is_measured_beside_single_models(results: Path) -> None:
     cpu, gpu = read(results, "ensemble")["rows"]
     assert set(cpu["figures"]) == {"ensemble", "one after the other"}
