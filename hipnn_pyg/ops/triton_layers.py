@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.operands import Kept, Weights, Where
-from hipnn_pyg.ops.triton import EDGES, OPTIONS, _block, _by_sender
+from hipnn_pyg.ops.triton import EDGES, OPTIONS, WORKSPACE, _block, _by_sender
 
 ROWS = 16
 """Atoms that a program takes through the dense layers."""
@@ -117,6 +117,7 @@ def _edge_slopes(
     W: tl.tensor,
     PARTS: tl.tensor,
     DR: tl.tensor,
+    start: tl.tensor,
     FEATURES: tl.constexpr,
     LEARNED: tl.constexpr,
     DISTANCES: tl.constexpr,
@@ -131,8 +132,8 @@ def _edge_slopes(
 ) -> None:
     """What the gradient g[i] in e[i] makes of the edges of i: those in s, and what follows.
 
-    w[x] = s(r_x) g[i] goes back to the sender; the gradients in mu and sigma are i's part, in r
-    those of the edges. The TURNS programs of i take turns.
+    w[x] = s(r_x) g[i], FEATURES columns from ``start`` on, goes back to the sender; the gradients
+    in mu and sigma are i's part, in r those of the edges. The TURNS programs of i take turns.
     """
     i = (tl.program_id(0) // TURNS).to(tl.int64)
     turn = tl.program_id(0) % TURNS
@@ -163,10 +164,16 @@ def _edge_slopes(
             z = tl.load(z_at + c, mask=live[:, None] & column[None, :], other=0)
             g = tl.load(g_at + c, mask=(nu < NU)[:, None] & column[None, :], other=0)
             t = tl.dot(z, tl.trans(g), t, input_precision=PRODUCTS, out_dtype=t.dtype)
-            if FEATURES:
+            if FEATURES == F:
                 w = tl.dot(s, g, input_precision=PRODUCTS, out_dtype=t.dtype)
                 w_at = W + (first + k + x)[:, None] * F + (c + b)[None, :]
                 tl.store(w_at, w, mask=live[:, None] & column[None, :])
+            elif FEATURES > 0:
+                if (c >= start) & (c < start + FEATURES):
+                    w = tl.dot(s, g, input_precision=PRODUCTS, out_dtype=t.dtype)
+                    w_at = W + (first + k + x)[:, None] * FEATURES + (c - start + b)[None, :]
+                    mine = column & (c - start + b < FEATURES)
+                    tl.store(w_at, w, mask=live[:, None] & mine[None, :])
         slope = -t * s * deviation
         if LEARNED:
             dmu += slope * sigma / (mu * mu)
@@ -244,29 +251,41 @@ def interact_backward(
         pattern = pattern.with_order()
     of_environments = gradient @ V.flatten(0, 1).t()
     atoms, edges = of_environments.size(0), pattern.j.numel()
-    sent = z.new_empty(edges, in_channels) if dz is not None else z
     turns = TURNS if atoms < FEW else 1
+    columns = _columns_at_once(z, edges) if dz is not None else 0
+    sent = z.new_empty(edges, columns) if dz is not None else z
     parts = z.new_empty(atoms * turns, 2 * nu) if learned else z
-    with torch.cuda.device_of(z):
-        if atoms:
-            _edge_slopes[(atoms * turns,)](
-                *(of_environments, where.r.contiguous(), where.mu, where.sigma, z),
-                *(pattern.row, pattern.j, sent, parts, z if dr is None else dr),
-                *(dz is not None, learned, dr is not None, float(where.cutoff)),
-                *(nu, in_channels, _sensitivity_block(nu), _block(in_channels), EDGES, turns),
-                _products(z),
-                **OPTIONS,
-            )
-        if learned:
-            dmu = torch.empty_like(where.mu) if dmu is None else dmu
-            dsigma = torch.empty_like(where.sigma) if dsigma is None else dsigma
+    for start in range(0, max(columns and in_channels, 1), max(columns, 1)):
+        once, taken = start == 0, min(columns, in_channels - start)
+        with torch.cuda.device_of(z):
+            if atoms:
+                _edge_slopes[(atoms * turns,)](
+                    *(of_environments, where.r.contiguous(), where.mu, where.sigma, z),
+                    *(pattern.row, pattern.j, sent, parts, z if dr is None else dr, start),
+                    *(taken, learned and once, dr is not None and once, float(where.cutoff)),
+                    *(nu, in_channels, _sensitivity_block(nu), _block(in_channels), EDGES, turns),
+                    _products(z),
+                    **OPTIONS,
+                )
+            if dz is not None and dz.numel():
+                wide = max(32, triton.next_power_of_2(min(taken, 128)))
+                _by_sender[(pattern.num_senders * triton.cdiv(taken, wide),)](
+                    *(sent, pattern.order, pattern.column, dz, start, in_channels, taken),
+                    *(wide, 8),
+                    **OPTIONS,
+                )
+    if learned:
+        dmu = torch.empty_like(where.mu) if dmu is None else dmu
+        dsigma = torch.empty_like(where.sigma) if dsigma is None else dsigma
+        with torch.cuda.device_of(z):
             _sum_parts[(2 * nu,)](parts, dmu, dsigma, parts.size(0), nu, nu, 1024, num_warps=4)
-        if dz is not None and dz.numel():
-            wide = max(32, triton.next_power_of_2(min(in_channels, 128)))
-            _by_sender[(pattern.num_senders * triton.cdiv(in_channels, wide),)](
-                *(sent, pattern.order, pattern.column, dz, 0, in_channels, in_channels, wide, 8),
-                **OPTIONS,
-            )
+
+
+def _columns_at_once(z: Tensor, edges: int) -> int:
+    """Columns of what goes back to the senders, ``[E, columns]``: all, or as many blocks as fit."""
+    width, block = z.size(1), _block(z.size(1))
+    fitting = WORKSPACE // (z.element_size() * max(edges, 1))
+    return width if fitting >= width else min(width, max(fitting // block * block, block))
 
 
 def _sensitivity_block(nu: int) -> int:
@@ -690,7 +709,7 @@ def dense_backward(
 
 def _products(x: Tensor) -> str:
     """How products are computed: of float32 on the tensor cores, as three products of TF32."""
-    return "tf32x3" if x.dtype == torch.float32 else "ieee"
+    return "tf32x3" if x.dtype == torch.float32 and torch.version.hip is None else "ieee"
 
 
 @functools.cache

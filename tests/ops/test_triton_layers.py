@@ -106,6 +106,21 @@ def test_interaction(
     assert_equal(dr, slopes[0])
 
 
+@pytest.mark.parametrize("width", [40, 64])
+def test_features_go_back_in_passes(
+    width: int, layer_kernels: ModuleType, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all columns at once would take too much memory."""
+    monkeypatch.setattr(layer_kernels, "WORKSPACE", 0)
+    assert layer_kernels._columns_at_once(torch.empty(3, width), 71) == 32
+    test_interaction("hub", (3, width, 2), layer_kernels, drawn)
+
+
+def test_columns_at_once(layer_kernels: ModuleType) -> None:
+    z = torch.empty(1, 80, device="meta")
+    assert [layer_kernels._columns_at_once(z, n) for n in (0, 800_000, 1_000_000)] == [80, 80, 64]
+
+
 def test_edges_at_infinity_are_none(layer_kernels: ModuleType, device: torch.device) -> None:
     pattern = Pattern(*(index.to(device) for index in molecules(3)))
     one = torch.ones(4, dtype=torch.float64, device=device)
@@ -252,7 +267,7 @@ def options(number: str) -> dict[str, dict[str, Any]]:
     edges = dict(CUTOFF=7.9, NU=20, F=80, NU_BLOCK=32, F_BLOCK=32, EDGES=16)
     return {
         "_environments": edges,
-        "_edge_slopes": dict(FEATURES=True, LEARNED=True, DISTANCES=True, TURNS=2, **edges),
+        "_edge_slopes": dict(FEATURES=80, LEARNED=True, DISTANCES=True, TURNS=2, **edges),
         "_dense": dict(IN_STEP=size["STEP"], **size),
         "_dense_slopes": dict(WANTED=True, IN_BLOCK=128, **size),
         "_weight_slopes": dict(IN=80, F=80, LAYERS=4, DOWN=16, ACROSS=32, ROWS=64),
@@ -271,7 +286,7 @@ def test_compiles_for_a_gpu(
             constants = constants | {"PRODUCTS": products}
         types = dict.fromkeys(function.arg_names, f"*{number}")
         types |= dict.fromkeys(("ROW", "J"), "*i64")
-        types |= dict.fromkeys(("atoms", "size", "rows_of_a_part"), "i32")
+        types |= dict.fromkeys(("atoms", "size", "rows_of_a_part", "start"), "i32")
         types |= dict.fromkeys(constants, "constexpr")
         made = triton.compile(
             ASTSource(function, {n: types[n] for n in function.arg_names}, constexprs=constants),
