@@ -38,6 +38,7 @@ class Run(NamedTuple):
         errors: MAE of energies and of force components.
         minutes: of training.
         trained: date, machine and versions.
+        sensitivities: N_sensitivity of HIP-NN, else 0.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Run(NamedTuple):
     errors: tuple[float, float]
     minutes: float
     trained: str
+    sensitivities: int = 0
 
 
 def read_run(path: Path) -> Run:
@@ -58,7 +60,7 @@ def read_run(path: Path) -> Run:
     if "method" in result:
         errors = (result["mae"], result["force_mae"])
         method = "SchNet" if result["method"].startswith("SchNet") else "HIP-NN, plain loop"
-        seconds, trained_on = result["seconds"], result
+        seconds, trained_on, sensitivities = result["seconds"], result, 0
     else:
         if "forces" not in result or result["part"] != "test":
             raise ValueError(f"{path} has no test of forces: hipnn evaluate RUN --forces --json")
@@ -66,9 +68,11 @@ def read_run(path: Path) -> Run:
         errors = (result["mae"], result["forces"]["mae"])
         method = "forces" if model["trained_on_forces"] else "energies"
         seconds, trained_on = model["training_seconds"], model["trained_on"]
+        sensitivities = model["hyperparameters"]["num_sensitivities"]
         result = model
     where = f"{trained_on['machine']}, torch {trained_on['torch']}, {trained_on['date']}"
-    return Run(method, result["molecule"], result["seed"], errors, seconds / 60, where)
+    place = (method, result["molecule"], result["seed"])
+    return Run(*place, errors, seconds / 60, where, sensitivities)
 
 
 def estimate(values: Sequence[float]) -> str:
@@ -104,7 +108,12 @@ def forces(folder: Path) -> str:
             minutes = sorted({round(run.minutes) for run in those})
             span = " to ".join(str(number) for number in dict.fromkeys((minutes[0], minutes[-1])))
             seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in those}))
-            notes.append(f"{name}: {span} minutes of training; seeds {seeds}; {those[-1].trained}.")
+            of_each = {run.molecule: run.sensitivities for run in those if run.sensitivities}
+            sizes = ", ".join(f"{molecule} {number}" for molecule, number in of_each.items())
+            sizes = f"; sensitivities: {sizes}" if len(set(of_each.values())) > 1 else ""
+            notes.append(
+                f"{name}: {span} minutes of training; seeds {seeds}{sizes}; {those[-1].trained}."
+            )
     headings = ["trajectory", "MAE of", *METHODS.values(), "SchNet, published"]
     table = Table(headings, rows, wide=("MAE of",)).markdown()
     return "\n\n".join([table, *notes])

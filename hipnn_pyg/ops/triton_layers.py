@@ -851,6 +851,7 @@ def inputs(species: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) ->
     Returns:
         ``[N, S]`` and, float64, ``[N]``.
     """
+    species = species.contiguous()
     atoms, num = species.numel(), weight.numel()
     z = torch.empty(atoms, num, dtype=dtype, device=species.device)
     energy = weight.new_empty(atoms)

@@ -176,7 +176,7 @@ def draw(
         edges: E, at least as many as it has.
         dtype: of positions and distances.
     """
-    z_all, pos_all, counts, start, energies = molecules
+    z_all, pos_all, counts, start, energies = (x.contiguous() for x in molecules)
     index = torch.empty(3 * edges + 2 * atoms + 1, dtype=torch.long, device=order.device)
     j, i, reverse, batch, row = index.split((edges, edges, edges, atoms, atoms + 1))
     real = torch.empty(edges + 3 * atoms, dtype=dtype, device=order.device)

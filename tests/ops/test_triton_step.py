@@ -37,7 +37,8 @@ def test_draw(
     order = torch.tensor(ORDER, device=device).flatten()
     place = torch.tensor([step], device=device)
     atoms, edges = 16, 48
-    drawn = step_kernels.draw(order, place, data, 3, max(COUNTS), atoms, edges, dtype)
+    loose = (z, pos.mT.contiguous().mT, *data[2:])  # in memory x of all atoms, then y, z
+    drawn = step_kernels.draw(order, place, loose, 3, max(COUNTS), atoms, edges, dtype)
 
     mine = [molecule for molecule in ORDER[step] if molecule >= 0]
     index = torch.cat([torch.arange(COUNTS[m], device=device) + start[m] for m in mine])
