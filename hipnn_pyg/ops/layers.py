@@ -36,13 +36,12 @@ def differentiated(ctx: Any, inputs: Sequence[Tensor | None], gradient: Tensor) 
 class _Interact(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, pattern: Pattern, cutoff: float, readable: Layers, *inputs: Tensor
+        ctx: Any, keep: bool, pattern: Pattern, cutoff: float, readable: Layers, *inputs: Tensor
     ) -> Tensor:
         ctx.pattern, ctx.cutoff, ctx.readable = pattern, cutoff, readable
         r, mu, sigma, z, V = inputs
-        learned = ctx.needs_input_grad[-1]
         received, kept = layer_kernels(z.device).interact(
-            Where(pattern, cutoff, r, mu, sigma), z, V, learned
+            Where(pattern, cutoff, r, mu, sigma), z, V, keep
         )
         ctx.save_for_backward(*inputs, *(kept or (None, None)))
         return received
@@ -51,22 +50,26 @@ class _Interact(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         *inputs, environments, sensitivities = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, None, None, *differentiated(ctx, inputs, gradients[0])
-        needed = zip(inputs, ctx.needs_input_grad[3:], strict=True)
+            return None, None, None, None, *differentiated(ctx, inputs, gradients[0])
+        needed = zip(inputs, ctx.needs_input_grad[4:], strict=True)
         slopes = [torch.empty_like(x) if need else None for x, need in needed]
         r, mu, sigma, z, V = inputs
         kept = None if environments is None else Kept(environments, sensitivities)
         where = Where(ctx.pattern, ctx.cutoff, r, mu, sigma)
         layer_kernels(z.device).interact_backward(where, z, V, kept, gradients[0], slopes)
-        return None, None, None, *slopes
+        return None, None, None, None, *slopes
 
 
 class _Dense(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, readable: Layers, z: Tensor, received: Tensor, *weights: Tensor | None
+        ctx: Any,
+        keep: bool,
+        readable: Layers,
+        z: Tensor,
+        received: Tensor,
+        *weights: Tensor | None,
     ) -> Tensor:
-        keep = any(ctx.needs_input_grad)
         result, activations, between = layer_kernels(z.device).dense(
             z, received, Weights(weights), keep
         )
@@ -78,15 +81,15 @@ class _Dense(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         z, received, activations, between, *weights = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, *differentiated(ctx, (z, received, *weights), gradients[0])
+            return None, None, *differentiated(ctx, (z, received, *weights), gradients[0])
         sizes = [0 if w is None else w.numel() for w in weights]
         dz, dweights = torch.empty_like(z), z.new_empty(sum(sizes))
-        wanted = dz if ctx.needs_input_grad[1] else None
+        wanted = dz if ctx.needs_input_grad[2] else None
         given = (z, Weights(weights), activations, between, gradients[0])
         dreceived = layer_kernels(z.device).dense_backward(*given, wanted, dweights)
         parts = zip(weights, dweights.split(sizes), strict=True)
         slopes = (None if w is None else part.view_as(w) for w, part in parts)
-        return None, wanted, dreceived, *slopes
+        return None, None, wanted, dreceived, *slopes
 
 
 def interact(
@@ -116,7 +119,8 @@ def interact(
     Returns:
         ``[N, out]``.
     """
-    return _Interact.apply(pattern, cutoff, readable, r, mu, sigma, z, V)
+    keep = torch.is_grad_enabled() and V.requires_grad  # within a Function neither can be told
+    return _Interact.apply(keep, pattern, cutoff, readable, r, mu, sigma, z, V)
 
 
 def dense(
@@ -133,4 +137,6 @@ def dense(
     Returns:
         ``[N, out]``.
     """
-    return _Dense.apply(readable, z, received, *weights)
+    inputs = (z, received, *weights)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    return _Dense.apply(keep, readable, *inputs)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hipnn_pyg import ops
+from hipnn_pyg import HIPNN, ops
 from hipnn_pyg.graph.pairs import molecule_edges
 from hipnn_pyg.nn import Interaction, OnSite, Sensitivity, fused_layers
 from hipnn_pyg.nn.fused import layers
 from hipnn_pyg.nn.sensitivity import sensitivities
-from hipnn_pyg.ops import Pattern, edge_pattern
+from hipnn_pyg.ops import Pattern, cpu, edge_pattern
 
 CUTOFF = 4.0
 SIZES = [(3, 5, 7), (20, 5, 16), (20, 33, 20), (1, 1, 1), (17, 16, 81)]
@@ -254,3 +254,23 @@ def test_order_in_closed_form() -> None:
     sorted_ = pattern._replace(order=pattern.order[:0]).with_order()
     assert torch.equal(pattern.order, sorted_.order)
     assert torch.equal(pattern.column, sorted_.column)
+
+
+def test_nothing_is_kept_where_no_gradient_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients environments, sensitivities and activations would double the memory."""
+    kept: list[tuple[str, bool]] = []
+
+    def spy(name: str) -> Callable[..., Any]:
+        real = getattr(cpu, name)
+        return lambda *arguments: (kept.append((name, arguments[-1])), real(*arguments))[1]
+
+    for name in ("interact", "dense"):
+        monkeypatch.setattr(cpu, name, spy(name))
+    model = HIPNN((1, 8), hidden_channels=4, num_onsite=1).double()
+    z, pos = torch.tensor([1, 8, 1]), torch.eye(3, dtype=torch.float64)
+    energy = model(z, pos)
+    assert kept == [("interact", True), ("dense", True)] * 2
+    kept.clear()
+    with torch.no_grad():
+        assert torch.equal(model(z, pos), energy)
+    assert kept == [("interact", False), ("dense", False)] * 2
