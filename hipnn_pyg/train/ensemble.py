@@ -111,6 +111,7 @@ class EnsembleTrainer:
         self.batched = not alone if batched == "auto" else batched
         if self.batched and first.forces:
             raise ValueError("batched steps do not learn forces: train the members in turn")
+        self.side_by_side = first.captures and not self.batched
         _check_alike(self.members, self.batched)
         self.progress = progress
         self.interrupted = False
@@ -166,7 +167,7 @@ class EnsembleTrainer:
 
     def _synchronise(self) -> None:
         """Streams of the members neither run ahead of what set them up nor behind what follows."""
-        if self.members[0].captures:
+        if self.side_by_side:
             torch.cuda.synchronize(self.members[0].device)
 
     # -- steps ---------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ class EnsembleTrainer:
     def _front(self) -> list[Member]:
         """Members that take the next step: of those furthest behind one, or all together."""
         live = self.live
-        if self.batched or self.members[0].captures:
+        if self.batched or self.side_by_side:
             least = min((member.place for member in live), default=None)
             return [member for member in live if member.place == least]
         return [min(live, key=lambda member: member.epoch)] if live else []
@@ -191,8 +192,8 @@ class EnsembleTrainer:
     def _take_step(self, front: list[Member]) -> list[int]:
         """One step of some members; returns the sizes of their mini-batches."""
         indices = [member.next_batch() for member in front]
-        if not self.batched and self.members[0].captures:
-            self._side_by_side(front, indices)
+        if self.side_by_side:
+            self._step_side_by_side(front, indices)
             return [index.numel() for index in indices]
         for member, terms in zip(front, self._gradients(front, indices), strict=True):
             try:
@@ -201,7 +202,7 @@ class EnsembleTrainer:
                 self.failures[self.members.index(member)] = failure
         return [index.numel() for index in indices]
 
-    def _side_by_side(self, front: list[Member], indices: list[Tensor]) -> None:
+    def _step_side_by_side(self, front: list[Member], indices: list[Tensor]) -> None:
         """A captured step of each, in its stream; nothing waits but the end of an epoch."""
         for member, index in zip(front, indices, strict=True):
             try:
