@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -17,11 +18,7 @@ def sum_kernels(device: torch.device) -> ModuleType:
     Raises:
         ImportError: on a GPU without Triton.
     """
-    if device.type == "cpu":
-        return cpu
-    import hipnn_pyg.ops.triton as triton  # needs Triton, hence a GPU build of PyTorch
-
-    return triton
+    return cpu if device.type == "cpu" else import_module("hipnn_pyg.ops.triton")
 
 
 def layer_kernels(device: torch.device) -> ModuleType:
@@ -30,11 +27,7 @@ def layer_kernels(device: torch.device) -> ModuleType:
     Raises:
         ImportError: on a GPU without Triton.
     """
-    if device.type == "cpu":
-        return cpu
-    import hipnn_pyg.ops.triton_layers as triton_layers
-
-    return triton_layers
+    return cpu if device.type == "cpu" else import_module("hipnn_pyg.ops.triton_layers")
 
 
 @functools.cache

@@ -59,6 +59,14 @@ def _gaussians(r, mu, sigma):  # type: ignore[no-untyped-def]
     return tl.exp(-0.5 * deviation * deviation), deviation
 
 
+@triton.jit
+def _cutoff(r, CUTOFF: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Whether r is within the cutoff, r brought to it if not, and the root of Eq. 11."""
+    inside = r < CUTOFF
+    r = tl.where(inside, r, CUTOFF)
+    return inside, r, tl.cos((r / CUTOFF) * HALF_PI)
+
+
 # -- interaction -----------------------------------------------------------------------------------
 
 
@@ -93,9 +101,7 @@ def _environments(
         live = k + x < degree
         j = tl.load(J + first + k + x, mask=live, other=0)
         r = tl.load(R + first + k + x, mask=live, other=CUTOFF)
-        inside = r < CUTOFF
-        r = tl.where(inside, r, CUTOFF)
-        cosine = tl.cos((r / CUTOFF) * HALF_PI)
+        inside, r, cosine = _cutoff(r, CUTOFF)
         gaussians, _ = _gaussians(r[None, :], mu[:, None], sigma[:, None])
         s = tl.where(inside[None, :], gaussians * (cosine * cosine)[None, :], 0.0)
         z_at = Z + j[:, None] * F + b[None, :]
@@ -151,9 +157,7 @@ def _edge_slopes(
         live = k + x < degree
         j = tl.load(J + first + k + x, mask=live, other=0)
         r = tl.load(R + first + k + x, mask=live, other=CUTOFF)
-        inside = r < CUTOFF
-        r = tl.where(inside, r, CUTOFF)
-        cosine = tl.cos((r / CUTOFF) * HALF_PI)
+        inside, r, cosine = _cutoff(r, CUTOFF)
         gaussians, deviation = _gaussians(r[:, None], mu, sigma)
         gaussians = tl.where(inside[:, None], gaussians, 0.0)
         s = gaussians * (cosine * cosine)[:, None]
@@ -882,6 +886,9 @@ def readout_backward(
     dz = torch.empty_like(z)
     (atoms, width), learned = z.shape, dw is not None and db is not None
     if not atoms:
+        for slope in (dw, db):
+            if slope is not None:
+                slope.zero_()
         return dz
     blocks, parts = triton.cdiv(atoms, ROWS), triton.cdiv(atoms, 256)
     found = z.new_empty(parts, width + 1) if learned else z

@@ -194,6 +194,11 @@ def test_no_atoms(layer_kernels: ModuleType, drawn: Drawn) -> None:
     assert slopes is not None and found.shape == (0, 3)
     assert layer_kernels.dense_backward(z, weights, *kept, received, None, slopes).shape == (0, 3)
     assert not bool(slopes.any())
+    w, one = detached(drawn(3), drawn(1))
+    dw, db = unwritten(w, one)
+    none = one.new_empty(0, dtype=torch.float64)
+    layer_kernels.readout_backward(found, w, none, one.double()[0], dw, db)
+    assert dw is not None and db is not None and not bool(dw.any()) and not bool(db.any())
 
 
 @pytest.mark.parametrize("atoms, width", [(5, 3), (300, 17)])
