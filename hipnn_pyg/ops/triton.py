@@ -140,7 +140,7 @@ def _edge_features(
 
 
 @triton.jit
-def _by_sender(
+def by_sender(
     W: tl.tensor,
     ORDER: tl.tensor,
     COLUMN: tl.tensor,
@@ -174,7 +174,7 @@ def envsum(s: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
     rows, nu, width = pattern.num_receivers, s.size(1), z.size(1)
     e = z.new_empty(rows, nu, width)
     if e.numel():
-        nu_block, f_block = _block(nu), _block(width)
+        nu_block, f_block = feature_block(nu), feature_block(width)
         grid = (rows * triton.cdiv(width, f_block), triton.cdiv(nu, nu_block))
         with torch.cuda.device_of(z):
             _envsum[grid](
@@ -191,7 +191,7 @@ def sensesum(g: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
     rows, nu, width = g.shape
     t = z.new_empty(pattern.j.numel(), nu)
     if t.numel():
-        nu_block = _block(nu)
+        nu_block = feature_block(nu)
         grid = (rows * PARTS, triton.cdiv(nu, nu_block))
         with torch.cuda.device_of(z):
             _sensesum[grid](
@@ -216,20 +216,32 @@ def featsum(g: Tensor, s: Tensor, pattern: Pattern) -> Tensor:
     w = g.new_empty(s.size(0), columns)
     for start in range(0, width if u.numel() else 0, max(columns, 1)):
         taken = min(columns, width - start)
-        block, wide = _block(taken), max(32, triton.next_power_of_2(min(taken, 128)))
+        block, wide = feature_block(taken), max(32, triton.next_power_of_2(min(taken, 128)))
         with torch.cuda.device_of(g):
             if rows:
                 _edge_features[(rows * triton.cdiv(taken, block),)](
-                    *(g, s, pattern.row, w, start, nu, width, taken, _block(nu), block, EDGES),
+                    *(
+                        g,
+                        s,
+                        pattern.row,
+                        w,
+                        start,
+                        nu,
+                        width,
+                        taken,
+                        feature_block(nu),
+                        block,
+                        EDGES,
+                    ),
                     **OPTIONS,
                 )
-            _by_sender[(pattern.num_senders * triton.cdiv(taken, wide),)](
+            by_sender[(pattern.num_senders * triton.cdiv(taken, wide),)](
                 w, pattern.order, pattern.column, u, start, width, taken, wide, 8, **OPTIONS
             )
     return u
 
 
-def _block(size: int) -> int:
+def feature_block(size: int) -> int:
     """Width of a block over ``size`` columns: a product takes at least 16."""
     return 16 if size <= 16 else 32
 

@@ -14,6 +14,8 @@ import torch
 import hipnn_pyg.ops
 
 OPS = Path(hipnn_pyg.ops.__file__).parent
+LAYER_PARTS = ("triton_tiles", "triton_interaction", "triton_dense", "triton_readout")
+"""The files that ``triton_layers.py`` joins; each needs only those before it."""
 
 
 @pytest.fixture(scope="session")
@@ -53,15 +55,21 @@ def triton_kernels(load_kernels: Callable[[Path], ModuleType]) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def load_layers(
-    load_kernels: Callable[..., ModuleType], triton_kernels: ModuleType
+    load_kernels: Callable[..., ModuleType], triton_kernels: ModuleType, device: torch.device
 ) -> Callable[..., ModuleType]:
-    """Import a copy of ``triton_layers.py``, whose kernel of ``triton.py`` runs as it does here."""
+    """Import copies of the files behind ``triton_layers.py``, and of itself.
 
-    def load(file: Path = OPS / "triton_layers.py", **options: bool) -> ModuleType:
+    ``load(name=file)`` takes that file for the part of that name.
+    """
+
+    def load(interpret: bool = device.type == "cpu", **instead: Path) -> ModuleType:
         with pytest.MonkeyPatch.context() as patch:
-            if options.get("interpret", True):
+            if interpret:
                 patch.setitem(sys.modules, "hipnn_pyg.ops.triton", triton_kernels)
-            return load_kernels(file, **options)
+            for name in LAYER_PARTS:
+                part = load_kernels(instead.get(name, OPS / f"{name}.py"), interpret)
+                patch.setitem(sys.modules, f"hipnn_pyg.ops.{name}", part)
+            return load_kernels(OPS / "triton_layers.py", interpret)
 
     return load
 

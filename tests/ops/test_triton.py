@@ -153,7 +153,7 @@ KERNELS = {
     "_envsum": dict(NU=20, F=80, NU_BLOCK=32, F_BLOCK=32, EDGES=16),
     "_sensesum": dict(NU=20, F=80, NU_BLOCK=32, F_BLOCK=16, EDGES=16, PARTS=2),
     "_edge_features": dict(NU=20, F=80, WIDTH=80, NU_BLOCK=32, F_BLOCK=32, EDGES=16),
-    "_by_sender": dict(F=80, WIDTH=80, F_BLOCK=128, EDGES=8),
+    "by_sender": dict(F=80, WIDTH=80, F_BLOCK=128, EDGES=8),
 }
 
 

@@ -21,7 +21,7 @@ from hipnn_pyg.nn.sensitivity import sensitivities
 from hipnn_pyg.ops import Pattern, reference
 from hipnn_pyg.ops.operands import Weights, Where
 
-SOURCE = Path(hipnn_pyg.ops.__file__).with_name("triton_layers.py")
+OPS = Path(hipnn_pyg.ops.__file__).parent
 CUTOFF = 4.0
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}
 """Relative to the largest element."""
@@ -111,14 +111,16 @@ def test_features_go_back_in_passes(
     width: int, layer_kernels: ModuleType, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where all columns at once would take too much memory."""
-    monkeypatch.setattr(layer_kernels, "WORKSPACE", 0)
-    assert layer_kernels._columns_at_once(torch.empty(3, width), 71) == 32
+    inside = layer_kernels.interact.__globals__
+    monkeypatch.setitem(inside, "WORKSPACE", 0)
+    assert inside["_columns_at_once"](torch.empty(3, width), 71) == 32
     test_interaction("hub", (3, width, 2), layer_kernels, drawn)
 
 
 def test_columns_at_once(layer_kernels: ModuleType) -> None:
     z = torch.empty(1, 80, device="meta")
-    assert [layer_kernels._columns_at_once(z, n) for n in (0, 800_000, 1_000_000)] == [80, 80, 64]
+    columns_at_once = layer_kernels.interact.__globals__["_columns_at_once"]
+    assert [columns_at_once(z, edges) for edges in (0, 800_000, 1_000_000)] == [80, 80, 64]
 
 
 def test_edges_at_infinity_are_none(layer_kernels: ModuleType, device: torch.device) -> None:
@@ -157,7 +159,8 @@ def test_dense_layers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Values and all first derivatives; weights side by side in memory, or anywhere."""
-    monkeypatch.setattr(layer_kernels, "LARGEST_WHOLE", 128 if whole else 0)
+    inside = layer_kernels.dense.__globals__
+    monkeypatch.setitem(inside, "LARGEST_WHOLE", 128 if whole else 0)
     z, received = drawn(atoms, width), drawn(atoms, out)
     weights = dense_weights(drawn, width, out, num)
     present = [w for w in weights if w is not None]
@@ -170,7 +173,7 @@ def test_dense_layers(
     line = torch.cat([w.detach().flatten() for w in present])
     parts = iter(line.split([w.numel() for w in present]))
     joined = Weights(None if w is None else next(parts).view_as(w) for w in weights)
-    assert layer_kernels._joined(joined).data_ptr() == line.data_ptr()
+    assert inside["_joined"](joined).data_ptr() == line.data_ptr()
     for own in (loose, joined):
         found, activations, between = layer_kernels.dense(*detached(z, received), own, True)
         assert_equal(found, expected.detach())
@@ -180,7 +183,7 @@ def test_dense_layers(
         for one, other in ((room, dz), (back, dreceived), (of_weights, together)):
             assert_equal(one, other)
     assert_equal(layer_kernels.dense_backward(z.detach(), own, *kept, None, None), dreceived)
-    monkeypatch.setattr(layer_kernels, "ATOMS_OF_A_PART", 16)
+    monkeypatch.setitem(inside, "ATOMS_OF_A_PART", 16)
     (of_weights,) = unwritten(together)
     layer_kernels.dense_backward(z.detach(), own, *kept, None, of_weights)
     assert_equal(of_weights, together)
@@ -254,11 +257,11 @@ def test_control_broken_kernels_are_caught(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source, (right, wrong) = SOURCE.read_text(), MUTANTS[mutant]
-    assert right in source
-    file = tmp_path / "broken.py"
-    file.write_text(source.replace(right, wrong))
-    kernels = load_layers(file)
+    right, wrong = MUTANTS[mutant]
+    (file,) = (file for file in OPS.glob("triton_*.py") if right in file.read_text())
+    broken = tmp_path / file.name
+    broken.write_text(file.read_text().replace(right, wrong))
+    kernels = load_layers(**{file.stem: broken})
     with pytest.raises(AssertionError):
         for dtype in (torch.float64, torch.float32):
             drawn = drawn_on(device, dtype)
@@ -286,7 +289,8 @@ def test_compiles_for_a_gpu(
     """For an H100. Three products of TF32 make one of float32; float64 stays what it is."""
     module = load_layers(interpret=False)
     for name, constants in options(number).items():
-        function = getattr(module, name)
+        inside = (module.interact if "CUTOFF" in constants else module.dense).__globals__
+        function = inside[name]
         if "PRODUCTS" in function.arg_names:
             constants = constants | {"PRODUCTS": products}
         types = dict.fromkeys(function.arg_names, f"*{number}")
@@ -296,7 +300,7 @@ def test_compiles_for_a_gpu(
         made = triton.compile(
             ASTSource(function, {n: types[n] for n in function.arg_names}, constexprs=constants),
             target=GPUTarget("cuda", 90, 32),
-            options=module.DENSE if "dense" in name else module.OPTIONS,
+            options=inside["OPTIONS"],
         )
         assert made.asm["cubin"]
         assert ("tf32" in made.asm["ptx"]) == ("PRODUCTS" in constants and number == "fp32")

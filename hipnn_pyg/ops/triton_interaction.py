@@ -1,0 +1,252 @@
+r"""The interaction layer and its first derivatives as Triton kernels.
+
+Sensitivities are computed where they are used, from distances; nothing of size ``[E, nu]`` is kept.
+Products with V, which join everything, are PyTorch's. Nothing is added atomically: same input, same
+bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.standard import _sum_combine as _add
+
+from hipnn_pyg.ops.operands import Kept, Where
+from hipnn_pyg.ops.triton import EDGES, OPTIONS, WORKSPACE, by_sender, feature_block
+from hipnn_pyg.ops.triton_tiles import products, sum_parts
+
+TURNS = 2
+"""Programs that share the edges of an atom where there are few atoms."""
+FEW = 4096
+"""Atoms that leave much of a GPU idle."""
+HALF_PI = tl.constexpr(math.pi / 2)
+
+
+@triton.jit
+def _gaussians(r, mu, sigma):  # type: ignore[no-untyped-def]
+    """The Gaussians of Eq. 10 and their argument (1/r - 1/mu) sigma."""
+    deviation = (1.0 / r - 1.0 / mu) * sigma
+    return tl.exp(-0.5 * deviation * deviation), deviation
+
+
+@triton.jit
+def _cutoff(r, CUTOFF: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Whether r is within the cutoff, r brought to it if not, and the root of Eq. 11."""
+    inside = r < CUTOFF
+    r = tl.where(inside, r, CUTOFF)
+    return inside, r, tl.cos((r / CUTOFF) * HALF_PI)
+
+
+@triton.jit
+def _environments(
+    R: tl.tensor,
+    MU: tl.tensor,
+    SIGMA: tl.tensor,
+    Z: tl.tensor,
+    ROW: tl.tensor,
+    J: tl.tensor,
+    E: tl.tensor,
+    CUTOFF: tl.constexpr,
+    NU: tl.constexpr,
+    F: tl.constexpr,
+    NU_BLOCK: tl.constexpr,
+    F_BLOCK: tl.constexpr,
+    EDGES: tl.constexpr,
+) -> None:
+    """e[i] = sum over the edges of i of s(r) z[j], a block of columns."""
+    blocks: tl.constexpr = (F + F_BLOCK - 1) // F_BLOCK
+    i = (tl.program_id(0) // blocks).to(tl.int64)
+    b = (tl.program_id(0) % blocks) * F_BLOCK + tl.arange(0, F_BLOCK)
+    nu = tl.arange(0, NU_BLOCK)
+    x = tl.arange(0, EDGES)
+    first = tl.load(ROW + i)
+    degree = (tl.load(ROW + i + 1) - first).to(tl.int32)
+    mu = tl.load(MU + nu, mask=nu < NU, other=1)
+    sigma = tl.load(SIGMA + nu, mask=nu < NU, other=1)
+    e = tl.full((NU_BLOCK, F_BLOCK), 0, E.dtype.element_ty)
+    for k in range(0, degree, EDGES):
+        live = k + x < degree
+        j = tl.load(J + first + k + x, mask=live, other=0)
+        r = tl.load(R + first + k + x, mask=live, other=CUTOFF)
+        inside, r, cosine = _cutoff(r, CUTOFF)
+        gaussians, _ = _gaussians(r[None, :], mu[:, None], sigma[:, None])
+        s = tl.where(inside[None, :], gaussians * (cosine * cosine)[None, :], 0.0)
+        z_at = Z + j[:, None] * F + b[None, :]
+        z = tl.load(z_at, mask=live[:, None] & (b < F)[None, :], other=0)
+        e = tl.dot(s, z, e, input_precision="ieee", out_dtype=E.dtype.element_ty)
+    e_at = E + i * (NU * F) + nu[:, None] * F + b[None, :]
+    tl.store(e_at, e, mask=(nu < NU)[:, None] & (b < F)[None, :])
+
+
+@triton.jit
+def _edge_slopes(
+    G: tl.tensor,
+    R: tl.tensor,
+    MU: tl.tensor,
+    SIGMA: tl.tensor,
+    Z: tl.tensor,
+    ROW: tl.tensor,
+    J: tl.tensor,
+    W: tl.tensor,
+    PARTS: tl.tensor,
+    DR: tl.tensor,
+    start: tl.tensor,
+    FEATURES: tl.constexpr,
+    LEARNED: tl.constexpr,
+    DISTANCES: tl.constexpr,
+    CUTOFF: tl.constexpr,
+    NU: tl.constexpr,
+    F: tl.constexpr,
+    NU_BLOCK: tl.constexpr,
+    F_BLOCK: tl.constexpr,
+    EDGES: tl.constexpr,
+    TURNS: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+) -> None:
+    """What the gradient g[i] in e[i] makes of the edges of i: those in s, and what follows.
+
+    w[x] = s(r_x) g[i], FEATURES columns from ``start`` on, goes back to the sender; the gradients
+    in mu and sigma are i's part, in r those of the edges. The TURNS programs of i take turns.
+    """
+    i = (tl.program_id(0) // TURNS).to(tl.int64)
+    turn = tl.program_id(0) % TURNS
+    b = tl.arange(0, F_BLOCK)
+    nu = tl.arange(0, NU_BLOCK)
+    x = tl.arange(0, EDGES)
+    first = tl.load(ROW + i)
+    degree = (tl.load(ROW + i + 1) - first).to(tl.int32)
+    mu = tl.load(MU + nu, mask=nu < NU, other=1)[None, :]
+    sigma = tl.load(SIGMA + nu, mask=nu < NU, other=1)[None, :]
+    g_at = G + i * (NU * F) + nu[:, None] * F + b[None, :]
+    dmu = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
+    dsigma = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
+    for k in range(turn * EDGES, degree, TURNS * EDGES):
+        live = k + x < degree
+        j = tl.load(J + first + k + x, mask=live, other=0)
+        r = tl.load(R + first + k + x, mask=live, other=CUTOFF)
+        inside, r, cosine = _cutoff(r, CUTOFF)
+        gaussians, deviation = _gaussians(r[:, None], mu, sigma)
+        gaussians = tl.where(inside[:, None], gaussians, 0.0)
+        s = gaussians * (cosine * cosine)[:, None]
+        t = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
+        z_at = Z + j[:, None] * F + b[None, :]
+        for c in range(0, F, F_BLOCK):
+            column = c + b < F
+            z = tl.load(z_at + c, mask=live[:, None] & column[None, :], other=0)
+            g = tl.load(g_at + c, mask=(nu < NU)[:, None] & column[None, :], other=0)
+            t = tl.dot(z, tl.trans(g), t, input_precision=PRODUCTS, out_dtype=t.dtype)
+            if FEATURES == F:
+                w = tl.dot(s, g, input_precision=PRODUCTS, out_dtype=t.dtype)
+                w_at = W + (first + k + x)[:, None] * F + (c + b)[None, :]
+                tl.store(w_at, w, mask=live[:, None] & column[None, :])
+            elif FEATURES > 0:
+                if (c >= start) & (c < start + FEATURES):
+                    w = tl.dot(s, g, input_precision=PRODUCTS, out_dtype=t.dtype)
+                    w_at = W + (first + k + x)[:, None] * FEATURES + (c - start + b)[None, :]
+                    mine = column & (c - start + b < FEATURES)
+                    tl.store(w_at, w, mask=live[:, None] & mine[None, :])
+        slope = -t * s * deviation
+        if LEARNED:
+            dmu += slope * sigma / (mu * mu)
+            dsigma += slope * (1.0 / r[:, None] - 1.0 / mu)
+        if DISTANCES:
+            sine = tl.sin((r / CUTOFF) * HALF_PI)
+            cut = sine * cosine * (-2.0 * HALF_PI / CUTOFF)
+            along = t * gaussians * cut[:, None] - slope * sigma / (r * r)[:, None]
+            tl.store(DR + first + k + x, tl.reduce(along, 1, _add), mask=live)
+    if LEARNED:
+        part = PARTS + tl.program_id(0).to(tl.int64) * (2 * NU) + nu
+        tl.store(part, tl.reduce(dmu, 0, _add), mask=nu < NU)
+        tl.store(part + NU, tl.reduce(dsigma, 0, _add), mask=nu < NU)
+
+
+def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Kept | None]:
+    """See :func:`hipnn_pyg.ops.cpu.interact`; environments are kept as ``[N, nu, in]``."""
+    (nu, in_channels, _), z = V.shape, z.contiguous()
+    environments = z.new_empty(where.pattern.num_receivers, nu * in_channels)
+    block = feature_block(in_channels)
+    grid = (environments.size(0) * triton.cdiv(in_channels, block),)
+    if environments.numel():
+        with torch.cuda.device_of(z):
+            _environments[grid](
+                *(where.r.contiguous(), where.mu, where.sigma, z),
+                *(where.pattern.row, where.pattern.j, environments, float(where.cutoff)),
+                *(nu, in_channels, _sensitivity_block(nu), block, EDGES),
+                **OPTIONS,
+            )
+    received = environments @ V.flatten(0, 1)
+    return received, Kept(environments, None) if keep else None
+
+
+def interact_backward(
+    where: Where,
+    z: Tensor,
+    V: Tensor,
+    kept: Kept | None,
+    gradient: Tensor,
+    slopes: Sequence[Tensor | None],
+) -> None:
+    """See :func:`hipnn_pyg.ops.cpu.interact_backward`."""
+    dr, dmu, dsigma, dz, dV = slopes
+    pattern, (nu, in_channels, out_channels), z = where.pattern, V.shape, z.contiguous()
+    if dV is not None:
+        assert kept is not None, "a gradient in V needs what the forward pass kept"
+        torch.mm(kept.environments.t(), gradient, out=dV.view(nu * in_channels, out_channels))
+    learned = dmu is not None or dsigma is not None
+    if dr is None and dz is None and not learned:
+        return
+    if dz is not None:
+        pattern = pattern.with_order()
+    of_environments = gradient @ V.flatten(0, 1).t()
+    atoms, edges = of_environments.size(0), pattern.j.numel()
+    turns = TURNS if atoms < FEW else 1
+    columns = _columns_at_once(z, edges) if dz is not None else 0
+    sent = z.new_empty(edges, columns) if dz is not None else z
+    parts = z.new_empty(atoms * turns, 2 * nu) if learned else z
+    for start in range(0, max(columns and in_channels, 1), max(columns, 1)):
+        once, taken = start == 0, min(columns, in_channels - start)
+        with torch.cuda.device_of(z):
+            if atoms:
+                _edge_slopes[(atoms * turns,)](
+                    *(of_environments, where.r.contiguous(), where.mu, where.sigma, z),
+                    *(pattern.row, pattern.j, sent, parts, z if dr is None else dr, start),
+                    *(taken, learned and once, dr is not None and once, float(where.cutoff)),
+                    *(
+                        nu,
+                        in_channels,
+                        _sensitivity_block(nu),
+                        feature_block(in_channels),
+                        EDGES,
+                        turns,
+                    ),
+                    products(z),
+                    **OPTIONS,
+                )
+            if dz is not None and dz.numel():
+                wide = max(32, triton.next_power_of_2(min(taken, 128)))
+                by_sender[(pattern.num_senders * triton.cdiv(taken, wide),)](
+                    *(sent, pattern.order, pattern.column, dz, start, in_channels, taken),
+                    *(wide, 8),
+                    **OPTIONS,
+                )
+    if learned:
+        dmu = torch.empty_like(where.mu) if dmu is None else dmu
+        dsigma = torch.empty_like(where.sigma) if dsigma is None else dsigma
+        with torch.cuda.device_of(z):
+            sum_parts[(2 * nu,)](parts, dmu, dsigma, parts.size(0), nu, nu, 1024, num_warps=4)
+
+
+def _columns_at_once(z: Tensor, edges: int) -> int:
+    """Columns of what goes back to the senders, ``[E, columns]``: all, or as many blocks as fit."""
+    width, block = z.size(1), feature_block(z.size(1))
+    fitting = WORKSPACE // (z.element_size() * max(edges, 1))
+    return width if fitting >= width else min(width, max(fitting // block * block, block))
+
+
+def _sensitivity_block(nu: int) -> int:
+    return max(16, triton.next_power_of_2(nu))

@@ -1,0 +1,45 @@
+"""What the Triton kernels of the layers share."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.standard import _sum_combine as _add
+
+ROWS = 16
+"""Atoms that a program takes at a time through the dense layers and the readout."""
+
+
+def products(x: Tensor) -> str:
+    """How products are computed: of float32 on the tensor cores, as three products of TF32."""
+    return "tf32x3" if x.dtype == torch.float32 and torch.version.hip is None else "ieee"
+
+
+def column_block(width: int) -> int:
+    """Columns of a block that holds all of a row."""
+    return max(16, triton.next_power_of_2(width))
+
+
+@triton.jit
+def sum_parts(
+    PARTS: tl.tensor,
+    A: tl.tensor,
+    B: tl.tensor,
+    rows: tl.tensor,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
+    """Sums over the rows of ``[rows, FIRST + SECOND]``, one column each: to a, then to b."""
+    n = tl.program_id(0)
+    x = tl.arange(0, ROWS)
+    total = tl.full((ROWS,), 0, PARTS.dtype.element_ty)
+    for k in range(0, rows, ROWS):
+        at = (k + x).to(tl.int64) * (FIRST + SECOND) + n
+        total += tl.load(PARTS + at, mask=k + x < rows, other=0)
+    if n < FIRST:
+        tl.store(A + n, tl.reduce(total, 0, _add))
+    else:
+        tl.store(B + n - FIRST, tl.reduce(total, 0, _add))
