@@ -625,7 +625,14 @@ def test_forces_are_tabled_by_molecule_and_method(tmp_path: Path) -> None:
         assert ("±" in shown) == (seed == 2)  # an error bar from three splits on
     assert "2.000 ± 0.577 | 0.12 |" in shown and "20.000 ± 5.774 | 0.57 |" in shown
     assert "SchNet with forces: 15 minutes of training; seeds 0, 1, 2; M, torch T, D." in shown
-    assert shown.count(table.NOT_RUN) == 16
+    assert shown.count(table.NOT_RUN) == 22
+    for seconds, error in ((900.0, 4.0), (3600.0, 5.0)):  # longer training stands apart
+        model = {"trained_on_forces": True, "training_seconds": seconds, "molecule": "toluene"}
+        model |= {"seed": 0, "hyperparameters": {"num_sensitivities": 10}}
+        model["trained_on"] = {"machine": "M", "torch": "T", "date": "D"}
+        kept = {"part": "test", "mae": error, "forces": {"mae": 10 * error}, "model": model}
+        (tmp_path / f"hipnn-{seconds}.json").write_text(json.dumps(kept))
+    assert "4.000 | 5.000 | 2.000 ± 0.577" in table.forces(tmp_path)
     (tmp_path / "bad.json").write_text(json.dumps({"part": "test", "mae": 1.0}))
     with pytest.raises(ValueError, match="no test of forces"):
         table.forces(tmp_path)
