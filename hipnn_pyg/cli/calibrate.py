@@ -168,9 +168,14 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
 
     Raises:
         ModelFileError: a folder holds no run.
-        ValueError: too few molecules.
+        ValueError: too few molecules, or periodic structures.
     """
     chosen, packed, first = RunFolder(members[0]).molecules(root)
+    if packed.cells is not None:
+        raise ValueError(
+            f"{members[0]} learned periodic structures, for which there are no error bars yet: "
+            "R, which every prediction has, tells how far to trust it"
+        )
     shared = first.test.numpy()
     for member in members[1:]:
         shared = np.intersect1d(shared, Split.load(RunFolder(member).split).test.numpy())

@@ -27,9 +27,11 @@ from hipnn_pyg.checks import (
 )
 from hipnn_pyg.data.forces import ForceLabels, check_forces
 from hipnn_pyg.data.md17 import md17_energies
+from hipnn_pyg.data.periodic import BatchCells, PackedCells, PackedEdges, cells_of
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.data.unavailable import DatasetUnavailableError
-from hipnn_pyg.graph import Pairs, edge_distances, radius_graph
+from hipnn_pyg.graph import Pairs, edge_distances, radius_graph, radius_graph_pbc
+from hipnn_pyg.graph.lattice import read_lattice
 
 _CHECK_BLOCK = 4096
 """Molecules whose distances are checked in one go."""
@@ -48,6 +50,7 @@ class MoleculeBatch(NamedTuple):
         target: energies in the target's unit, float64, ``[G]``.
         forces: in the target's unit per Å, ``[N, 3]``; None without force labels.
         pairs: all pairs inside the molecules, if whoever drew the mini-batch made them.
+        cells: of periodic structures; None where nothing is periodic.
     """
 
     z: Tensor
@@ -59,6 +62,27 @@ class MoleculeBatch(NamedTuple):
     target: Tensor
     forces: Tensor | None = None
     pairs: Pairs | None = None
+    cells: BatchCells | None = None
+
+
+def edges_of(batch: MoleculeBatch) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """``edge_index`` and ``shift`` of periodic structures; None for molecules, whose pairs are all.
+
+    Args:
+        batch: of packed structures.
+
+    Raises:
+        StructureError: periodic structures whose neighbours were not searched.
+    """
+    cells = batch.cells
+    if cells is None:
+        return None, None
+    if cells.edge_index is None or cells.shift is None:
+        raise StructureError(
+            "the neighbours of these periodic structures were not searched: take "
+            "molecules.with_edges(model.cutoff)"
+        )
+    return cells.edge_index, cells.shift
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,7 @@ class PackedMolecules:
         spec: name, unit and place of the target.
         forces: in the target's unit per Å, ``[A, 3]``; None without force labels.
         force_labels: what the force labels are called.
+        cells: of periodic structures; None where nothing is periodic.
     """
 
     z: Tensor
@@ -84,6 +109,7 @@ class PackedMolecules:
     spec: Target
     forces: Tensor | None = None
     force_labels: ForceLabels | None = None
+    cells: PackedCells | None = None
 
     @classmethod
     def pack(
@@ -142,7 +168,9 @@ class PackedMolecules:
         forces = None
         if labels is not None:
             forces = labels.select(stored) * labels.factor(target.unit)
-        packed = cls(stored.z, stored.pos, counts, energies, start, target, forces, labels)
+        atoms = (stored.z, stored.pos, counts)
+        cells = cells_of(stored, len(counts))
+        packed = cls(*atoms, energies, start, target, forces, labels, cells)
         indices = torch.as_tensor(list(dataset.indices()))
         everything = len(indices) == len(counts) and bool((indices.diff() == 1).all())
         return packed if everything else packed.subset(indices)
@@ -152,11 +180,14 @@ class PackedMolecules:
         cls, source: Iterable[Data], target: Target, labels: ForceLabels | None
     ) -> PackedMolecules:
         z, pos, counts, energies, forces = [], [], [], [], []
+        cells: dict[int, PackedCells] = {}
         for item in source:
             z.append(item.z)
             pos.append(item.pos)
             atoms = item.batch.bincount() if item.batch is not None else [item.num_nodes]
             counts.append(torch.as_tensor(atoms))
+            if (found := cells_of(item, len(counts[-1]), len(counts) - 1)) is not None:
+                cells[len(counts) - 1] = found
             energies.append(target.select(item).double())
             if labels is not None:
                 forces.append(labels.select(item) * labels.factor(target.unit))
@@ -166,7 +197,8 @@ class PackedMolecules:
         start = number.cumsum(0) - number
         joined = torch.cat(forces) if forces else None
         atoms = (torch.cat(z), torch.cat(pos), number)
-        return cls(*atoms, torch.cat(energies), start, target, joined, labels)
+        all_cells = PackedCells.join(cells, [len(one) for one in counts])
+        return cls(*atoms, torch.cat(energies), start, target, joined, labels, all_cells)
 
     def check(self) -> None:
         """Check every molecule; raises :class:`~hipnn_pyg.checks.StructureError`."""
@@ -174,6 +206,8 @@ class PackedMolecules:
             empty = int((self.counts == 0).nonzero()[0])
             raise StructureError(f"molecule {empty} of the dataset has no atoms: leave it out")
         check_targets(self.target, len(self))
+        if self.cells is not None:
+            read_lattice(self.cells.cell, self.cells.pbc, len(self), self.pos)
         for molecules in torch.arange(len(self)).split(_CHECK_BLOCK):
             block = self.gather(molecules)
             if block.forces is not None:
@@ -207,6 +241,7 @@ class PackedMolecules:
             target=self.target.to(device),
             start=self.start.to(device),
             forces=None if self.forces is None else self.forces.to(device),
+            cells=None if self.cells is None else self.cells.to(device),
         )
 
     def subset(self, index: Tensor) -> PackedMolecules:
@@ -218,8 +253,26 @@ class PackedMolecules:
         index = index.cpu()
         there = index.to(self.device)
         return replace(
-            self, counts=self.counts[index], target=self.target[there], start=self.start[there]
+            self,
+            counts=self.counts[index],
+            target=self.target[there],
+            start=self.start[there],
+            cells=None if self.cells is None else self.cells.subset(index),
         )
+
+    def with_edges(self, cutoff: float) -> PackedMolecules:
+        """The same with the neighbours in periodic structures, which are searched once.
+
+        Molecules without a cell need none: all pairs inside them are neighbours.
+
+        Args:
+            cutoff: R_cut of the model in Å.
+        """
+        cells = self.cells
+        if cells is None or (cells.edges is not None and cells.edges.cutoff == cutoff):
+            return self
+        found = PackedEdges.search(self, cutoff)
+        return replace(self, cells=cells._replace(edges=found))
 
     def gather(self, index: Tensor) -> MoleculeBatch:
         """The mini-batch of some molecules.
@@ -230,7 +283,7 @@ class PackedMolecules:
         counts = self.counts[index]
         total, largest = int(counts.sum()), int(counts.max())
         num_edges = int((counts * (counts - 1)).sum())
-        index, counts = index.to(self.device), counts.to(self.device)
+        which, index, counts = index, index.to(self.device), counts.to(self.device)
         ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
         graphs = torch.arange(index.numel(), device=self.device)
         batch = graphs.repeat_interleave(counts, output_size=total)
@@ -238,14 +291,23 @@ class PackedMolecules:
         atoms = torch.arange(total, device=self.device) + offset[batch]
         forces = None if self.forces is None else self.forces[atoms]
         pairs = (batch, ptr, largest, num_edges)
-        return MoleculeBatch(self.z[atoms], self.pos[atoms], *pairs, self.target[index], forces)
+        labels = (self.target[index], forces)
+        cells = None
+        if self.cells is not None:
+            cells = self.cells.gather(which, ptr[:-1], self.pos.dtype)
+        return MoleculeBatch(self.z[atoms], self.pos[atoms], *pairs, *labels, cells=cells)
 
 
 def _nearest_distances(block: MoleculeBatch, within: float = 3.0) -> Tensor:
     """Distance of each atom to its nearest neighbour in Å, ``[N]``; inf if beyond ``within``."""
-    edge_index = radius_graph(block.pos, within, block.batch)
+    shift = None
+    if block.cells is None:
+        edge_index = radius_graph(block.pos, within, block.batch)
+    else:
+        where = (block.cells.cell, block.cells.pbc, block.batch)
+        edge_index, shift = radius_graph_pbc(block.pos, within, *where)
     nearest = block.pos.new_full((block.pos.size(0),), torch.inf)
-    r = edge_distances(block.pos, edge_index)
+    r = edge_distances(block.pos, edge_index, shift)
     return nearest.scatter_reduce(0, edge_index[1], r, "amin")
 
 
@@ -270,7 +332,8 @@ class PackedLoader:
     """Iterate mini-batches of packed molecules, with the fields of PyG's ``DataLoader`` batches.
 
     Each item is a ``Data`` with ``z``, ``pos``, ``batch``, ``ptr``, the target under its own key
-    (float64, ``[G]``) and likewise the forces if there are any (target's unit per Å, ``[N, 3]``).
+    (float64, ``[G]``), likewise the forces if there are any (target's unit per Å, ``[N, 3]``), and
+    ``cell [G, 3, 3]`` and ``pbc [G, 3]`` of periodic structures.
 
     Args:
         molecules: the packed molecules.
@@ -306,6 +369,8 @@ class PackedLoader:
             data[self.molecules.spec.key] = item.target
             if self.molecules.force_labels is not None:
                 data[self.molecules.force_labels.key] = item.forces
+            if item.cells is not None:
+                data.cell, data.pbc = item.cells.cell, item.cells.pbc
             yield data
 
 

@@ -97,7 +97,8 @@ class MD17Set:
 
 @dataclass(frozen=True)
 class FileSet:
-    """Structures with energies from any file ASE reads (extxyz, db, traj ...; eV and eV/Å).
+    """Structures with energies from any file ASE reads (extxyz, db, traj ...; eV and eV/Å),
+    molecules or periodic.
 
     Where compositions differ, subtract free-atom energies first: sigma_E is the spread of the
     energies, and that of total energies drowns the chemistry.
@@ -117,11 +118,6 @@ class FileSet:
     def load(self) -> tuple[PackedMolecules, Tensor]:
         """All structures, checked, and their indices."""
         structures: list[Data] = read_structures(self.path)
-        if any("cell" in data for data in structures):
-            raise ValueError(
-                f"{self.path} holds periodic structures: training on cells is not built yet; "
-                "remove cell and pbc if they do not matter"
-            )
         wanted = {"energy": "energy=... in the comment line, in eV"}
         if self.forces:
             wanted["force"] = "forces:R:3 among the Properties, in eV/Å"

@@ -346,10 +346,7 @@ class HIPNN(nn.Module):
                 )
         if edge_index is None:
             edge_index = radius_graph(pos, self.cutoff, batch, self.backend)
-        pairs = edge_pairs(pos, edge_index, shift)
-        if kernel == "padded":
-            return pad_pairs(pairs, pos.size(0))
-        return pairs.with_pattern(pos.size(0)) if kernel == "fused" else pairs
+        return laid_out(kernel, edge_pairs(pos, edge_index, shift), pos.size(0))
 
     def species_index(self, z: Tensor) -> Tensor:
         """Atomic numbers ``[N]`` to places in the species list ``[N]``; -1 for foreign ones."""
@@ -458,6 +455,19 @@ def all_pairs(
     fused = kernel == "fused"
     pairs = molecule_edges(pos, batch, ptr, num_edges, fused)
     return pairs if fused else pairs._replace(pattern=None)
+
+
+def laid_out(kernel: str, edges: Pairs, num_atoms: int) -> Pairs:
+    """Edges in the layout that a kernel takes.
+
+    Args:
+        kernel: as :meth:`HIPNN.kernel_on` gives it.
+        edges: edge layout, sorted by receiver.
+        num_atoms: N.
+    """
+    if kernel == "padded":
+        return pad_pairs(edges, num_atoms)
+    return edges.with_pattern(num_atoms) if kernel == "fused" else edges
 
 
 def _check_hyperparameters(parameters: dict[str, Any], kernel: str, backend: str) -> None:

@@ -150,6 +150,7 @@ def molecule_edges(pos: Tensor, ptr: Tensor, num_edges: int) -> tuple[Pattern, T
     return Pattern(j, i, row, j.new_empty(0), torch.zeros_like(row)), r
 
 
+@functools.cache
 def whole_registers(nu: int, dtype: torch.dtype) -> int:
     """``nu`` rounded up to whole vector registers of this processor."""
     function = getattr(library(), f"whole_registers_{SUFFIX[dtype]}")

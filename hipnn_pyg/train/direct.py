@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hipnn_pyg.data.packed import MoleculeBatch
+from hipnn_pyg.data.packed import MoleculeBatch, edges_of
 from hipnn_pyg.models import direct
-from hipnn_pyg.models.hipnn import all_pairs
 from hipnn_pyg.ops import cpu
 from hipnn_pyg.train.force_loss import HIPNNForceLoss, PairForces, force_errors, force_sums
-from hipnn_pyg.train.loss import HIPNNLoss, LossTerms
+from hipnn_pyg.train.loss import HIPNNLoss, LossTerms, batch_pairs
 from hipnn_pyg.train.static import StaticLoss
 
 
@@ -55,7 +54,7 @@ class DirectGradient:
         """
         model, loss = self.loss.model, self.loss
         pos = batch.pos.to(self.vector.dtype)
-        pairs = all_pairs("fused", pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges)
+        pairs = batch_pairs("fused", pos, batch)
         species = model.species_index(batch.z)
         terms, passes = direct.forward(model, species, pairs, True, self.weights)
         sums, error = cpu.error_sums(terms, batch.ptr, batch.target)
@@ -63,7 +62,7 @@ class DirectGradient:
         sums = torch.cat((sums, sums.new_full((1,), count)))
         if isinstance(loss, HIPNNForceLoss):
             slope = direct.distance_slopes(model, passes, torch.ones_like(terms))
-            pull = PairForces(pairs, pos)
+            pull = PairForces(pairs, pos, edges_of(batch)[1])
             force_error = force_errors(pull(slope), batch)
             sums = torch.cat((sums, force_sums(force_error)))
         weights = torch.mul(self.penalised, self.vector, out=self.decay)
@@ -102,12 +101,7 @@ class GPUGradient(DirectGradient):
         from hipnn_pyg.ops import triton_step  # needs Triton
 
         model, loss = self.loss.model, self.loss
-        pairs = batch.pairs
-        if pairs is None:
-            pos = batch.pos.to(self.vector.dtype)
-            pairs = all_pairs(
-                "fused", pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges
-            )
+        pairs = batch_pairs("fused", batch.pos.to(self.vector.dtype), batch)
         species = model.species_index(batch.z)
         terms, passes = direct.forward(model, species, pairs, True, self.weights)
         found, dterms = triton_step.loss(

@@ -89,12 +89,13 @@ class EnsembleTrainer:
 
     Args:
         members: the models, with equal networks, loss weights and devices.
-        batched: steps together; "auto" for on a GPU, unless they are captured or forces learned.
+        batched: steps together; "auto" for on a GPU, unless they are captured, or forces or
+            periodic structures learned.
         progress: show one progress bar for all.
 
     Raises:
         ValueError: there are no members, they differ in more than data, seed and schedule, or
-            forces are to be learned in batched steps.
+            forces or periodic structures are to be learned in batched steps.
     """
 
     def __init__(
@@ -107,10 +108,14 @@ class EnsembleTrainer:
         if not self.members:
             raise ValueError("an ensemble needs at least one member")
         first = self.members[0]
-        alone = first.device.type != "cuda" or first.forces or first.captures
+        unfit = first.forces or first.train.cells is not None
+        alone = first.device.type != "cuda" or unfit or first.captures
         self.batched = not alone if batched == "auto" else batched
-        if self.batched and first.forces:
-            raise ValueError("batched steps do not learn forces: train the members in turn")
+        if self.batched and unfit:
+            raise ValueError(
+                "batched steps learn neither forces nor periodic structures: train the members in "
+                "turn"
+            )
         self.side_by_side = first.captures and not self.batched
         _check_alike(self.members, self.batched)
         self.progress = progress

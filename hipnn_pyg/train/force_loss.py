@@ -8,10 +8,17 @@ import torch
 from torch import Tensor
 
 from hipnn_pyg.checks import StructureError
-from hipnn_pyg.data.packed import MoleculeBatch, PackedMolecules
+from hipnn_pyg.data.packed import MoleculeBatch, PackedMolecules, edges_of
 from hipnn_pyg.graph.pairs import Pairs
-from hipnn_pyg.models.hipnn import HIPNN, Kernel, all_pairs
-from hipnn_pyg.train.loss import HIPNNLoss, LossTerms, error_slopes, mean_and_root, sums_of_terms
+from hipnn_pyg.models.hipnn import HIPNN, Kernel
+from hipnn_pyg.train.loss import (
+    HIPNNLoss,
+    LossTerms,
+    batch_pairs,
+    error_slopes,
+    mean_and_root,
+    sums_of_terms,
+)
 
 
 class ForceLossTerms(NamedTuple):
@@ -70,15 +77,18 @@ class PairForces:
         + \frac{\partial E}{\partial r_{ji}}\right) \frac{r_{ij}}{|r_{ij}|}
 
     Args:
-        pairs: in either layout.
+        pairs: in either layout, of periodic structures as edges.
         pos: positions in Å, ``[N, 3]``.
+        shift: periodic-image vectors of the edges in Å, ``[E, 3]``; None for molecules.
     """
 
-    def __init__(self, pairs: Pairs, pos: Tensor) -> None:
+    def __init__(self, pairs: Pairs, pos: Tensor, shift: Tensor | None = None) -> None:
         i = pairs.i
         if i is None:
             i = torch.arange(pos.size(0), device=pos.device).unsqueeze(1).expand_as(pairs.j)
         r_ij = pos[pairs.j] - pos[i]
+        if shift is not None:
+            r_ij = r_ij + shift.to(pos)
         self.direction = (r_ij / pairs.r.detach().unsqueeze(-1)).view(-1, 3)  # unused places: 0
         self.i, self.j = i.reshape(-1), pairs.j.reshape(-1)
         self.none = torch.zeros_like(pos)
@@ -105,11 +115,13 @@ def terms_and_forces(model: HIPNN, kernel: str, batch: MoleculeBatch) -> tuple[T
         ``(terms [N, orders + 1] float64, forces [N, 3])`` in the energy unit (/ Å).
     """
     pos = batch.pos.to(model.blocks[0].interaction.V.dtype)
-    pairs = all_pairs(kernel, pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges)
+    if batch.cells is not None and kernel == "padded":
+        kernel = "reference"  # forces need the shift of each edge
+    pairs = batch_pairs(kernel, pos, batch)
     r = pairs.r.detach().requires_grad_()
     terms, _ = model.atom_terms(model.species_index(batch.z), pairs._replace(r=r))
     (slope,) = torch.autograd.grad(terms.sum(), (r,), create_graph=True, materialize_grads=True)
-    return terms, PairForces(pairs, pos)(slope)
+    return terms, PairForces(pairs, pos, edges_of(batch)[1])(slope)
 
 
 def force_errors(forces: Tensor, batch: MoleculeBatch) -> Tensor:

@@ -26,6 +26,7 @@ def compile_wanted(
     kernel: str,
     total_steps: int,
     forces: bool = False,
+    periodic: bool = False,
 ) -> bool:
     """Whether to run the step through ``torch.compile``.
 
@@ -39,7 +40,15 @@ def compile_wanted(
         kernel: of the step (``HIPNN.kernel_on``).
         total_steps: of the run.
         forces: whether forces are learned.
+        periodic: whether structures have cells: such steps are not compiled.
+
+    Raises:
+        ValueError: ``compile="on"`` with cells.
     """
+    if periodic:
+        if config.compile == "on":
+            raise ValueError("--compile on does not take periodic structures yet: leave it out")
+        return False
     if config.compile != "off" and TORCH < COMPILES_FROM:
         if config.compile == "on":
             release = ".".join(map(str, COMPILES_FROM))
@@ -63,7 +72,11 @@ def compile_wanted(
 
 
 def capture_wanted(
-    config: Training, device: torch.device, processes: int, forces: bool = False
+    config: Training,
+    device: torch.device,
+    processes: int,
+    forces: bool = False,
+    periodic: bool = False,
 ) -> bool:
     """Whether to run the step as one CUDA graph (:mod:`hipnn_pyg.train.capture`).
 
@@ -72,17 +85,20 @@ def capture_wanted(
         device: that trains.
         processes: of the run.
         forces: whether forces are learned: such steps are not captured.
+        periodic: whether structures have cells: nor are these.
 
     Raises:
-        ValueError: ``capture="on"`` with several processes, with forces or ``compile="on"``.
+        ValueError: ``capture="on"`` with several processes, with forces, cells or
+            ``compile="on"``.
     """
     if config.compile == "on":
         if config.capture == "on":
             raise ValueError("--compile on and --capture on exclude each other: choose one")
         return False
-    if forces:
+    if forces or periodic:
         if config.capture == "on":
-            raise ValueError("--capture on does not take forces yet: leave it out")
+            what = "forces" if forces else "periodic structures"
+            raise ValueError(f"--capture on does not take {what} yet: leave it out")
         return False
     if processes > 1:
         if config.capture == "on":

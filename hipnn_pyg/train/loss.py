@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hipnn_pyg.data.packed import MoleculeBatch
-from hipnn_pyg.models.hipnn import HIPNN, all_pairs
+from hipnn_pyg.data.packed import MoleculeBatch, edges_of
+from hipnn_pyg.graph import Pairs, edge_pairs
+from hipnn_pyg.models.hipnn import HIPNN, all_pairs, laid_out
 from hipnn_pyg.nn import nonhierarchicality
 
 
@@ -51,6 +52,25 @@ def is_penalised(name: str) -> bool:
     return name.rpartition(".")[2] not in ("bias", "mu", "sigma")
 
 
+def batch_pairs(kernel: str, pos: Tensor, batch: MoleculeBatch) -> Pairs:
+    """The pairs of a mini-batch, in the layout that a kernel takes.
+
+    Args:
+        kernel: as :meth:`HIPNN.kernel_on` gives it.
+        pos: positions in Å, in the dtype of the distances, ``[N, 3]``.
+        batch: packed molecules, or periodic structures with their edges.
+
+    Raises:
+        StructureError: periodic structures whose neighbours were not searched.
+    """
+    if batch.pairs is not None:
+        return batch.pairs
+    edge_index, shift = edges_of(batch)
+    if edge_index is None or shift is None:
+        return all_pairs(kernel, pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges)
+    return laid_out(kernel, edge_pairs(pos, edge_index, shift.to(pos)), pos.size(0))
+
+
 def error_sums(model: HIPNN, kernel: str, batch: MoleculeBatch) -> Tensor:
     """What the loss needs to know of some molecules: sums, which add up over parts of a mini-batch.
 
@@ -63,8 +83,7 @@ def error_sums(model: HIPNN, kernel: str, batch: MoleculeBatch) -> Tensor:
         Sums of abs(e), e^2 and R, and the number of molecules; float64, ``[4]``. The error
         e = E - target is formed on E - E^0.
     """
-    pos = batch.pos.to(model.blocks[0].interaction.V.dtype)
-    pairs = all_pairs(kernel, pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges)
+    pairs = batch_pairs(kernel, batch.pos.to(model.blocks[0].interaction.V.dtype), batch)
     terms, _ = model.atom_terms(model.species_index(batch.z), pairs)
     return sums_of_terms(terms, batch)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hipnn_pyg.checks import StructureError, check_species
-from hipnn_pyg.data.packed import PackedMolecules
+from hipnn_pyg.data.packed import PackedMolecules, edges_of
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.self_check import self_check
 from hipnn_pyg.units import ENERGY_UNITS, convert
@@ -77,14 +77,15 @@ def _predict(
         raise StructureError("there are no molecules to predict: give at least one")
     device = model.reference.weight.device
     self_check(model.kernel_on(device), device)
-    molecules = molecules.to(device)
+    molecules = molecules.to(device).with_edges(model.cutoff)
     check_species(molecules.z, model.species_index(molecules.z) >= 0, model.species)
     parts: list[list[Tensor]] = []
     with _evaluating(model), torch.set_grad_enabled(forces):
         for index in torch.arange(len(molecules)).split(batch_size):
             batch = molecules.gather(index)
             pos = batch.pos.requires_grad_(forces)
-            out = model.energy_terms(batch.z, pos, batch.batch, num_graphs=index.numel())
+            edge_index, shift = edges_of(batch)
+            out = model.energy_terms(batch.z, pos, batch.batch, edge_index, shift, index.numel())
             terms = out.terms.detach()
             orders = terms.new_zeros(index.numel(), terms.size(1)).index_add(0, batch.batch, terms)
             pull = -_slope(out.energy, pos) if forces else orders.new_empty(0)

@@ -114,7 +114,9 @@ class Trainer:
         torch.set_flush_denormal(True)
 
         self.model = model.to(self.device).train()
-        self.train, self.validation = train.to(self.device), validation.to(self.device)
+        self.train = train.to(self.device).with_edges(model.cutoff)
+        self.validation = validation.to(self.device).with_edges(model.cutoff)
+        periodic = train.cells is not None
         self.epochs = config.epochs
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total_steps = self.epochs * self.steps_per_epoch
@@ -127,10 +129,10 @@ class Trainer:
             kernel = force_kernel(model, self.device)
         self_check(kernel, self.device, config.self_check)
         self.captures = (self.alone or self.device.type == "cuda") and capture_wanted(
-            config, self.device, self.fabric.world_size, self.forces
+            config, self.device, self.fabric.world_size, self.forces, periodic
         )
         self.compiled = not self.captures and compile_wanted(
-            config, self.device, kernel, total_steps, self.forces
+            config, self.device, kernel, total_steps, self.forces, periodic
         )
         self.captured: CapturedStep | None = None
         with self._failures():

@@ -106,5 +106,8 @@ class CalibratedModel:
             return molecules
         listed = [molecules] if isinstance(molecules, Data) else molecules
         no_target = Target("none", self.energy_unit, "none")
-        bare = [Data(z=data.z, pos=data.pos, none=torch.zeros(1)) for data in listed]
+        bare = []
+        for data in listed:
+            cells = {name: data[name] for name in ("cell", "pbc") if name in data}
+            bare.append(Data(z=data.z, pos=data.pos, none=torch.zeros(1), **cells))
         return PackedMolecules.pack(bare, no_target)

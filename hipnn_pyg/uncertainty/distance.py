@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hipnn_pyg.data.packed import MoleculeBatch, PackedMolecules
+from hipnn_pyg.data.packed import MoleculeBatch, PackedMolecules, edges_of
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.neighborhood import Neighborhood
 
@@ -55,11 +55,12 @@ def atom_features(
         molecules: packed molecules.
         batch_size: molecules per mini-batch.
     """
-    molecules = molecules.to(model.reference.weight.device)
+    molecules = molecules.to(model.reference.weight.device).with_edges(model.cutoff)
     for index in torch.arange(len(molecules)).split(batch_size):
         batch = molecules.gather(index)
         with recorded_features(model) as features:
-            model.energy_terms(batch.z, batch.pos, batch.batch, num_graphs=index.numel())
+            edge_index, shift = edges_of(batch)
+            model.energy_terms(batch.z, batch.pos, batch.batch, edge_index, shift, index.numel())
         yield batch, torch.cat(features, dim=1).double()
 
 

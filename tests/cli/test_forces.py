@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from torch_geometric.datasets import MD17
 
+from hipnn_pyg import radius_graph_pbc
 from hipnn_pyg.cli import main
 from hipnn_pyg.cli.train import FORCES
 from hipnn_pyg.interfaces.ase import HIPNNCalculator, check_is_potential
@@ -30,14 +32,16 @@ TINY = (
 ).split()
 
 
-def write_file(path: Path, number: int = 80) -> Path:
-    """Rattled water with energies (eV) = -10 - sum over pairs of 3 exp(-r / 1 Å), and forces."""
+def write_file(path: Path, start: Atoms, number: int = 80) -> Path:
+    """Rattled copies with energies (eV) = -10 - sum over pairs of 3 exp(-r / 1 Å), and forces."""
     images = []
     for count in range(number):
-        atoms = ase.build.molecule("H2O")
+        atoms = start.copy()
         atoms.rattle(0.1, seed=count)
         pos = torch.tensor(atoms.positions).requires_grad_()
-        energy = -10.0 - 3.0 * torch.exp(-torch.pdist(pos)).sum()
+        (j, i), shift = radius_graph_pbc(pos, 12.0, torch.tensor(atoms.cell.array), atoms.pbc)
+        r = torch.linalg.vector_norm(pos[j] - pos[i] + shift, dim=1)
+        energy = -10.0 - 1.5 * torch.exp(-r).sum()  # each pair is there twice
         (slope,) = torch.autograd.grad(energy, pos)
         atoms.calc = SinglePointCalculator(atoms, energy=float(energy.detach()), forces=-slope)
         images.append(atoms)
@@ -47,7 +51,19 @@ def write_file(path: Path, number: int = 80) -> Path:
 
 @pytest.fixture(scope="module")
 def water(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_file(tmp_path_factory.mktemp("water") / "water.extxyz")
+    return write_file(tmp_path_factory.mktemp("water") / "water.extxyz", ase.build.molecule("H2O"))
+
+
+@pytest.fixture(scope="module")
+def crystal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its cell is smaller than the cutoff."""
+    start = ase.build.bulk("LiH", "cesiumchloride", a=2.5)
+    return write_file(tmp_path_factory.mktemp("crystal") / "crystal.extxyz", start)
+
+
+@pytest.fixture(params=["water", "crystal"])
+def file(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
 
 
 def file_options(path: Path, run: Path, *more: str) -> list[str]:
@@ -128,11 +144,11 @@ def test_energies_alone_can_be_tested_on_forces(
     assert json.loads((run / "results.json").read_text())["forces"]["mae"] > 0
 
 
-def test_file(water: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_file(file: Path, tmp_path: Path, capsys: Capture) -> None:
     """Forces in eV/Å are learned, and the calculator gives them back."""
     with_forces, without = tmp_path / "forces", tmp_path / "energies"
-    assert main(file_options(water, with_forces, "--forces")) == 0
-    assert main(file_options(water, without)) == 0
+    assert main(file_options(file, with_forces, "--forces")) == 0
+    assert main(file_options(file, without)) == 0
     for run in (with_forces, without):
         assert main(["evaluate", str(run), "--forces"]) == 0
     capsys.readouterr()
@@ -143,11 +159,14 @@ def test_file(water: Path, tmp_path: Path, capsys: Capture) -> None:
     assert errors[0] < 0.7 * errors[1]  # control: learned from energies alone
     card = read_card(with_forces)
     assert card["trained_on_forces"] is True and "trained_on_trajectories" not in card
+    assert main(["calibrate", str(with_forces), "--num_calibration", "8"]) == 1
+    why = "learned periodic structures" if file.stem == "crystal" else "at least 19 calibration"
+    assert why in capsys.readouterr().err
 
     test = torch.from_numpy(np.load(with_forces / "split.npz")["test"])
     difference = []
     for number in test.tolist():
-        atoms = ase.io.read(water, index=number)
+        atoms = ase.io.read(file, index=number)
         labels = atoms.get_forces()
         atoms.calc = HIPNNCalculator(with_forces)
         difference.append(np.abs(atoms.get_forces() - labels).mean())
@@ -163,11 +182,11 @@ def test_ensemble(water: Path, tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_two_processes_train_what_one_does(
-    water: Path, tmp_path: Path, hipnn: Callable[[Sequence[str]], Any]
+    file: Path, tmp_path: Path, hipnn: Callable[[Sequence[str]], Any]
 ) -> None:
     """Each has its share of every mini-batch; sums, sigma_F and forces are those of all."""
-    assert main(file_options(water, tmp_path / "one", "--forces", "--epochs", "2")) == 0
-    options = file_options(water, tmp_path / "two", "--forces", "--epochs", "2", "--devices", "2")
+    assert main(file_options(file, tmp_path / "one", "--forces", "--epochs", "2")) == 0
+    options = file_options(file, tmp_path / "two", "--forces", "--epochs", "2", "--devices", "2")
     process = hipnn(options)
     _, errors = process.communicate(timeout=150)
     assert process.returncode == 0, errors

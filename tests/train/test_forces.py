@@ -520,7 +520,7 @@ def test_ensemble_trains_each_as_alone(trainer: Build, tmp_path: Path) -> None:
         assert member.best_row["validation_force_mae"] == alone.best_row["validation_force_mae"]
     assert members[0].best_row != members[1].best_row
     again = [trainer(kind=Member, seed=s) for s in (0, 1)]
-    with pytest.raises(ValueError, match="batched steps do not learn forces"):
+    with pytest.raises(ValueError, match="batched steps learn neither forces"):
         EnsembleTrainer(again, batched=True, progress=False)
     mixed = [trainer(kind=Member, seed=s, forces=s == 0) for s in (0, 1)]
     with pytest.raises(ValueError, match="choice between energies and forces"):
