@@ -167,7 +167,7 @@ class PackedCells(NamedTuple):
 
 
 def cells_of(data: Data, num: int, number: int = 0) -> PackedCells | None:
-    """``cell`` and ``pbc`` of some structures; None where they have none.
+    """``cell`` and ``pbc`` of some structures; None where nothing is periodic.
 
     Args:
         data: with ``cell [num, 3, 3]`` or ``[3 num, 3]`` in Å, rows are the lattice vectors, and
@@ -179,7 +179,7 @@ def cells_of(data: Data, num: int, number: int = 0) -> PackedCells | None:
         StructureError: another shape, or periodic directions without a cell.
     """
     cell, pbc = data.get("cell"), data.get("pbc")
-    if cell is None and (pbc is None or not bool(pbc.any())):
+    if (cell is None and pbc is None) or (pbc is not None and not bool(pbc.any())):
         return None
     what = f"structure {number} of the dataset"
     if cell is None:

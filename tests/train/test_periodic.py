@@ -221,6 +221,9 @@ def test_bad_cells_are_named() -> None:
         with pytest.raises(StructureError, match=words):
             pack(broken(**changed))
     assert len(pack(good)) == 4
+    boxed = good[2].clone()  # a molecule in a box that is not periodic
+    boxed.cell, boxed.pbc = flat, torch.zeros(1, 3).bool()
+    assert pack([boxed]).cells is None and pack(good[:1]).cells is not None
 
 
 def test_what_is_not_built_says_so(make: Make) -> None:
