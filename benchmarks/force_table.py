@@ -69,9 +69,11 @@ def read_run(path: Path) -> Run:
             raise ValueError(f"{path} has no test of forces: hipnn evaluate RUN --forces --json")
         model = result["model"]
         errors = (result["mae"], result["forces"]["mae"])
-        method = "forces" if model["training_seconds"] <= 60 * SHORT else "longer"
+        seconds = model["training_seconds"]
+        seconds += model.get("started_from", {}).get("training_seconds", 0)
+        method = "forces" if seconds <= 60 * SHORT else "longer"
         method = method if model["trained_on_forces"] else "energies"
-        seconds, trained_on = model["training_seconds"], model["trained_on"]
+        trained_on = model["trained_on"]
         sensitivities = model["hyperparameters"]["num_sensitivities"]
         result = model
     where = f"{trained_on['machine']}, torch {trained_on['torch']}, {trained_on['date']}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import MoleculeSet, describe, split
 from hipnn_pyg.data.splits import Split
-from hipnn_pyg.models.files import ModelFileError
+from hipnn_pyg.data.targets import Target
+from hipnn_pyg.models.files import ModelFileError, load_model, read_card
 from hipnn_pyg.models.hipnn import HIPNN
+from hipnn_pyg.models.pretrained import model_folder
 from hipnn_pyg.train.config import Network, Training
 from hipnn_pyg.train.launch import first_process
 from hipnn_pyg.train.trainer import Trainer
@@ -35,6 +38,7 @@ def prepare(
     resume: bool = False,
     progress: bool = True,
     resident: PackedMolecules | None = None,
+    start: str | None = None,
 ) -> T:
     """Split, fit E^0, write settings and split: a trainer that is ready to start or go on.
 
@@ -48,11 +52,17 @@ def prepare(
         resume: go on with the run there.
         progress: show a progress bar.
         resident: all molecules on the trainer's device, if they are there already.
+        start: a trained model to begin with, instead of random weights: a run folder or the name
+            of one that comes with the package.
 
     Raises:
         ModelFileError: a run on another split, or a damaged one.
+        ValueError: the model to begin with has another network or unit, or another split of this
+            data set, whose training set has molecules of this test set.
     """
     folder, (packed, candidates) = RunFolder(path), loaded
+    if resume:
+        start = folder.read_config().get("start")
     parts = split(molecules, len(packed), candidates, training.seed)
     if resume and Split.load(folder.split).checksum != parts.checksum:
         raise ModelFileError(
@@ -60,18 +70,21 @@ def prepare(
             "resume with the data it began with, or choose another --run folder"
         )
     if not resume and first_process():
-        folder.write_config(molecules, network, training)
+        folder.write_config(molecules, network, training, start=start)
         parts.save(folder.split)
 
     torch.manual_seed(training.seed)
-    species = sorted(set(packed.z.tolist()))
-    model = HIPNN(species=species, **asdict(network))
-    assert training.energy_scale is not None
-    model.fit_e0(packed.subset(parts.train), packed.spec, training.energy_scale)
     provenance = {**describe(molecules), "seed": training.seed, "recipe": training.recipe}
     for machine_path in ("root", "path"):
         provenance.pop(machine_path, None)
     provenance["split_sha256"] = parts.checksum
+    if start is None:
+        species = sorted(set(packed.z.tolist()))
+        model = HIPNN(species=species, **asdict(network))
+        assert training.energy_scale is not None
+        model.fit_e0(packed.subset(parts.train), packed.spec, training.energy_scale)
+    else:
+        model, provenance["started_from"] = _start(start, network, packed.spec, provenance)
     if getattr(molecules, "trajectories", False):
         provenance["trained_on_trajectories"] = True
     provenance["trained_on"] = {
@@ -85,3 +98,27 @@ def prepare(
     if resume:
         trainer.resume()
     return trainer
+
+
+def _start(
+    name: str, network: Network, target: Target, data: Mapping[str, Any]
+) -> tuple[HIPNN, dict[str, Any]]:
+    """A trained model with its weights, E^0 and sigma_E, and what a model file says of it."""
+    path = model_folder(name)
+    model, card = load_model(path), read_card(path)
+    for option, wanted in asdict(network).items():
+        if (its := model.hyperparameters[option]) != wanted:
+            raise ValueError(f"--start {name} has {option} = {its}, not {wanted}: --{option} {its}")
+    if model.energy_unit != target.unit:
+        raise ValueError(
+            f"--start {name} gives energies in {model.energy_unit}, this data set in "
+            f"{target.unit}: start with a model of that unit"
+        )
+    same_data = all(card.get(key) == data.get(key) for key in ("dataset", "molecule"))
+    if same_data and data["dataset"] != "file" and card.get("split_sha256") != data["split_sha256"]:
+        raise ValueError(
+            f"--start {name} learned another split of this data set: some molecules of this test "
+            f"set were its training molecules; use its --seed {card.get('seed')}"
+        )
+    own = ("dataset", "molecule", "seed", "split_sha256", "training_seconds")
+    return model, {"model": path.name, **{key: card[key] for key in own if key in card}}

@@ -28,6 +28,7 @@ RESUME_MAY_CHANGE = {
     "root",
     "source",
     "path",
+    "start",
 }
 """Settings that do not change what is computed, so a resumed run may differ in them."""
 
@@ -112,11 +113,18 @@ class RunFolder:
         return self.checkpoint.exists() or any(self.path.glob("member-*/checkpoint.pt"))
 
     def write_config(
-        self, molecules: MoleculeSet, network: Network, training: Training, ensemble: int = 1
+        self,
+        molecules: MoleculeSet,
+        network: Network,
+        training: Training,
+        ensemble: int = 1,
+        start: str | None = None,
     ) -> None:
         """Keep the settings; ``hipnn train DATASET --config`` takes them back."""
         self.path.mkdir(parents=True, exist_ok=True)
         settings = {**describe(molecules), **asdict(network), **asdict(training)}
+        if start is not None:
+            settings["start"] = start
         if ensemble > 1:
             settings["ensemble"] = ensemble
         atomic_write({self.config: yaml.safe_dump(settings, sort_keys=False).encode()})

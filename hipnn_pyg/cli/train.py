@@ -9,11 +9,13 @@ member-1 ..., for hipnn evaluate, predict and plot. Examples:
   hipnn train md17 --molecule benzene
   hipnn train md17 --molecule "revised benzene" --forces
   hipnn train file --path structures.extxyz --num_train 900 --num_validation 100
+  hipnn train file --path mine.extxyz --num_train 90 --num_validation 10 --start qm9-u0
 """
 
 from __future__ import annotations
 
 from argparse import SUPPRESS
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +27,9 @@ from hipnn_pyg.cli.ensemble import train_ensemble
 from hipnn_pyg.cli.prepare import prepare
 from hipnn_pyg.cli.run_folder import RunFolder, of_class
 from hipnn_pyg.data.sets import SETS, FileSet, MD17Set, MoleculeSet, QM9RDKitSet, QM9Set
+from hipnn_pyg.models.files import ModelFileError, read_card
 from hipnn_pyg.models.hipnn import HIPNN
+from hipnn_pyg.models.pretrained import model_folder
 from hipnn_pyg.train.config import Network, Training
 from hipnn_pyg.train.trainer import Trainer
 
@@ -72,13 +76,27 @@ class ConfigFile(ActionConfigFile):
 
 
 class Options(ArgumentParser):
-    """Options whose defaults are those for forces where ``--forces`` is among them."""
+    """Options whose defaults are those for forces where ``--forces`` is among them, and the network
+    of the model to begin with where ``--start`` names one."""
 
     def parse_args(self, args: Any = None, *more: Any, **others: Any) -> Any:
         """As ArgumentParser's."""
         if "--forces" in (args or ()):
             self.set_defaults(FORCES)
+        for number, argument in enumerate(args or ()):
+            name, given, value = argument.partition("=")
+            if name == "--start":
+                self.set_defaults(_network_of(value if given else "".join(args[number + 1 :][:1])))
         return super().parse_args(args, *more, **others)
+
+
+def _network_of(name: str) -> dict[str, Any]:
+    """The sizes of a trained model's network; {} if there is none, which is reported later."""
+    try:
+        sizes = read_card(model_folder(name))["hyperparameters"]
+    except ModelFileError:
+        return {}
+    return {field.name: sizes[field.name] for field in fields(Network)}
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -90,6 +108,13 @@ def add_options(parser: ArgumentParser) -> None:
         options.add_argument("--dataset", type=Literal[name], default=name, help=SUPPRESS)
         options.add_argument("--run", type=str, default=f"runs/{name}", help="run folder")
         options.add_argument("--resume", action="store_true", help="go on with the run in --run")
+        options.add_argument(
+            "--start",
+            type=str | None,
+            default=None,
+            help="begin with the weights, E^0 and sigma_E of a trained model: a run folder or a "
+            "name such as qm9-u0",
+        )
         options.add_argument(
             "--ensemble",
             type=PositiveInt,
@@ -121,9 +146,11 @@ def run(arguments: Namespace) -> None:
     )
     number = int(options["ensemble"])
     if number > 1:
+        if options["start"] is not None:
+            raise ValueError("--start gives one model its weights: leave --ensemble out")
         train_ensemble(*settings, number, resume=options["resume"])
     else:
-        train(*settings, resume=options["resume"])
+        train(*settings, resume=options["resume"], start=options["start"])
 
 
 def train(
@@ -133,6 +160,7 @@ def train(
     path: Path,
     resume: bool = False,
     progress: bool = True,
+    start: str | None = None,
 ) -> HIPNN:
     """Load, split, fit E^0, train; everything goes to the run folder.
 
@@ -143,6 +171,7 @@ def train(
         path: run folder.
         resume: go on with the run there.
         progress: show a progress bar and the result.
+        start: a trained model to begin with, see :func:`~hipnn_pyg.cli.prepare.prepare`.
 
     Returns:
         The model with the best validation MAE.
@@ -150,12 +179,12 @@ def train(
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is false.
         ModelFileError: nothing to resume, or a run with other settings.
+        ValueError: a model to begin with that does not fit.
     """
     training = training.resolved()
     RunFolder(path).check_ready(molecules, network, training, resume)
-    trainer = prepare(
-        Trainer, molecules.load(), molecules, network, training, path, resume, progress
-    )
+    settings = (molecules, network, training, path, resume, progress)
+    trainer = prepare(Trainer, molecules.load(), *settings, start=start)
     model = trainer.fit()
     if trainer.progress:
         forces = ""

@@ -143,6 +143,13 @@ def test_energies_alone_can_be_tested_on_forces(
     assert "force RMSE" in capsys.readouterr().out
     assert json.loads((run / "results.json").read_text())["forces"]["mae"] > 0
 
+    forces = [*options, "--forces", "--batch_size", "10", "--start", str(run)]
+    forces[forces.index("--run") + 1] = str(tmp_path / "forces")
+    assert main([*forces, "--seed", "1"]) == 1  # control: frames that were learned are no test
+    assert "another split of this data set" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "forces", ignore_errors=True)
+    assert main(forces) == 0
+
 
 def test_file(file: Path, tmp_path: Path, capsys: Capture) -> None:
     """Forces in eV/Å are learned, and the calculator gives them back."""

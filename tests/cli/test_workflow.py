@@ -54,6 +54,31 @@ def one_line(capsys: Capture, command: str) -> str:
 # --- train ------------------------------------------------------------------------------------
 
 
+def test_training_starts_from_a_trained_model(
+    trained: Path, training: Training, molecule_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    images = ase.io.read(molecule_file, index=":10")
+    still = ("--epochs", "1", "--learning_rate", "1e-30", "--seed", "7")
+    again, new = tmp_path / "again", tmp_path / "new"
+    assert main(training(again, *still, "--start", str(trained))) == 0
+    assert main(training(new, *still)) == 0
+    expected = energies(trained, images)
+    np.testing.assert_allclose(energies(again, images), expected, rtol=0, atol=1e-5)
+    assert np.abs(energies(new, images) - expected).max() > 1e-3  # control: random weights
+    card = json.loads((again / "model.json").read_text())["started_from"]
+    assert card["model"] == trained.name and card["training_seconds"] > 0
+    assert main([*training(again, *still), "--resume"]) == 0  # it knows where it began
+    np.testing.assert_allclose(energies(again, images), expected, rtol=0, atol=1e-5)
+    capsys.readouterr()
+    for options, words in (
+        (("--start", str(trained), "--hidden_channels", "9"), "hidden_channels = "),
+        (("--start", str(trained), "--ensemble", "2"), "leave --ensemble out"),
+        (("--start", "no-such-model"), "no-such-model"),
+    ):
+        assert main(training(tmp_path / "bad", *options)) == 1
+        assert words in one_line(capsys, "train")
+
+
 def test_what_training_leaves(trained: Path, molecule_file: Path) -> None:
     names = {"config.yaml", "split.npz", "metrics.csv", "model.safetensors", "model.json"}
     assert names | {"checkpoint.pt", "logs"} <= {path.name for path in trained.iterdir()}
