@@ -52,7 +52,7 @@ class Settings:
     molecules: int = 31_000
     batch_sizes: tuple[int, ...] = (30, 256)
     gpu_batch_sizes: tuple[int, ...] = (30, 1024)
-    molecules_per_turn: int = 480
+    molecules_per_turn: int = 600
     rounds: int = 5
     seldom: int = 4
     trainer_steps: int = 400
@@ -62,7 +62,7 @@ class Settings:
     large: tuple[int, ...] = (1_000, 10_000, 100_000)
     large_rounds: int = 3
     dynamics: tuple[int, ...] = (1_000, 10_000)
-    dynamics_steps: int = 100
+    dynamics_steps: int = 150
     dynamics_molecules: int = 50
     memory_limit_gb: float = 16.0
     run: str | None = None
