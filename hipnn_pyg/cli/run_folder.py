@@ -28,7 +28,6 @@ RESUME_MAY_CHANGE = {
     "root",
     "source",
     "path",
-    "start",
 }
 """Settings that do not change what is computed, so a resumed run may differ in them."""
 
@@ -155,6 +154,7 @@ class RunFolder:
         """
         kinds = (type(molecules), Network, Training)
         old = {"ensemble": 1, **defaults_of(*kinds), **self.read_config()}
+        old.pop("start", None)  # the checkpoint is further on
         new = {**describe(molecules), **asdict(network), **asdict(training), "ensemble": ensemble}
         for name in (old.keys() | new.keys()) - RESUME_MAY_CHANGE:
             if old.get(name) != new.get(name):
