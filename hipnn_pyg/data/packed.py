@@ -28,6 +28,7 @@ from hipnn_pyg.checks import (
 from hipnn_pyg.data.forces import ForceLabels, check_forces
 from hipnn_pyg.data.md17 import md17_energies
 from hipnn_pyg.data.periodic import BatchCells, PackedCells, PackedEdges, cells_of
+from hipnn_pyg.data.ragged import rows_of
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.data.unavailable import DatasetUnavailableError
 from hipnn_pyg.graph import Pairs, edge_distances, radius_graph, radius_graph_pbc
@@ -281,20 +282,14 @@ class PackedMolecules:
             index: molecules, int64 on the CPU, ``[G]``.
         """
         counts = self.counts[index]
-        total, largest = int(counts.sum()), int(counts.max())
-        num_edges = int((counts * (counts - 1)).sum())
-        which, index, counts = index, index.to(self.device), counts.to(self.device)
-        ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        graphs = torch.arange(index.numel(), device=self.device)
-        batch = graphs.repeat_interleave(counts, output_size=total)
-        offset = self.start[index] - ptr[:-1]
-        atoms = torch.arange(total, device=self.device) + offset[batch]
+        largest, num_edges = int(counts.max()), int((counts * (counts - 1)).sum())
+        ptr, batch, atoms = rows_of(index, self.counts, self.start)
         forces = None if self.forces is None else self.forces[atoms]
         pairs = (batch, ptr, largest, num_edges)
-        labels = (self.target[index], forces)
+        labels = (self.target[index.to(self.device)], forces)
         cells = None
         if self.cells is not None:
-            cells = self.cells.gather(which, ptr[:-1], self.pos.dtype)
+            cells = self.cells.gather(index, ptr[:-1], self.pos.dtype)
         return MoleculeBatch(self.z[atoms], self.pos[atoms], *pairs, *labels, cells=cells)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from hipnn_pyg.checks import StructureError
+from hipnn_pyg.data.ragged import rows_of
 from hipnn_pyg.graph import image_shift, radius_graph_pbc
 
 if TYPE_CHECKING:
@@ -99,13 +100,7 @@ class PackedEdges(NamedTuple):
             first: first atom of each in the mini-batch, ``[G]``.
             cell: lattice vectors of each in rows, Å, ``[G, 3, 3]``.
         """
-        device, counts = self.j.device, self.counts[index]
-        total = int(counts.sum())
-        index, counts = index.to(device), counts.to(device)
-        graphs = torch.arange(index.numel(), device=device)
-        graph = graphs.repeat_interleave(counts, output_size=total)
-        offset = self.start[index] - (counts.cumsum(0) - counts)
-        edge = torch.arange(total, device=device) + offset[graph]
+        _, graph, edge = rows_of(index, self.counts, self.start)
         edge_index = torch.stack((self.j[edge], self.i[edge])) + first[graph]
         return edge_index, image_shift(self.images[edge], cell, graph)
 
