@@ -150,11 +150,11 @@ def molecule_edges(pos: Tensor, ptr: Tensor, num_edges: int) -> tuple[Pattern, T
     return Pattern(j, i, row, j.new_empty(0), torch.zeros_like(row)), r
 
 
-@functools.cache
 def whole_registers(nu: int, dtype: torch.dtype) -> int:
     """``nu`` rounded up to whole vector registers of this processor."""
     function = getattr(library(), f"whole_registers_{SUFFIX[dtype]}")
-    function.argtypes, function.restype = [ctypes.c_int64], ctypes.c_int64
+    if function.argtypes is None:
+        function.argtypes, function.restype = [ctypes.c_int64], ctypes.c_int64
     return int(function(nu))
 
 
@@ -313,8 +313,9 @@ def dense_tangent(
     """
     result, changes = torch.empty_like(received_dot), torch.empty_like(activations)
     between = activations.new_empty(activations.size(0) - 1, *activations.shape[1:])
-    layers, atoms, out_channels = activations.shape
-    in_channels = out_channels if z_dot is None else z_dot.size(1)  # of no change: unused
+    (layers, atoms, out_channels), first = activations.shape, weights[0]
+    assert first is not None
+    in_channels = first.size(1)
     given = (z_dot, received_dot, weights.addresses, activations)
     sizes = (atoms, in_channels, out_channels, layers)
     _call("dense_tangent", result.dtype, *given, changes, between, result, *sizes)

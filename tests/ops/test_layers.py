@@ -17,6 +17,7 @@ from hipnn_pyg.nn import Interaction, OnSite, Sensitivity, fused_layers
 from hipnn_pyg.nn.fused import layers
 from hipnn_pyg.nn.sensitivity import sensitivities
 from hipnn_pyg.ops import Pattern, cpu, edge_pattern
+from hipnn_pyg.ops.operands import Weights
 
 CUTOFF = 4.0
 SIZES = [(3, 5, 7), (20, 5, 16), (20, 33, 20), (1, 1, 1), (17, 16, 81)]
@@ -219,6 +220,17 @@ def test_control_a_broken_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
         assert_same(
             lambda *x: ops.interact(*x, pattern, CUTOFF, readable), readable, inputs, torch.float64
         )
+
+
+def test_weights_are_read_as_wide_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the features do not change and so have no width: no further than they go."""
+    given: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(ops.cpu, "_call", lambda *arguments: given.append(arguments))
+    weights = Weights(dense_weights(5, 16, 2))
+    kept = torch.zeros(2, 3, 16, dtype=torch.float64)
+    for z_dot in (None, torch.zeros(3, 5, dtype=torch.float64)):
+        ops.cpu.dense_tangent(z_dot, kept[0], weights, kept)
+    assert [call[-4:] for call in given] == [(3, 5, 16, 2)] * 2  # atoms, in, out, layers
 
 
 def test_the_same_bits_twice(dtype: torch.dtype) -> None:
