@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -203,20 +201,6 @@ def tidy(path: Path) -> None:
     for file in (folder.checkpoint, folder.predictions):
         file.unlink(missing_ok=True)
     shutil.rmtree(path / "logs", ignore_errors=True)
-
-
-def hardware(device: str) -> str:
-    """The processor that a run with this ``--device`` uses here."""
-    if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-        name = models[0] if models else name
-    except OSError:
-        pass
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def _centres(sensitivity: torch.nn.Module) -> dict[str, list[float]]:

@@ -15,13 +15,13 @@ from hipnn_pyg.cli.collect import (
     Part,
     collect,
     ensemble_of,
-    hardware,
     look_at,
     settings_of,
     single_runs,
     tidy,
 )
 from hipnn_pyg.cli.ensemble import train_ensemble
+from hipnn_pyg.cli.hardware import hardware
 from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.cli.train import train
 from hipnn_pyg.data.unavailable import DatasetUnavailableError

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
@@ -13,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hipnn_pyg.cli.hardware import hardware
 from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import MoleculeSet, describe, split
@@ -89,7 +88,7 @@ def prepare(
         provenance["trained_on_trajectories"] = True
     provenance["trained_on"] = {
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": hardware(training.device),
         "torch": torch.__version__,
     }
     there = packed if resident is None else resident

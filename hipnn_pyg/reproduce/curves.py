@@ -61,10 +61,12 @@ def time_curve(row: Row, found: Found) -> Report:
     if not groups:
         return Report(name, title, text=("not run",))
     curves, lines, data = {}, [], []
+    several = len({group.hardware for group in groups}) > 1
     for group in groups:
         mae = group.mean("mae")
         assert mae is not None
         label, history = budget(group), group.records[0].arrays()
+        label += f" ({group.hardware})" if several else ""
         best = np.minimum.accumulate(history["validation_mae"])
         minutes = group.seconds / 60
         curves[label] = Curve(history["seconds"] / 60, best)

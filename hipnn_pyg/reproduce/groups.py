@@ -50,6 +50,11 @@ class Group:
         """Of training, mean over the runs."""
         return statistics.fmean(record.seconds for record in self.records)
 
+    @property
+    def hardware(self) -> str:
+        """What the runs were trained on."""
+        return " / ".join(dict.fromkeys(record.hardware for record in self.records))
+
     def mean(self, statistic: str) -> Mean | None:
         """Mean of a number that every record has; None where it has no meaning."""
         values = [getattr(record, statistic) for record in self.records]

@@ -25,7 +25,8 @@ NOTE = (
     f"The paper's figures are means over {NUM_SPLITS} splits after 1,000 to 2,000 epochs. In "
     "brackets: ours minus the paper's, in units of the paper's error bar (the scatter of a single "
     f"split is √{NUM_SPLITS} = {NUM_SPLITS**0.5:.1f} of them). Ours has an error bar of the same "
-    "kind from three splits on. Seconds are of training, mean over the splits."
+    "kind from three splits on. Seconds are of training, mean over the splits, which share them "
+    "where they were trained at once."
 )
 
 
@@ -124,13 +125,12 @@ def provenance(group: Group) -> str:
     records = group.records
     epochs = sum(record.epochs for record in records) / len(records)
     seeds = ", ".join(str(record.seed) for record in records)
-    hardware = " / ".join(dict.fromkeys(record.hardware for record in records))
     dates = sorted({record.date for record in records})
     several = "s" * (len(records) > 1)
     splits = f"{len(records)} split{several} (seed{several} {seeds})"
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     how = trained_as(group.settings, epochs)
-    return f"{how}; {splits}; {group.seconds:,.0f} s; {hardware}; {when}"
+    return f"{how}; {splits}; {group.seconds:,.0f} s; {group.hardware}; {when}"
 
 
 def going_on(run: Unfinished) -> str:

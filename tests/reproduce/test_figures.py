@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,11 @@ def test_time_curve(make: Make) -> None:
     np.testing.assert_array_equal(lines[0].get_ydata(), [2.0, 2.0, 1.0])  # the best so far
     np.testing.assert_array_equal(lines[1].get_xdata(), [10.0])
     assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
+    elsewhere = replace(records[1], hardware="a GPU")  # then the times need to say where
+    rows = time_curve(ROW, Found([records[0], elsewhere])).table.rows  # type: ignore[union-attr]
+    assert [row[0] for row in rows] == [
+        "fast, 5 epochs (abacus, 2 beads)", "fast, 100 epochs (a GPU)"
+    ]  # fmt: skip
 
 
 def test_reports_are_written(make: Make, tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""What a run was trained on, in words."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+
+
+def hardware(device: str) -> str:
+    """The processor that a run uses here.
+
+    Args:
+        device: its ``--device``.
+    """
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+        name = models[0] if models else name
+    except OSError:
+        pass
+    return f"{name}, {os.cpu_count()} cores"
