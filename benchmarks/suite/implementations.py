@@ -26,7 +26,7 @@ from hipnn_pyg import HIPNN, PackedMolecules, RadiusGraph
 from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.graph import edge_distances
 from hipnn_pyg.train import HIPNNLoss
-from hipnn_pyg.train.capture import CapturedStep
+from hipnn_pyg.train.capture import CapturedStep, StepState, adam_state_of, gradient_of
 from hipnn_pyg.train.graphs import COMPILES_FROM, TORCH
 from hipnn_pyg.train.static import StaticBatches, StaticLoss
 from hipnn_pyg.train.step import TrainingStep, compiled_gradient
@@ -151,9 +151,11 @@ class Captured(Ours):
             drawn = StaticBatches(molecules, size, steps=max(len(batches), 64))
             totals = torch.zeros(3, dtype=torch.float64, device=molecules.device)
             bad = torch.tensor(-1, device=molecules.device)
-            self.steps[size] = CapturedStep(
-                self.objective, self.optimizer, drawn, None, totals, bad
-            )
+            vector = self.objective.vector
+            moments = adam_state_of(self.optimizer, vector)
+            state = StepState(vector.detach(), *moments, totals, bad)
+            settings = self.optimizer.param_groups[0]
+            self.steps[size] = CapturedStep(gradient_of(self.objective), state, settings, drawn)
         step = self.steps[size]
         step.begin(batches, 0, [1e-3] * len(step.rates), [0.0] * len(step.rates))
         return [step] * len(batches)

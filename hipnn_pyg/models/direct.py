@@ -7,6 +7,7 @@ costs a sixth of a training step, and without derivatives that nobody asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -95,29 +96,29 @@ def gradient_parts(model: HIPNN) -> tuple[Tensor, list[Slopes]]:
         model: its interaction and on-site layers are learned as a whole.
 
     Returns:
-        Zeros, ``[P]``, and where in them the gradients of each block go.
+        Zeros, ``[P]``, or ``[K, P]`` where the parameters are those of K models, and where in them
+        the gradients of each block go.
     """
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradient = torch.cat([torch.zeros_like(parameter).flatten() for parameter in learned])
-    start: dict[Tensor, int] = {}
-    end = 0
-    for parameter in learned:
-        start[parameter] = end
-        end += parameter.numel()
+    lead = model.blocks[0].interaction.V.shape[:-3]
+    zeros = [torch.zeros_like(parameter).flatten(len(lead)) for parameter in learned]
+    gradient = torch.cat(zeros, -1)
+    ends = [*accumulate(zero.size(-1) for zero in zeros)]
+    spans = zip([0, *ends], ends, strict=False)
+    place: dict[Tensor, tuple[int, int]] = dict(zip(learned, spans, strict=True))
 
     def part(parameters: Sequence[Tensor]) -> Tensor:
-        first = end = start[parameters[0]]
-        for parameter in parameters:
-            assert start[parameter] == end, "a block's dense weights must be neighbours"
-            end += parameter.numel()
-        return gradient[first:end]
+        places = [place[parameter] for parameter in parameters]
+        for before, after in pairwise(places):
+            assert before[1] == after[0], "a block's dense weights must be neighbours"
+        return gradient[..., places[0][0] : places[-1][1]]
 
     slopes = []
     for block in model.blocks:
         functions, readout = block.interaction.sensitivity, block.readout
         own: list[list[Tensor]] = [[functions.mu], [functions.sigma], [block.interaction.V]]
         own.append([w for w in dense_weights(block.interaction, [*block.onsite]) if w is not None])
-        if readout.weight in start:  # not below the last order without hierarchy
+        if readout.weight in place:  # not below the last order without hierarchy
             own += [[readout.weight], [readout.bias]]
         slopes.append(Slopes(*(part(parameters) for parameters in own)))
     return gradient, slopes

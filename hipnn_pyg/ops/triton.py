@@ -146,17 +146,22 @@ def by_sender(
     COLUMN: tl.tensor,
     U: tl.tensor,
     start: tl.tensor,
+    each: tl.tensor,
     F: tl.constexpr,
     WIDTH: tl.constexpr,
     F_BLOCK: tl.constexpr,
     EDGES: tl.constexpr,
 ) -> None:
-    """u[n] = sum of w over the edges that n sends, EDGES loads in flight."""
+    """u[n] = sum of w over the edges that n sends, EDGES loads in flight.
+
+    Of ``each`` atoms the edges follow one another, the end of the last stands behind its beginning.
+    """
     blocks: tl.constexpr = (WIDTH + F_BLOCK - 1) // F_BLOCK
     n = (tl.program_id(0) // blocks).to(tl.int64)
     b = (tl.program_id(0) % blocks) * F_BLOCK + tl.arange(0, F_BLOCK)
-    first = tl.load(COLUMN + n)
-    degree = (tl.load(COLUMN + n + 1) - first).to(tl.int32)
+    column = COLUMN + n + n // each
+    first = tl.load(column)
+    degree = (tl.load(column + 1) - first).to(tl.int32)
     u = tl.full((F_BLOCK,), 0, U.dtype.element_ty)
     for k in range(0, degree, EDGES):
         for m in tl.static_range(EDGES):
@@ -236,7 +241,9 @@ def featsum(g: Tensor, s: Tensor, pattern: Pattern) -> Tensor:
                     **OPTIONS,
                 )
             by_sender[(pattern.num_senders * triton.cdiv(taken, wide),)](
-                w, pattern.order, pattern.column, u, start, width, taken, wide, 8, **OPTIONS
+                *(w, pattern.order, pattern.column, u, start, pattern.num_senders),
+                *(width, taken, wide, 8),
+                **OPTIONS,
             )
     return u
 

@@ -6,6 +6,7 @@ The layers of 16 atoms run in one program. Nothing is added atomically: same inp
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.operands import Weights
-from hipnn_pyg.ops.triton_tiles import ROWS, column_block, products
+from hipnn_pyg.ops.triton_tiles import ROWS, column_block, products, stack_of
 
 LARGEST_WHOLE = 128
 """Rows of the largest weight matrix that a program holds as a whole."""
@@ -153,6 +154,8 @@ def _dense(
     ACTIVATIONS: tl.tensor,
     OUTPUTS: tl.tensor,
     atoms: tl.tensor,
+    each: tl.tensor,
+    stride: tl.tensor,
     IN: tl.constexpr,
     F: tl.constexpr,
     LAYERS: tl.constexpr,
@@ -163,7 +166,9 @@ def _dense(
     ROWS: tl.constexpr,
 ) -> None:
     """All layers, one after the other, for the atoms of this program."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    start = tl.program_id(0).to(tl.int64) * ROWS
+    WEIGHTS += start // each * stride
+    row = start + tl.arange(0, ROWS)
     live = row < atoms
     first: tl.constexpr = F * IN + F * F + 2 * F + (0 if IN == F else F * IN)
     b = tl.arange(0, IN_STEP)
@@ -243,6 +248,8 @@ def _dense_slopes(
     INNER: tl.tensor,
     DZ: tl.tensor,
     atoms: tl.tensor,
+    each: tl.tensor,
+    stride: tl.tensor,
     WANTED: tl.constexpr,
     IN: tl.constexpr,
     F: tl.constexpr,
@@ -254,7 +261,9 @@ def _dense_slopes(
     ROWS: tl.constexpr,
 ) -> None:
     """Gradients in what each layer gives (outer) and in what its softplus takes (inner)."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    start = tl.program_id(0).to(tl.int64) * ROWS
+    WEIGHTS += start // each * stride
+    row = start + tl.arange(0, ROWS)
     live = row < atoms
     f = tl.arange(0, BLOCK)
     here = live[:, None] & (f < F)[None, :]
@@ -322,7 +331,9 @@ def _weight_slopes(
     INNER: tl.tensor,
     DW: tl.tensor,
     atoms: tl.tensor,
+    each: tl.tensor,
     size: tl.tensor,
+    stride: tl.tensor,
     rows_of_a_part: tl.tensor,
     IN: tl.constexpr,
     F: tl.constexpr,
@@ -340,7 +351,13 @@ def _weight_slopes(
     matrix = tl.program_id(1)
     layer = matrix // 2
     first: tl.constexpr = F * IN + F * F + 2 * F + (0 if IN == F else F * IN)
-    to = DW + tl.program_id(2).to(tl.int64) * size
+    parts = (each + rows_of_a_part - 1) // rows_of_a_part
+    model = (tl.program_id(2) // parts).to(tl.int64)
+    part = (tl.program_id(2) % parts).to(tl.int64)
+    begin = model * each + part * rows_of_a_part
+    end = tl.minimum(begin + rows_of_a_part, (model + 1) * each)
+    DW += model * stride + part * size
+    to = DW
     if layer > 0:
         to += first + (layer - 1) * (2 * F * F + 2 * F)
     left = INNER + layer.to(tl.int64) * atoms * F
@@ -350,7 +367,7 @@ def _weight_slopes(
         left = OUTER
         right = Z
         width = IN
-        to = DW + tl.program_id(2).to(tl.int64) * size + F * IN + F * F + 2 * F
+        to = DW + F * IN + F * F + 2 * F
     elif matrix % 2 == 1:  # W~
         left = OUTER + layer.to(tl.int64) * atoms * F
         if layer == 0:
@@ -367,10 +384,8 @@ def _weight_slopes(
     n = tl.arange(0, ROWS)
     slope = tl.full((DOWN, ACROSS), 0, Z.dtype.element_ty)
     biases = tl.full((DOWN, ROWS), 0, Z.dtype.element_ty)
-    begin = tl.program_id(2) * rows_of_a_part
-    end = tl.minimum(begin + rows_of_a_part, atoms)
-    for k in range(begin, end, ROWS):
-        row = (k + n).to(tl.int64)
+    for k in range(0, (end - begin).to(tl.int32), ROWS):
+        row = begin + k + n
         live = row < end
         g_at = left + row[None, :] * F + a[:, None]
         g = tl.load(g_at, mask=live[None, :] & (a < F)[:, None], other=0)
@@ -392,9 +407,10 @@ def dense(
     atoms, out_channels = received.shape
     activations, outputs = z.new_empty(2, layers, atoms, out_channels)
     if atoms:
+        joined, models, stride = _joined(weights)
         with torch.cuda.device_of(z):
             _dense[(triton.cdiv(atoms, ROWS),)](
-                *(z, received, _joined(weights), activations, outputs, atoms),
+                *(z, received, joined, activations, outputs, atoms, atoms // models, stride),
                 *(z.size(1), out_channels, layers),
                 *(_step(z, z.size(1)), _step(z, out_channels), column_block(out_channels)),
                 *(products(z), ROWS),
@@ -423,10 +439,12 @@ def dense_backward(
         if dweights is not None:
             dweights.zero_()
         return inner[0]
+    joined, models, stride = _joined(weights)
+    each = atoms // models
     with torch.cuda.device_of(z):
         _dense_slopes[(triton.cdiv(atoms, ROWS),)](
-            *(_joined(weights), activations, gradient, outer, inner, z if dz is None else dz),
-            *(atoms, dz is not None, *sizes),
+            *(joined, activations, gradient, outer, inner, z if dz is None else dz),
+            *(atoms, each, stride, dz is not None, *sizes),
             *(column_block(in_channels), _step(z, out_channels), column_block(out_channels)),
             *(products(z), ROWS),
             num_stages=_stages(z.device),
@@ -437,19 +455,20 @@ def dense_backward(
             tiles = triton.cdiv(out_channels, down) * triton.cdiv(
                 max(in_channels, out_channels), across
             )
-            num_parts = triton.cdiv(atoms, ATOMS_OF_A_PART)
-            parts = dweights
+            num_parts, size = triton.cdiv(each, ATOMS_OF_A_PART), dweights.size(-1)
+            parts, apart = dweights, stack_of(dweights, 1)[1]
             if num_parts > 1:
-                parts = dweights.new_empty(num_parts, dweights.numel())
+                parts = dweights.new_empty(*dweights.shape[:-1], num_parts, size)
+                apart = num_parts * size
             matrices = 2 * layers + (in_channels != out_channels)
-            _weight_slopes[(tiles, matrices, num_parts)](
-                *(z, activations, between, outer, inner, parts, atoms, dweights.numel()),
+            _weight_slopes[(tiles, matrices, models * num_parts)](
+                *(z, activations, between, outer, inner, parts, atoms, each, size, apart),
                 *(ATOMS_OF_A_PART, *sizes, down, across, ATOMS_AT_ONCE, products(z)),
                 num_warps=4,
                 num_stages=3,
             )
             if num_parts > 1:
-                torch.sum(parts, 0, out=dweights)
+                torch.sum(parts, -2, out=dweights)
     return inner[0]
 
 
@@ -471,13 +490,26 @@ def _step(x: Tensor, width: int) -> int:
     return whole if fits else 16
 
 
-def _joined(weights: Weights) -> Tensor:
-    """The weights one after the other: where they lie, if they lie so, else a copy."""
-    present = [w for w in weights if w is not None]
-    first, end = present[0], present[0].storage_offset()
-    for weight in present:
-        same = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not (same and weight.storage_offset() == end and weight.is_contiguous()):
-            return torch.cat([w.detach().flatten() for w in present])
-        end += weight.numel()
-    return first.detach().as_strided((end - first.storage_offset(),), (1,))
+def _joined(weights: Weights) -> tuple[Tensor, int, int]:
+    """The weights one after the other: where they lie, if they lie so, else a copy.
+
+    Returns:
+        These, the number of models they are of, and how far apart those of two models lie.
+    """
+    present = [w.detach() for w in weights if w is not None]
+    models, stride = stack_of(present[0], 2)
+    if not _adjoining(present if stride == 0 else [w[0] for w in present]):
+        present = [torch.cat([w.flatten(present[0].dim() - 2) for w in present], -1)]
+        stride = stack_of(present[0], 1)[1]
+    return present[0], models, stride
+
+
+def _adjoining(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors lie one behind the other in memory."""
+    first, end = tensors[0], tensors[0].storage_offset()
+    for tensor in tensors:
+        same = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and tensor.storage_offset() == end and tensor.is_contiguous()):
+            return False
+        end += tensor.numel()
+    return True

@@ -17,13 +17,15 @@ from torch import Tensor
 from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.operands import Kept, Where
-from hipnn_pyg.ops.triton import EDGES, OPTIONS, WORKSPACE, by_sender, feature_block
-from hipnn_pyg.ops.triton_tiles import products, sum_parts
+from hipnn_pyg.ops.triton import OPTIONS, WORKSPACE, by_sender, feature_block
+from hipnn_pyg.ops.triton_tiles import products, stack_of, sum_parts
 
-TURNS = 2
-"""Programs that share the edges of an atom where there are few atoms."""
-FEW = 4096
-"""Atoms that leave much of a GPU idle."""
+EDGES = 16
+"""Edges that a program takes at a time for their slopes, which is little as it has much to keep."""
+MANY_EDGES = 32
+"""The same for the sums over neighbours."""
+COLUMNS = 16
+"""Columns that a program takes at a time for slopes."""
 HALF_PI = tl.constexpr(math.pi / 2)
 
 
@@ -51,6 +53,8 @@ def _environments(
     ROW: tl.tensor,
     J: tl.tensor,
     E: tl.tensor,
+    each: tl.tensor,
+    stride: tl.tensor,
     CUTOFF: tl.constexpr,
     NU: tl.constexpr,
     F: tl.constexpr,
@@ -64,10 +68,11 @@ def _environments(
     b = (tl.program_id(0) % blocks) * F_BLOCK + tl.arange(0, F_BLOCK)
     nu = tl.arange(0, NU_BLOCK)
     x = tl.arange(0, EDGES)
-    first = tl.load(ROW + i)
-    degree = (tl.load(ROW + i + 1) - first).to(tl.int32)
-    mu = tl.load(MU + nu, mask=nu < NU, other=1)
-    sigma = tl.load(SIGMA + nu, mask=nu < NU, other=1)
+    model = i // each
+    first = tl.load(ROW + i + model)
+    degree = (tl.load(ROW + i + model + 1) - first).to(tl.int32)
+    mu = tl.load(MU + model * stride + nu, mask=nu < NU, other=1)
+    sigma = tl.load(SIGMA + model * stride + nu, mask=nu < NU, other=1)
     e = tl.full((NU_BLOCK, F_BLOCK), 0, E.dtype.element_ty)
     for k in range(0, degree, EDGES):
         live = k + x < degree
@@ -96,6 +101,8 @@ def _edge_slopes(
     PARTS: tl.tensor,
     DR: tl.tensor,
     start: tl.tensor,
+    each: tl.tensor,
+    stride: tl.tensor,
     FEATURES: tl.constexpr,
     LEARNED: tl.constexpr,
     DISTANCES: tl.constexpr,
@@ -105,27 +112,26 @@ def _edge_slopes(
     NU_BLOCK: tl.constexpr,
     F_BLOCK: tl.constexpr,
     EDGES: tl.constexpr,
-    TURNS: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ) -> None:
     """What the gradient g[i] in e[i] makes of the edges of i: those in s, and what follows.
 
     w[x] = s(r_x) g[i], FEATURES columns from ``start`` on, goes back to the sender; the gradients
-    in mu and sigma are i's part, in r those of the edges. The TURNS programs of i take turns.
+    in mu and sigma are i's part, in r those of the edges.
     """
-    i = (tl.program_id(0) // TURNS).to(tl.int64)
-    turn = tl.program_id(0) % TURNS
+    i = tl.program_id(0).to(tl.int64)
     b = tl.arange(0, F_BLOCK)
     nu = tl.arange(0, NU_BLOCK)
     x = tl.arange(0, EDGES)
-    first = tl.load(ROW + i)
-    degree = (tl.load(ROW + i + 1) - first).to(tl.int32)
-    mu = tl.load(MU + nu, mask=nu < NU, other=1)[None, :]
-    sigma = tl.load(SIGMA + nu, mask=nu < NU, other=1)[None, :]
+    model = i // each
+    first = tl.load(ROW + i + model)
+    degree = (tl.load(ROW + i + model + 1) - first).to(tl.int32)
+    mu = tl.load(MU + model * stride + nu, mask=nu < NU, other=1)[None, :]
+    sigma = tl.load(SIGMA + model * stride + nu, mask=nu < NU, other=1)[None, :]
     g_at = G + i * (NU * F) + nu[:, None] * F + b[None, :]
     dmu = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
     dsigma = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
-    for k in range(turn * EDGES, degree, TURNS * EDGES):
+    for k in range(0, degree, EDGES):
         live = k + x < degree
         j = tl.load(J + first + k + x, mask=live, other=0)
         r = tl.load(R + first + k + x, mask=live, other=CUTOFF)
@@ -160,27 +166,27 @@ def _edge_slopes(
             along = t * gaussians * cut[:, None] - slope * sigma / (r * r)[:, None]
             tl.store(DR + first + k + x, tl.reduce(along, 1, _add), mask=live)
     if LEARNED:
-        part = PARTS + tl.program_id(0).to(tl.int64) * (2 * NU) + nu
+        part = PARTS + i * (2 * NU) + nu
         tl.store(part, tl.reduce(dmu, 0, _add), mask=nu < NU)
         tl.store(part + NU, tl.reduce(dsigma, 0, _add), mask=nu < NU)
 
 
 def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Kept | None]:
     """See :func:`hipnn_pyg.ops.cpu.interact`; environments are kept as ``[N, nu, in]``."""
-    (nu, in_channels, _), z = V.shape, z.contiguous()
-    environments = z.new_empty(where.pattern.num_receivers, nu * in_channels)
+    (nu, in_channels, _), z = V.shape[-3:], z.contiguous()
+    environments = z.new_empty(_receivers(where), nu * in_channels)
     block = feature_block(in_channels)
     grid = (environments.size(0) * triton.cdiv(in_channels, block),)
     if environments.numel():
         with torch.cuda.device_of(z):
             _environments[grid](
                 *(where.r.contiguous(), where.mu, where.sigma, z),
-                *(where.pattern.row, where.pattern.j, environments, float(where.cutoff)),
-                *(nu, in_channels, _sensitivity_block(nu), block, EDGES),
+                *(where.pattern.row, where.pattern.j, environments, *_shares(where)),
+                *(float(where.cutoff), nu, in_channels, _sensitivity_block(nu), block, MANY_EDGES),
                 **OPTIONS,
             )
-    received = environments @ V.flatten(0, 1)
-    return received, Kept(environments, None) if keep else None
+    received = _by_model(environments, V) @ V.flatten(-3, -2)
+    return received.flatten(0, -2), Kept(environments, None) if keep else None
 
 
 def interact_backward(
@@ -193,52 +199,67 @@ def interact_backward(
 ) -> None:
     """See :func:`hipnn_pyg.ops.cpu.interact_backward`."""
     dr, dmu, dsigma, dz, dV = slopes
-    pattern, (nu, in_channels, out_channels), z = where.pattern, V.shape, z.contiguous()
+    pattern, (nu, in_channels, _), z = where.pattern, V.shape[-3:], z.contiguous()
+    gradient = _by_model(gradient, V)
     if dV is not None:
         assert kept is not None, "a gradient in V needs what the forward pass kept"
-        torch.mm(kept.environments.t(), gradient, out=dV.view(nu * in_channels, out_channels))
+        environments = _by_model(kept.environments, V)
+        product = torch.bmm if V.dim() == 4 else torch.mm
+        product(environments.mT, gradient, out=dV.view(V.shape).flatten(-3, -2))
     learned = dmu is not None or dsigma is not None
     if dr is None and dz is None and not learned:
         return
     if dz is not None:
         pattern = pattern.with_order()
-    of_environments = gradient @ V.flatten(0, 1).t()
+    of_environments = (gradient @ V.flatten(-3, -2).mT).flatten(0, -2)
     atoms, edges = of_environments.size(0), pattern.j.numel()
-    turns = TURNS if atoms < FEW else 1
     columns = _columns_at_once(z, edges) if dz is not None else 0
     sent = z.new_empty(edges, columns) if dz is not None else z
-    parts = z.new_empty(atoms * turns, 2 * nu) if learned else z
+    parts = z.new_empty(atoms, 2 * nu) if learned else z
     for start in range(0, max(columns and in_channels, 1), max(columns, 1)):
         once, taken = start == 0, min(columns, in_channels - start)
         with torch.cuda.device_of(z):
             if atoms:
-                _edge_slopes[(atoms * turns,)](
+                _edge_slopes[(atoms,)](
                     *(of_environments, where.r.contiguous(), where.mu, where.sigma, z),
                     *(pattern.row, pattern.j, sent, parts, z if dr is None else dr, start),
+                    *_shares(where),
                     *(taken, learned and once, dr is not None and once, float(where.cutoff)),
-                    *(
-                        nu,
-                        in_channels,
-                        _sensitivity_block(nu),
-                        feature_block(in_channels),
-                        EDGES,
-                        turns,
-                    ),
-                    products(z),
+                    *(nu, in_channels, _sensitivity_block(nu), COLUMNS, EDGES, products(z)),
                     **OPTIONS,
                 )
             if dz is not None and dz.numel():
                 wide = max(32, triton.next_power_of_2(min(taken, 128)))
-                by_sender[(pattern.num_senders * triton.cdiv(taken, wide),)](
-                    *(sent, pattern.order, pattern.column, dz, start, in_channels, taken),
-                    *(wide, 8),
+                by_sender[(dz.size(0) * triton.cdiv(taken, wide),)](
+                    *(sent, pattern.order, pattern.column, dz, start, _shares(where)[0]),
+                    *(in_channels, taken, wide, 8),
                     **OPTIONS,
                 )
     if learned:
         dmu = torch.empty_like(where.mu) if dmu is None else dmu
         dsigma = torch.empty_like(where.sigma) if dsigma is None else dsigma
+        models = stack_of(where.mu, 1)[0]
+        apart = (stack_of(dmu, 1)[1], stack_of(dsigma, 1)[1])
         with torch.cuda.device_of(z):
-            sum_parts[(2 * nu,)](parts, dmu, dsigma, parts.size(0), nu, nu, 1024, num_warps=4)
+            sum_parts[(2 * nu, models)](
+                *(parts, dmu, dsigma, parts.size(0) // models, *apart, nu, nu, 1024), num_warps=4
+            )
+
+
+def _receivers(where: Where) -> int:
+    """Receiving atoms, of all models."""
+    return where.pattern.row.size(0) - stack_of(where.mu, 1)[0]
+
+
+def _shares(where: Where) -> tuple[int, int]:
+    """Receiving atoms of each model, and how far apart their parameters lie."""
+    models, stride = stack_of(where.mu, 1)
+    return max(_receivers(where) // models, 1), stride
+
+
+def _by_model(x: Tensor, V: Tensor) -> Tensor:
+    """``[N, columns]`` as ``[K, N / K, columns]`` where V is that of K models."""
+    return x.unflatten(0, (V.size(0), -1)) if V.dim() == 4 else x
 
 
 def _columns_at_once(z: Tensor, edges: int) -> int:

@@ -27,6 +27,9 @@ ATOMS = 32
 class Drawn(NamedTuple):
     """A mini-batch of fixed shape. A atoms, E edges, G molecules.
 
+    Of K models one after the other: K A atoms, K E edges, ``ptr [K, G + 2]``, ``target [K, G]``,
+    and ``pattern.row [K (A + 1)]``, in which the end of a model's last row has its own place.
+
     Attributes:
         z: atomic numbers, ``[A]``.
         pos: positions in Å, ``[A, 3]``.
@@ -56,21 +59,30 @@ def _choose(
     PTR: tl.tensor,
     EDGES: tl.tensor,
     TARGET: tl.tensor,
+    atoms: tl.tensor,
+    edges: tl.tensor,
+    steps: tl.tensor,
     G: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Where the molecules of the mini-batch begin, and their edges; their energies."""
+    """Where the molecules of a model's mini-batch begin, and their edges; their energies."""
+    model = tl.program_id(0).to(tl.int64)
+    ORDER += (model * steps + tl.load(STEP)) * G
+    PTR += model * (G + 2)
+    EDGES += model * (G + 1)
     g = tl.arange(0, BLOCK)
-    molecule = tl.load(ORDER + tl.load(STEP) * G + g, mask=g < G, other=-1)
+    molecule = tl.load(ORDER + g, mask=g < G, other=-1)
     there = molecule >= 0
     count = tl.load(COUNTS + molecule, mask=there, other=0)
-    last = tl.associative_scan(count, 0, _add)
+    atom = tl.full((BLOCK,), 0, tl.int64) + model * atoms
+    edge = tl.full((BLOCK,), 0, tl.int64) + model * edges
+    last = atom + tl.associative_scan(count, 0, _add)
     tl.store(PTR + 1 + g, last, mask=g < G)
-    tl.store(EDGES + 1 + g, tl.associative_scan(count * (count - 1), 0, _add), mask=g < G)
-    tl.store(TARGET + g, tl.load(TARGETS + molecule, mask=there, other=0.0), mask=g < G)
-    zero = tl.full((BLOCK,), 0, tl.int64)
-    tl.store(PTR + g, zero, mask=g == 0)
-    tl.store(EDGES + g, zero, mask=g == 0)
+    tl.store(EDGES + 1 + g, edge + tl.associative_scan(count * (count - 1), 0, _add), mask=g < G)
+    energy = tl.load(TARGETS + molecule, mask=there, other=0.0)
+    tl.store(TARGET + model * G + g, energy, mask=g < G)
+    tl.store(PTR + g, atom, mask=g == 0)
+    tl.store(EDGES + g, edge, mask=g == 0)
     tl.store(PTR + 2 + g, last, mask=g == G - 1)
 
 
@@ -93,19 +105,27 @@ def _fill(
     R: tl.tensor,
     atoms: tl.tensor,
     edges: tl.tensor,
+    steps: tl.tensor,
     G: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """One atom of one molecule and its edges; the last molecule is the padding."""
+    """One atom of one molecule and its edges; a model's last molecule is its padding."""
     g = tl.program_id(0)
     i = tl.program_id(1)
+    model = tl.program_id(2).to(tl.int64)
+    ORDER += (model * steps + tl.load(STEP)) * G
+    PTR += model * (G + 2)
+    FIRST_EDGE += model * (G + 1)
+    ROW += model  # behind the ends of the rows of those before
+    atoms *= model + 1
+    edges *= model + 1
     x = tl.arange(0, BLOCK)
     ptr = tl.load(PTR + g)
     edge = tl.load(FIRST_EDGE + g)
     if g < G:
         count = tl.load(PTR + g + 1) - ptr
         if i < count:
-            source = tl.load(START + tl.load(ORDER + tl.load(STEP) * G + g))
+            source = tl.load(START + tl.load(ORDER + g))
             atom = ptr + i
             own = POS_ALL + (source + i) * 3
             a = tl.load(own).to(R.dtype.element_ty)
@@ -130,7 +150,7 @@ def _fill(
             tl.store(REVERSE + place, back, mask=other)
             tl.store(R + place, tl.sqrt(da * da + db * db + dc * dc), mask=other)
     else:
-        source = tl.load(START + tl.load(ORDER + tl.load(STEP) * G))  # of a species that is known
+        source = tl.load(START + tl.load(ORDER))  # of a species that is known
         number = tl.load(Z_ALL + source)
         for k in range(ptr + i * BLOCK, atoms, BLOCK * BLOCK):
             atom = k + x
@@ -166,7 +186,8 @@ def draw(
     """A mini-batch and all its pairs; nothing that the host would have to wait for.
 
     Args:
-        order: molecules of the mini-batches, one after the other, -1 for none, ``[steps * G]``.
+        order: molecules of the mini-batches, one after the other, -1 for none, ``[steps * G]``, or
+            ``[K, steps * G]`` of K models.
         step: number of the mini-batch, ``[1]``.
         molecules: z ``[M]``, pos ``[M, 3]``, and of each molecule number of atoms, first atom,
             energy (float64).
@@ -177,23 +198,27 @@ def draw(
         dtype: of positions and distances.
     """
     z_all, pos_all, counts, start, energies = (x.contiguous() for x in molecules)
-    index = torch.empty(3 * edges + 2 * atoms + 1, dtype=torch.long, device=order.device)
-    j, i, reverse, batch, row = index.split((edges, edges, edges, atoms, atoms + 1))
-    real = torch.empty(edges + 3 * atoms, dtype=dtype, device=order.device)
-    r, pos = real[:edges], real[edges:].view(atoms, 3)
-    ptr, first_edge = index.new_empty(batch_size + 2), index.new_empty(batch_size + 1)
-    target = torch.empty(batch_size, dtype=torch.float64, device=order.device)
-    z = z_all.new_empty(atoms)
+    lead, steps = order.shape[:-1], order.size(-1) // batch_size
+    models = math.prod(lead)
+    all_atoms, all_edges = models * atoms, models * edges
+    parts = (all_edges, all_edges, all_edges, all_atoms, all_atoms + models)
+    index = torch.empty(sum(parts), dtype=torch.long, device=order.device)
+    j, i, reverse, batch, row = index.split(parts)
+    real = torch.empty(all_edges + 3 * all_atoms, dtype=dtype, device=order.device)
+    r, pos = real[:all_edges], real[all_edges:].view(all_atoms, 3)
+    ptr, first_edge = (index.new_empty(*lead, batch_size + more) for more in (2, 1))
+    target = torch.empty(*lead, batch_size, dtype=torch.float64, device=order.device)
+    z = z_all.new_empty(all_atoms)
     block = triton.next_power_of_2(max_atoms)
     with torch.cuda.device_of(order):
-        _choose[(1,)](
-            *(order, step, counts, energies, ptr, first_edge, target, batch_size),
-            triton.next_power_of_2(batch_size),
+        _choose[(models,)](
+            *(order, step, counts, energies, ptr, first_edge, target, atoms, edges, steps),
+            *(batch_size, triton.next_power_of_2(batch_size)),
             num_warps=4,
         )
-        _fill[(batch_size + 1, block)](
+        _fill[(batch_size + 1, block, models)](
             *(order, step, start, z_all, pos_all, ptr, first_edge, z, pos, batch, row),
-            *(j, i, reverse, r, atoms, edges, batch_size, block),
+            *(j, i, reverse, r, atoms, edges, steps, batch_size, block),
             num_warps=1,
         )
     return Drawn(z, pos, batch, ptr, target, Pattern(j, i, row, reverse, row), r)
@@ -209,13 +234,16 @@ def _errors(
     TARGET: tl.tensor,
     ERROR: tl.tensor,
     R: tl.tensor,
+    ptr_stride: tl.tensor,
     ORDERS: tl.constexpr,
     ATOMS: tl.constexpr,
 ) -> None:
     """Of one molecule: (E - E^0) - (target - E^0), and R (Eq. 18)."""
-    g = tl.program_id(0)
+    model = tl.program_id(1)
+    g = model * tl.num_programs(0) + tl.program_id(0)
     x = tl.arange(0, ATOMS)
-    first, last = tl.load(PTR + g), tl.load(PTR + g + 1)
+    PTR += model * ptr_stride
+    first, last = tl.load(PTR + tl.program_id(0)), tl.load(PTR + tl.program_id(0) + 1)
     zeroth = tl.full((ATOMS,), 0, tl.float64)
     others = tl.full((ATOMS,), 0, tl.float64)
     ratios = tl.full((ATOMS,), 0, tl.float64)
@@ -239,9 +267,12 @@ def _square_sums(
     VECTOR: tl.tensor, MASK: tl.tensor, SUMS: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr
 ) -> None:
     """Sum of squares where the mask is 1, a part for each program."""
+    model = tl.program_id(1).to(tl.int64)
+    VECTOR += model * size
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     v = tl.load(VECTOR + x, mask=x < size, other=0) * tl.load(MASK + x, mask=x < size, other=0)
-    tl.store(SUMS + tl.program_id(0), tl.reduce(v * v, 0, _add).to(tl.float64))
+    to = SUMS + model * tl.num_programs(0) + tl.program_id(0)
+    tl.store(to, tl.reduce(v * v, 0, _add).to(tl.float64))
 
 
 @triton.jit
@@ -254,12 +285,20 @@ def _loss(
     FOUND: tl.tensor,
     SLOPES: tl.tensor,
     parts: tl.tensor,
+    ptr_stride: tl.tensor,
     LAMBDA_L2: tl.constexpr,
     LAMBDA_R: tl.constexpr,
     G: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     """Eqs. 12-18 from the molecules' errors, and the loss's slopes in abs(e), e^2 and R."""
+    model = tl.program_id(0)
+    ERROR += model * G
+    R += model * G
+    PTR += model * ptr_stride
+    SQUARES += model * parts
+    FOUND += model * 5
+    SLOPES += model * 3
     x = tl.arange(0, BLOCK)
     absolute = tl.full((BLOCK,), 0, tl.float64)
     square = tl.full((BLOCK,), 0, tl.float64)
@@ -282,7 +321,7 @@ def _loss(
     rmse = tl.sqrt(tl.reduce(square, 0, _add) / count)
     r = tl.reduce(ratio, 0, _add) / count
     penalty = tl.reduce(l2, 0, _add)
-    scale = tl.load(SIGMA_E)
+    scale = tl.load(SIGMA_E + model)
     loss = (mae + rmse) / scale + penalty * LAMBDA_L2 + r * LAMBDA_R
     tl.store(FOUND, loss)
     tl.store(FOUND + 1, mae)
@@ -304,6 +343,7 @@ def _term_slopes(
     SLOPES: tl.tensor,
     DTERMS: tl.tensor,
     atoms: tl.tensor,
+    each: tl.tensor,
     G: tl.constexpr,
     ORDERS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -312,8 +352,12 @@ def _term_slopes(
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     molecule = tl.load(BATCH + i, mask=i < atoms, other=G)
     live = molecule < G
-    error = tl.load(ERROR + molecule, mask=live, other=0)
-    of_absolute, of_square, of_r = tl.load(SLOPES), tl.load(SLOPES + 1), tl.load(SLOPES + 2)
+    model = i // each
+    error = tl.load(ERROR + model * G + molecule, mask=live, other=0)
+    slope = SLOPES + model * 3
+    of_absolute = tl.load(slope, mask=live, other=0)
+    of_square = tl.load(slope + 1, mask=live, other=0)
+    of_r = tl.load(slope + 2, mask=live, other=0)
     sign = (error > 0).to(tl.float64) - (error < 0).to(tl.float64)
     of_error = of_absolute * sign + 2.0 * of_square * error
     lower = tl.load(TERMS + i * (ORDERS + 1), mask=live, other=0)
@@ -342,6 +386,9 @@ def loss(
 ) -> tuple[Tensor, Tensor]:
     """The loss (Eqs. 12-18) and its slopes in the terms.
 
+    Of K models with N/K of the atoms each, one after the other, what follows but N and the mask has
+    a leading dimension K.
+
     Args:
         terms: E_i^n, float64, ``[N, orders + 1]``.
         ptr: first atom of each molecule and, last, the number of atoms, ``[G + 1]`` or longer.
@@ -356,25 +403,28 @@ def loss(
     Returns:
         Loss, MAE, RMSE, L2 term and R, ``[5]``, and the slopes ``[N, orders + 1]``, float64.
     """
-    terms, target = terms.contiguous(), target.contiguous()
-    size, (atoms, orders) = target.numel(), (terms.size(0), terms.size(1) - 1)
-    block, many = 1024, 2048
-    parts = triton.cdiv(vector.numel(), many)
-    each = terms.new_empty(2 * size + parts + 8)
-    error, r, squares, found, slopes = each.split((size, size, parts, 5, 3))
+    terms, target, ptr = terms.contiguous(), target.contiguous(), ptr.contiguous()
+    size, (atoms, orders) = target.size(-1), (terms.size(0), terms.size(1) - 1)
+    block, many, models, apart = 1024, 2048, sigma_e.numel(), ptr.size(-1)
+    parts = triton.cdiv(vector.size(-1), many)
+    sizes = [models * n for n in (size, size, parts, 5, 3)]
+    error, r, squares, found, slopes = terms.new_empty(sum(sizes)).split(sizes)
     dterms = terms.new_empty(orders + 1, atoms)
     with torch.cuda.device_of(terms):
-        _errors[(size,)](terms, ptr, target, error, r, orders, ATOMS, num_warps=1)
-        _square_sums[(parts,)](vector, penalised, squares, vector.numel(), many, num_warps=4)
-        _loss[(1,)](
-            *(error, r, ptr, squares, sigma_e, found, slopes, parts, lambda_l2, lambda_r, size),
-            min(block, max(32, triton.next_power_of_2(size))),
+        _errors[(size, models)](terms, ptr, target, error, r, apart, orders, ATOMS, num_warps=1)
+        _square_sums[(parts, models)](
+            vector, penalised, squares, vector.size(-1), many, num_warps=4
+        )
+        _loss[(models,)](
+            *(error, r, ptr, squares, sigma_e, found, slopes, parts, apart),
+            *(lambda_l2, lambda_r, size, min(block, max(32, triton.next_power_of_2(size)))),
             num_warps=4,
         )
         _term_slopes[(triton.cdiv(atoms, 128),)](
-            terms, batch, error, slopes, dterms, atoms, size, orders, 128, num_warps=4
+            *(terms, batch, error, slopes, dterms, atoms, atoms // models, size, orders, 128),
+            num_warps=4,
         )
-    return found, dterms.t()
+    return found.view(*sigma_e.shape, 5), dterms.t()
 
 
 # -- descent ---------------------------------------------------------------------------------------
@@ -393,6 +443,7 @@ def _descend(
     STEP: tl.tensor,
     DONE: tl.tensor,
     size: tl.tensor,
+    steps: tl.tensor,
     DECAY: tl.constexpr,
     BETA1: tl.constexpr,
     BETA2: tl.constexpr,
@@ -403,16 +454,18 @@ def _descend(
     BLOCK: tl.constexpr,
 ) -> None:
     """Adam (Kingma and Ba) with the L2 term's gradient, and the average of the weights."""
-    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = x < size
-    number = tl.load(STEP)
+    model = tl.program_id(1).to(tl.int64)
+    y = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = y < size
+    x = model * size + y
+    number = model * steps + tl.load(STEP)
     rate = tl.load(RATES + number).to(tl.float64)
-    done = tl.load(DONE).to(tl.float64) + 1.0
+    done = tl.load(DONE + model).to(tl.float64) + 1.0
     correct1 = 1.0 - tl.exp(done * LOG_BETA1)
     correct2 = 1.0 - tl.exp(done * LOG_BETA2)
     v = tl.load(VECTOR + x, mask=live, other=0)
     g = tl.load(GRADIENT + x, mask=live, other=0)
-    g += v * tl.load(MASK + x, mask=live, other=0) * (2.0 * DECAY)
+    g += v * tl.load(MASK + y, mask=live, other=0) * (2.0 * DECAY)
     m = tl.load(MOMENT + x, mask=live, other=0)
     m += (g - m) * (1.0 - BETA1)
     s = tl.load(SQUARE + x, mask=live, other=0)
@@ -431,19 +484,28 @@ def _descend(
 
 @triton.jit
 def _count(
-    FOUND: tl.tensor, TOTALS: tl.tensor, FIRST_BAD: tl.tensor, STEP: tl.tensor, DONE: tl.tensor
+    FOUND: tl.tensor,
+    TOTALS: tl.tensor,
+    FIRST_BAD: tl.tensor,
+    STEP: tl.tensor,
+    DONE: tl.tensor,
+    models: tl.tensor,
+    BLOCK: tl.constexpr,
 ) -> None:
     """Sums for the log, the first step that went wrong, one more step done."""
+    m = tl.arange(0, BLOCK)
+    live = m < models
     number = tl.load(STEP)
-    loss = tl.load(FOUND)
-    bad = tl.load(FIRST_BAD)
+    for k in tl.static_range(3):  # loss, MAE, R
+        value = tl.load(FOUND + m * 5 + k + k // 2 * 2, mask=live, other=0)
+        total = tl.load(TOTALS + m * 3 + k, mask=live, other=0)
+        tl.store(TOTALS + m * 3 + k, total + value, mask=live)
+    loss = tl.load(FOUND + m * 5, mask=live, other=0)
+    bad = tl.load(FIRST_BAD + m, mask=live, other=0)
     finite = tl.abs(loss) < float("inf")
-    tl.store(FIRST_BAD, tl.where((bad < 0) & (finite == 0), number, bad))
-    tl.store(TOTALS, tl.load(TOTALS) + loss)
-    tl.store(TOTALS + 1, tl.load(TOTALS + 1) + tl.load(FOUND + 1))
-    tl.store(TOTALS + 2, tl.load(TOTALS + 2) + tl.load(FOUND + 4))
+    tl.store(FIRST_BAD + m, tl.where((bad < 0) & (finite == 0), number, bad), mask=live)
+    tl.store(DONE + m, tl.load(DONE + m, mask=live, other=0) + 1, mask=live)
     tl.store(STEP, number + 1)
-    tl.store(DONE, tl.load(DONE) + 1)
 
 
 def descend(
@@ -460,6 +522,8 @@ def descend(
 ) -> None:
     """One step of Adam, in place; what :func:`count` counts is left as it was.
 
+    Of K models, all but the mask, ``step`` and numbers have a leading dimension K.
+
     Args:
         vector: parameters, ``[P]``.
         gradient: of the loss without its L2 term, ``[P]``.
@@ -475,16 +539,18 @@ def descend(
     moment, square, done = moments
     (beta1, beta2), eps = settings["betas"], settings["eps"]
     with torch.cuda.device_of(vector):
-        _descend[(triton.cdiv(vector.numel(), 1024),)](
+        _descend[(triton.cdiv(vector.size(-1), 1024), done.numel())](
             *(vector, gradient, penalised, moment, square, vector if average is None else average),
-            *(rates, shares, step, done, vector.numel(), lambda_l2, beta1, beta2),
-            *(math.log(beta1), math.log(beta2), eps, average is not None, 1024),
+            *(rates, shares, step, done, vector.size(-1), rates.size(-1), lambda_l2),
+            *(beta1, beta2, math.log(beta1), math.log(beta2), eps, average is not None, 1024),
             num_warps=4,
         )
 
 
 def count(found: Tensor, totals: Tensor, first_bad: Tensor, step: Tensor, done: Tensor) -> None:
     """Add up what the log needs, and count the step, in place.
+
+    Of K models, all but ``step`` have a leading dimension K.
 
     Args:
         found: of :func:`loss`, ``[5]``.
@@ -494,4 +560,8 @@ def count(found: Tensor, totals: Tensor, first_bad: Tensor, step: Tensor, done: 
         done: steps that Adam has done, float32, ``[]``.
     """
     with torch.cuda.device_of(found):
-        _count[(1,)](found, totals, first_bad, step, done, num_warps=1)
+        _count[(1,)](
+            *(found, totals, first_bad, step, done, done.numel()),
+            max(32, triton.next_power_of_2(done.numel())),
+            num_warps=1,
+        )

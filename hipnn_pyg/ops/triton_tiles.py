@@ -22,18 +22,36 @@ def column_block(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
+def stack_of(parameter: Tensor, dimensions: int) -> tuple[int, int]:
+    """Number of models K that a parameter is of, and how far apart in memory theirs lie.
+
+    Args:
+        parameter: of one model, or of K with a leading dimension.
+        dimensions: that it has in one model.
+    """
+    if parameter.dim() == dimensions:
+        return 1, 0
+    return parameter.size(0), parameter.stride(0)
+
+
 @triton.jit
 def sum_parts(
     PARTS: tl.tensor,
     A: tl.tensor,
     B: tl.tensor,
     rows: tl.tensor,
+    a_stride: tl.tensor,
+    b_stride: tl.tensor,
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """Sums over the rows of ``[rows, FIRST + SECOND]``, one column each: to a, then to b."""
+    """Sums over a model's rows of ``[rows, FIRST + SECOND]``, one column each: to a, then to b."""
     n = tl.program_id(0)
+    model = tl.program_id(1).to(tl.int64)
+    PARTS += model * rows * (FIRST + SECOND)
+    A += model * a_stride
+    B += model * b_stride
     x = tl.arange(0, ROWS)
     total = tl.full((ROWS,), 0, PARTS.dtype.element_ty)
     for k in range(0, rows, ROWS):

@@ -7,14 +7,14 @@ rate, the share of the weight average. On a CPU the same function runs step by s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.adam import adam
 
-from hipnn_pyg.data.packed import MoleculeBatch, partition
+from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.train.direct import GPUGradient
 from hipnn_pyg.train.loss import LossTerms
 from hipnn_pyg.train.recipe import shares
@@ -28,17 +28,50 @@ WARM_UP = 3
 """Steps before a capture: kernels are compiled and libraries set up, which cannot be captured."""
 
 
+class StepState(NamedTuple):
+    """Every tensor that a step changes, apart from its number.
+
+    Attributes:
+        vector: learned parameters, ``[P]``.
+        moment: Adam's first moment, ``[P]``.
+        square: its second moment, ``[P]``.
+        done: steps that Adam has done, float32, ``[]``.
+        totals: sums of loss, MAE and R over steps, float64, ``[3]``.
+        first_bad: number of the first step whose loss was not finite, or -1, int64, ``[]``.
+        average: averaged parameters, ``[P]``, or None.
+    """
+
+    vector: Tensor
+    moment: Tensor
+    square: Tensor
+    done: Tensor
+    totals: Tensor
+    first_bad: Tensor
+    average: Tensor | None = None
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> StepState:
+        """The tensors of a trainer themselves."""
+        average = None if trainer.average is None else trainer.average.vector
+        vector, optimizer = trainer.objective.vector, trainer.optimizer
+        adam_state = adam_state_of(optimizer, vector)
+        return cls(vector.detach(), *adam_state, trainer.totals, trainer.first_bad, average)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that there are."""
+        return [tensor for tensor in self if tensor is not None]
+
+
 class CapturedStep:
     """Draw the mini-batch, loss, gradient, Adam, weight average and logged sums in one go.
 
     Args:
-        objective: the step, with a :class:`~hipnn_pyg.train.static.StaticLoss`.
-        optimizer: fused Adam of ``objective.vector``; of its settings the learning rate is not
-            read, see :meth:`begin`.
+        gradient: of a :class:`~hipnn_pyg.train.static.StaticLoss` at ``state.vector``: by the
+            GPU's kernels alone, or the step that autograd goes through.
+        state: what the steps change.
+        settings: of Adam; its learning rate is not read, see :meth:`begin`.
         batches: the mini-batches.
-        average: averaged parameters, ``[P]``, or None.
-        totals: sums of loss, MAE and R over steps, float64, ``[3]``; the caller's.
-        first_bad: number of the first step whose loss was not finite, or -1, int64, ``[]``.
 
     Attributes:
         graphed: whether steps are captured and replayed (on a GPU) or simply run.
@@ -46,26 +79,21 @@ class CapturedStep:
 
     def __init__(
         self,
-        objective: TrainingStep,
-        optimizer: Adam,
+        gradient: TrainingStep | GPUGradient,
+        state: StepState,
+        settings: dict[str, Any],
         batches: StaticBatches,
-        average: Tensor | None,
-        totals: Tensor,
-        first_bad: Tensor,
     ) -> None:
-        self.objective, self.frozen = objective, objective.frozen
-        self.batches, self.average = batches, average
-        self.totals, self.first_bad = totals, first_bad
-        self.vector = objective.vector
-        self.settings = optimizer.param_groups[0]
-        self.moments = _adam_state(optimizer, self.vector)
+        self.gradient, self.state = gradient, state
+        self.settings, self.batches = settings, batches
+        vector = state.vector
         # On a GPU fused Adam reads its learning rate as float32, whatever the parameters are.
-        plain = self.vector.is_cuda and not isinstance(objective.direct, GPUGradient)
-        dtype = torch.float32 if plain else self.vector.dtype
-        steps = batches.order.numel() // batches.batch_size
-        self.rates = torch.zeros(steps, dtype=dtype, device=self.vector.device)
-        self.shares = torch.zeros(steps, dtype=self.vector.dtype, device=self.vector.device)
-        self.graphed = self.vector.is_cuda
+        plain = vector.is_cuda and not isinstance(gradient, GPUGradient)
+        dtype = torch.float32 if plain else vector.dtype
+        size = (*vector.shape[:-1], batches.order.size(-1) // batches.batch_size)
+        self.rates = torch.zeros(size, dtype=dtype, device=vector.device)
+        self.shares = torch.zeros(size, dtype=vector.dtype, device=vector.device)
+        self.graphed = vector.is_cuda
         self._stream: torch.cuda.Stream | None = None
         self.done = 0
         self._graphs: dict[Capacity, torch.cuda.CUDAGraph] = {}
@@ -86,8 +114,12 @@ class CapturedStep:
             shares: of the new parameters in the average after each of these steps; 0 leaves it.
         """
         self.batches.begin(batches, step)
-        self.rates[step:].copy_(torch.tensor(rates, dtype=torch.float64))
-        self.shares[step:].copy_(torch.tensor(shares, dtype=torch.float64))
+        self._begin(step, rates, shares)
+
+    def _begin(self, step: int, rates: Sequence[Any], shares: Sequence[Any]) -> None:
+        """The same once the mini-batches are written."""
+        self.rates[..., step:].copy_(torch.tensor(rates, dtype=torch.float64))
+        self.shares[..., step:].copy_(torch.tensor(shares, dtype=torch.float64))
         self.done = step
         for number, capacity in enumerate(self.batches.capacities if self.graphed else ()):
             if number in self.batches.needed[step:] and capacity not in self._graphs:
@@ -111,10 +143,11 @@ class CapturedStep:
             capacity: of the mini-batch: the only thing that Python knows of it.
         """
         batch = self.batches.draw(capacity)
-        if isinstance(self.objective.direct, GPUGradient):
-            self._by_kernels(self.objective.direct, batch)
+        if isinstance(self.gradient, GPUGradient):
+            self._by_kernels(self.gradient, batch)
             return
-        terms, gradient = self.objective.gradient(self.vector, self.frozen, batch)
+        step = self.gradient
+        terms, gradient = step.gradient(step.vector, step.frozen, batch)
         with torch.no_grad():
             self._descend(gradient)
             self._log(terms)
@@ -125,32 +158,31 @@ class CapturedStep:
         from hipnn_pyg.ops import triton_step  # needs Triton
 
         found = gradient.without_l2(batch)
-        number, weight = self.batches.step, gradient.loss.lambda_l2
+        number, weight, state = self.batches.step, gradient.loss.lambda_l2, self.state
         triton_step.descend(
-            self.vector.detach(),
+            state.vector,
             gradient.gradient,
             gradient.penalised,
-            self.moments,
-            self.average,
+            (state.moment, state.square, state.done),
+            state.average,
             self.rates,
             self.shares,
             number,
             weight,
             self.settings,
         )
-        triton_step.count(found, self.totals, self.first_bad, number, self.moments[2])
+        triton_step.count(found, state.totals, state.first_bad, number, state.done)
 
     def _descend(self, gradient: Tensor) -> None:
         """Adam and the weight average."""
-        number = self.batches.step
-        settings, (moment, square, steps) = self.settings, self.moments
+        number, settings, state = self.batches.step, self.settings, self.state
         adam(
-            [self.vector],
+            [state.vector],
             [gradient],
-            [moment],
-            [square],
+            [state.moment],
+            [state.square],
             [],
-            [steps],
+            [state.done],
             fused=True,
             foreach=False,
             capturable=True,
@@ -162,29 +194,27 @@ class CapturedStep:
             eps=settings["eps"],
             maximize=False,
         )
-        if self.average is not None:
-            self.average.lerp_(self.vector, self.shares[number])
+        if state.average is not None:
+            state.average.lerp_(state.vector, self.shares[number])
 
     def _log(self, terms: LossTerms) -> None:
         """Sums of the epoch, and where it went wrong."""
-        self.totals += torch.stack((terms.loss, terms.mae, terms.r))
-        bad = ~torch.isfinite(terms.loss) & (self.first_bad < 0)
-        self.first_bad.copy_(torch.where(bad, self.batches.step[0], self.first_bad))
+        totals, first_bad = self.state.totals, self.state.first_bad
+        totals.add_(torch.stack((terms.loss, terms.mae, terms.r)))
+        bad = ~torch.isfinite(terms.loss) & (first_bad < 0)
+        first_bad.copy_(torch.where(bad, self.batches.step[0], first_bad))
 
     # -- graphs --------------------------------------------------------------------------------
 
     def _changed(self) -> list[Tensor]:
         """Every tensor that a step changes."""
-        average = [] if self.average is None else [self.average]
-        counters = [self.totals, self.first_bad, self.batches.step]
-        return [self.vector.detach(), *self.moments, *average, *counters]
+        return [*self.state.tensors, self.batches.step]
 
     def _capture(self, capacity: Capacity) -> torch.cuda.CUDAGraph:
         """Record a step on a mini-batch that fits; what the warm-up changes is put back."""
-        with torch.cuda.device_of(self.vector):
+        with torch.cuda.device_of(self.state.vector):
             saved = [tensor.clone() for tensor in self._changed()]
-            # Libraries keep a workspace for each stream: graphs captured in one stream cannot run
-            # side by side.
+            # One stream for all graphs: libraries keep a workspace for each stream.
             stream = self._stream = self._stream or torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -207,19 +237,23 @@ def captured_step(trainer: Trainer) -> CapturedStep:
     Args:
         trainer: ready to start.
     """
+    objective, size = trainer.objective, trainer.config.batch_size
+    dtype = objective.vector.dtype
     return CapturedStep(
-        trainer.objective,
-        trainer.optimizer,
-        StaticBatches(
-            trainer.train,
-            trainer.config.batch_size,
-            trainer.steps_per_epoch,
-            trainer.objective.vector.dtype,
-        ),
-        None if trainer.average is None else trainer.average.vector,
-        trainer.totals,
-        trainer.first_bad,
+        gradient_of(objective),
+        StepState.of(trainer),
+        trainer.optimizer.param_groups[0],
+        StaticBatches(trainer.train, size, trainer.steps_per_epoch, dtype),
     )
+
+
+def gradient_of(objective: TrainingStep) -> TrainingStep | GPUGradient:
+    """The gradient that a captured step takes: that of the GPU's kernels, if the step has one.
+
+    Args:
+        objective: the step.
+    """
+    return objective.direct if isinstance(objective.direct, GPUGradient) else objective
 
 
 def begin_captured(trainer: Trainer, step: CapturedStep) -> None:
@@ -229,17 +263,22 @@ def begin_captured(trainer: Trainer, step: CapturedStep) -> None:
         trainer: at the beginning of an epoch, or in its midst after a restart.
         step: its captured step.
     """
+    step.begin(trainer.partition(), trainer.step, *rates_and_shares(trainer))
+
+
+def rates_and_shares(trainer: Trainer) -> tuple[list[float], list[float]]:
+    """Learning rates of the steps left in the epoch, and the shares in the average after them.
+
+    Args:
+        trainer: at the beginning of an epoch, or in its midst after a restart.
+    """
     left, config = range(trainer.step, trainer.steps_per_epoch), trainer.config
     count = 0 if trainer.average is None else int(trainer.average.n_averaged)
-    step.begin(
-        partition(len(trainer.train), config.batch_size, True, config.seed, trainer.epoch),
-        trainer.step,
-        trainer.schedule.rates(len(left)),
-        shares(left, config.average_every, count, config.average_decay),
-    )
+    rates = trainer.schedule.rates(len(left))
+    return rates, shares(left, config.average_every, count, config.average_decay)
 
 
-def _adam_state(optimizer: Adam, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def adam_state_of(optimizer: Adam, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Both moments and the number of steps, as the optimizer itself makes them."""
     state = optimizer.state[vector]
     if not state:

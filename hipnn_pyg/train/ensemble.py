@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,8 @@ from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.nn.precision import matrix_products
 from hipnn_pyg.train.bar import progress_bar
-from hipnn_pyg.train.graphs import compiled_graphs, recompiled
+from hipnn_pyg.train.captured_stack import CapturedStack, stacks
+from hipnn_pyg.train.graphs import compiled_graphs, not_captured, recompiled
 from hipnn_pyg.train.interrupts import interrupts
 from hipnn_pyg.train.loss import LossTerms
 from hipnn_pyg.train.stack import adam_steps, gather_padded, stacked_gradient
@@ -35,7 +36,6 @@ class Member(Trainer):
         super().__init__(*arguments, **options)
         self._drawn: tuple[int, tuple[Tensor, ...]] | None = None
         self._begun = -1  # the epoch whose mini-batches captured steps know
-        self.stream = torch.cuda.Stream() if self.captures else None
 
     @property
     def place(self) -> tuple[int, int]:
@@ -44,14 +44,15 @@ class Member(Trainer):
 
     def next_batch(self) -> Tensor:
         """The next mini-batch: molecules of ``train``, ``[G]``."""
-        return self._partition()[self.step]
+        return self.partition()[self.step]
 
     def take_step(self, index: Tensor) -> None:
-        """One step of its own, on the mini-batch that :meth:`next_batch` gave."""
+        """One step of its own, on the mini-batch that :meth:`next_batch` gave; it is settled."""
         if self._begun != self.epoch:
             self.begin_epoch()
             self._begun = self.epoch
         super().take_step(index)
+        self.settle()
 
     def advance(self, terms: LossTerms) -> None:
         """Update the weights along ``objective.vector.grad``; at its end, close the epoch."""
@@ -70,9 +71,10 @@ class Member(Trainer):
         self._raise_if_bad()
         self._save()
 
-    def _partition(self) -> tuple[Tensor, ...]:
+    def partition(self) -> tuple[Tensor, ...]:
+        """All mini-batches of the present epoch, drawn once."""
         if self._drawn is None or self._drawn[0] != self.epoch:
-            self._drawn = (self.epoch, super()._partition())
+            self._drawn = (self.epoch, super().partition())
         return self._drawn[1]
 
     def _count_time(self) -> None:
@@ -83,9 +85,10 @@ class EnsembleTrainer:
     """Train several models of one network, each to the numbers it would reach alone.
 
     On a CPU the members take turns, an epoch each, and share one compiled step. On a GPU, which a
-    small step does not fill, the captured steps of all run side by side, each in a stream of its
-    own. Steps that are not captured are taken together (:mod:`hipnn_pyg.train.stack`). A member
-    that stops early leaves, one that lags behind after a restart catches up.
+    small step does not fill, all take a captured step at once in the launches of one
+    (:mod:`hipnn_pyg.train.captured_stack`). Steps that are not captured are taken together too
+    (:mod:`hipnn_pyg.train.stack`). A member that stops early leaves, one that lags behind after a
+    restart catches up.
 
     Args:
         members: the models, with equal networks, loss weights and devices.
@@ -116,7 +119,8 @@ class EnsembleTrainer:
                 "batched steps learn neither forces nor periodic structures: train the members in "
                 "turn"
             )
-        self.side_by_side = first.captures and not self.batched
+        self.stacked = not self.batched and stacks(self.members)
+        self._stack: CapturedStack | None = None
         _check_alike(self.members, self.batched)
         self.progress = progress
         self.interrupted = False
@@ -150,7 +154,6 @@ class EnsembleTrainer:
             for member in self.members:
                 member.start()
                 member.settle()
-            self._synchronise()
             while front := self._front():
                 began = time.monotonic()
                 done = sum(self._take_step(front))
@@ -161,7 +164,6 @@ class EnsembleTrainer:
                     self._show(bar)
                 if self.interrupted and self.live:
                     self._stop()
-        self._synchronise()
         if self.graphs > 1:
             warnings.warn(recompiled(self.graphs), HIPNNWarning, stacklevel=2)
         if self.failures:
@@ -169,11 +171,6 @@ class EnsembleTrainer:
             others = len(self.members) - len(self.failures)
             raise TrainingStopped(f"member {number}: {failure} ({others} others are trained)")
         return [member.model for member in self.members]
-
-    def _synchronise(self) -> None:
-        """Streams of the members neither run ahead of what set them up nor behind what follows."""
-        if self.side_by_side:
-            torch.cuda.synchronize(self.members[0].device)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -189,7 +186,7 @@ class EnsembleTrainer:
     def _front(self) -> list[Member]:
         """Members that take the next step: of those furthest behind one, or all together."""
         live = self.live
-        if self.batched or self.side_by_side:
+        if self.batched or self.stacked:
             least = min((member.place for member in live), default=None)
             return [member for member in live if member.place == least]
         return [min(live, key=lambda member: member.epoch)] if live else []
@@ -197,25 +194,57 @@ class EnsembleTrainer:
     def _take_step(self, front: list[Member]) -> list[int]:
         """One step of some members; returns the sizes of their mini-batches."""
         indices = [member.next_batch() for member in front]
-        if self.side_by_side:
-            self._step_side_by_side(front, indices)
-            return [index.numel() for index in indices]
-        for member, terms in zip(front, self._gradients(front, indices), strict=True):
-            try:
-                member.advance(terms)
-            except TrainingStopped as failure:
-                self.failures[self.members.index(member)] = failure
+        if self.stacked and (stack := self._stack_of(front)):
+            stack()
+            for member in front:
+                member.count_captured()
+            if front[0].step == front[0].steps_per_epoch:
+                stack.store()
+                self._each(front, Member.settle)
+            elif any(member.checkpoint_due for member in front):
+                stack.store()
+                self._each(front, Member.save)
+        elif front[0].captures:
+            for member, index in zip(front, indices, strict=True):
+                self._each([member], Member.take_step, index)
+        else:
+            for member, terms in zip(front, self._gradients(front, indices), strict=True):
+                self._each([member], Member.advance, terms)
         return [index.numel() for index in indices]
 
-    def _step_side_by_side(self, front: list[Member], indices: list[Tensor]) -> None:
-        """A captured step of each, in its stream; nothing waits but the end of an epoch."""
-        for member, index in zip(front, indices, strict=True):
+    def _each(self, members: list[Member], act: Callable[..., None], *arguments: Any) -> None:
+        """Let members act; who fails leaves."""
+        for member in members:
             try:
-                with torch.cuda.stream(member.stream):
-                    member.take_step(index)
-                    member.settle()
+                act(member, *arguments)
             except TrainingStopped as failure:
                 self.failures[self.members.index(member)] = failure
+
+    def _stack_of(self, front: list[Member]) -> CapturedStack | None:
+        """The captured step of these members, ready for their next one; None if it fails."""
+        stack = self._stack
+        if stack is not None and stack.loaded and stack.trainers == front:
+            return stack
+        try:
+            with front[0].computing():
+                if stack is None or stack.trainers != front:
+                    self._put_down()
+                    self._stack = stack = CapturedStack(front)
+                stack.load()
+                return stack
+        except RuntimeError as error:
+            if front[0].config.capture == "on":
+                raise
+            warnings.warn(not_captured(error), HIPNNWarning, stacklevel=2)
+            self.stacked, self._stack = False, None
+            for member in self.members:
+                member.captures = False
+            return None
+
+    def _put_down(self) -> None:
+        """Members have what is theirs."""
+        if self._stack is not None:
+            self._stack.store()
 
     def _gradients(self, front: list[Member], indices: list[Tensor]) -> list[LossTerms]:
         """Losses; the gradients are left for the optimizers, or the steps taken already."""
@@ -247,11 +276,8 @@ class EnsembleTrainer:
 
     def _stop(self) -> None:
         """Save every member that is under way, and end."""
-        for member in self.live:
-            try:
-                member.save()
-            except TrainingStopped as failure:
-                self.failures[self.members.index(member)] = failure
+        self._put_down()
+        self._each(self.live, Member.save)
         epochs = [member.epoch for member in self.members]
         raise TrainingStopped(
             f"stopped with {len(self.live)} of {len(epochs)} models in training, {min(epochs)} to "

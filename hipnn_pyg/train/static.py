@@ -18,7 +18,7 @@ from hipnn_pyg.train.loss import HIPNNLoss, sums_of_terms
 SPREAD = 3.0
 """Standard deviations above the mean size that the usual capacity has room for."""
 ROUND = 32
-"""Capacities are multiples of this."""
+"""Capacities are multiples of this: kernels take 16 atoms at a time, all of one model."""
 
 
 class Capacity(NamedTuple):
@@ -98,16 +98,24 @@ class StaticBatches:
             batches: molecules of each, int64 on the CPU, ``[G]`` or, in the last one, fewer.
             step: the one to begin with.
         """
-        order = torch.full((self.order.numel(),), -1)
-        molecules = torch.cat(list(batches))
+        self._write(self._filled_up(batches), step)
+
+    def _filled_up(self, batches: Sequence[Tensor]) -> Tensor:
+        """The mini-batches one after the other, -1 where the last one has fewer molecules."""
+        order, molecules = torch.full((self.order.size(-1),), -1), torch.cat(list(batches))
         order[: molecules.numel()] = molecules
+        return order
+
+    def _write(self, order: Tensor, step: int) -> None:
+        """Order of the molecules to the device; the capacity that each step needs."""
         self.order.copy_(order)
         self.step.fill_(step)
-
-        counts = torch.where(order < 0, 0, self.molecules.counts[order]).view(-1, self.batch_size)
-        atoms, edges = counts.sum(1), (counts * (counts - 1)).sum(1)
+        counts = torch.where(order < 0, 0, self.molecules.counts[order])
+        counts = counts.unflatten(-1, (-1, self.batch_size))
+        atoms, edges = counts.sum(-1), (counts * (counts - 1)).sum(-1)
         too_small = [(atoms >= room.atoms) | (edges > room.edges) for room in self.capacities]
-        self.needed = torch.stack(too_small).sum(0).tolist()
+        needed = torch.stack(too_small).sum(0)
+        self.needed = (needed if order.dim() == 1 else needed.amax(0)).tolist()
 
     def capacity_of(self, step: int) -> Capacity:
         """The smallest capacity that takes a mini-batch of the epoch."""

@@ -46,10 +46,14 @@ class TrainingStep(nn.Module):
         self.direct = direct_gradient(loss, self.vector, self.penalised)
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
-        """The model's learned parameters by name, as parts of ``vector``."""
-        parts = vector.split(self.sizes)
+        """The model's learned parameters by name, as parts of ``vector``.
+
+        Args:
+            vector: ``[P]``, or ``[K, P]`` for those of K models.
+        """
+        parts, lead = vector.split(self.sizes, -1), vector.shape[:-1]
         return {
-            name: part.view(shape)
+            name: part.view(*lead, *shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 

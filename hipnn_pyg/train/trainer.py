@@ -96,7 +96,8 @@ class Trainer:
         for name, molecules in (("train", train), ("validation", validation)):
             if not len(molecules):
                 raise ValueError(f"there are no {name} molecules: make num_{name} at least 1")
-            check_species(molecules.z, model.species_index(molecules.z) >= 0, model.species)
+            z = molecules.z.to(model.reference.sigma_e.device)
+            check_species(z, model.species_index(z) >= 0, model.species)
         self.forces = train.forces is not None and config.force_weight != 0
         if self.forces and validation.forces is None:
             raise ValueError("training molecules have forces, validation molecules none: pack both")
@@ -179,8 +180,6 @@ class Trainer:
         if self.sharded is not None:
             done = self.epoch * self.steps_per_epoch + self.step
             check_agreement(self.train, self.validation, self.objective.vector, done)
-        if self.captures and self.captured is None:
-            self.captured = captured_step(self)
         if self.compiled and self.progress:
             tqdm.write("compiling the training step (up to a minute, cached between runs)")
 
@@ -191,14 +190,15 @@ class Trainer:
 
     def batches(self) -> tuple[Tensor, ...]:
         """The mini-batches left in the present epoch: molecules of ``train``, each ``[G]``."""
-        return self._partition()[self.step :]
+        return self.partition()[self.step :]
 
     def begin_epoch(self) -> None:
         """Bring what captured steps read to the device; go on without them if they fail there."""
-        if self.captured is None:
+        if not self.captures:
             return
         try:
-            with self._computing():
+            with self.computing():
+                self.captured = self.captured or captured_step(self)
                 begin_captured(self, self.captured)
         except RuntimeError as error:
             if self.config.capture == "on":
@@ -215,12 +215,16 @@ class Trainer:
         if self.captured is None:
             self.update(self.gradient_of(index))
             return
-        with self._computing():
+        with self.computing():
             self.captured()
+        self.count_captured()
+        self._checkpoint_if_due()
+
+    def count_captured(self) -> None:
+        """Count a step that was captured, and so has changed the weights and their average."""
         self._count_step()
         if self.average is not None and self.step % self.config.average_every == 0:
             self.average.n_averaged += 1
-        self._checkpoint_if_due()
 
     def gradient_of(self, index: Tensor) -> LossTerms:
         """The loss of a mini-batch; its gradient is left in ``objective.vector.grad``.
@@ -229,7 +233,7 @@ class Trainer:
             index: molecules of the whole mini-batch, over all processes, ``[G]``.
         """
         vector = self.objective.vector
-        with self._computing():
+        with self.computing():
             if self.sharded is None:
                 terms, vector.grad = self.gradient(vector, self.frozen, self.train.gather(index))
                 return terms
@@ -241,7 +245,7 @@ class Trainer:
             return type(terms)(*(term.detach() for term in terms))
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
+    def computing(self) -> Iterator[None]:
         """Inside, products have the precision asked for, and compilations are counted."""
         graphs = compiled_graphs()
         with matrix_products(self.config.precision, self.device):
@@ -313,7 +317,7 @@ class Trainer:
         self.model.load_state_dict(self.best_state)
         return self.model.eval()
 
-    def _partition(self) -> tuple[Tensor, ...]:
+    def partition(self) -> tuple[Tensor, ...]:
         """All mini-batches of the present epoch, a new random partition each time."""
         config = self.config
         return partition(len(self.train), config.batch_size, True, config.seed, self.epoch)
@@ -346,7 +350,7 @@ class Trainer:
         step = int(self.first_bad)
         if step < 0:
             return
-        molecules = self._partition()[step].tolist()
+        molecules = self.partition()[step].tolist()
         raise TrainingStopped(
             f"the loss of batch {step} of epoch {self.epoch + 1} is not finite (training molecules "
             f"{molecules[:5]} ...); the last checkpoint is intact: resume with a lower "
@@ -384,9 +388,14 @@ class Trainer:
             self._raise_if_bad()
             self._save()
             raise TrainingStopped(self._where(), interrupted=True)
-        if self.writes and time.monotonic() - self._saved_at > self.config.checkpoint_seconds:
+        if self.checkpoint_due:
             self._raise_if_bad()
             self._save()
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the last one is older than it should be."""
+        return self.writes and time.monotonic() - self._saved_at > self.config.checkpoint_seconds
 
     _saved_at = -math.inf
     _counted_at = 0.0

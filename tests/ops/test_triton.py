@@ -160,7 +160,7 @@ KERNELS = {
 def ptx(module: ModuleType, kernel: str, number: str) -> str:
     """A kernel compiled for an H100; neither a GPU nor a driver is needed."""
     function, constants = getattr(module, kernel), KERNELS[kernel]
-    types = {name: f"*{number}" for name in function.arg_names} | {"start": "i32"}
+    types = {name: f"*{number}" for name in function.arg_names} | {"start": "i32", "each": "i32"}
     types |= dict.fromkeys(("ROW", "J", "ORDER", "COLUMN"), "*i64")
     types |= dict.fromkeys(constants, "constexpr")
     signature = {name: types[name] for name in function.arg_names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -173,7 +174,7 @@ def test_dense_layers(
     line = torch.cat([w.detach().flatten() for w in present])
     parts = iter(line.split([w.numel() for w in present]))
     joined = Weights(None if w is None else next(parts).view_as(w) for w in weights)
-    assert inside["_joined"](joined).data_ptr() == line.data_ptr()
+    assert inside["_joined"](joined)[0].data_ptr() == line.data_ptr()
     for own in (loose, joined):
         found, activations, between = layer_kernels.dense(*detached(z, received), own, True)
         assert_equal(found, expected.detach())
@@ -187,6 +188,53 @@ def test_dense_layers(
     (of_weights,) = unwritten(together)
     layer_kernels.dense_backward(z.detach(), own, *kept, None, of_weights)
     assert_equal(of_weights, together)
+
+
+def of_two(*shapes: tuple[int, ...], drawn: Drawn) -> tuple[Tensor, list[Tensor]]:
+    """Parameters of two models as ``[2, P]``, and the views of it."""
+    line = torch.cat([drawn(2, math.prod(shape)).detach() for shape in shapes], 1)
+    parts = line.split([math.prod(shape) for shape in shapes], 1)
+    return line, [part.view(2, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+@pytest.mark.parametrize("parts", [4096, 16])
+def test_layers_of_two_models(
+    parts: int, layer_kernels: ModuleType, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one launch what each model has alone, gradients side by side in memory."""
+    monkeypatch.setitem(layer_kernels.dense.__globals__, "ATOMS_OF_A_PART", parts)
+    atoms, width, out = 32, 5, 17
+    shapes = [(out, width), (out,), (out, out), (out,), (out, width)]
+    line, weights = of_two(*shapes, (out,), (1,), drawn=drawn)
+    *weights, w, b = weights
+    z, received, gradient = detached(
+        drawn(2 * atoms, width), drawn(2 * atoms, out), drawn(2 * atoms, out)
+    )
+    sigma_e = torch.tensor([3.7, 0.2], dtype=torch.float64, device=z.device)
+    slope = torch.linspace(0.1, 1, 2 * atoms, dtype=torch.float64, device=z.device)
+
+    def run(own: slice, *given: Tensor) -> list[Tensor]:
+        *weights, w, b, sigma_e, room = given
+        size = line.size(1) - out - 1
+        own_z, own_gradient = z[own], gradient[own]
+        result, *kept = layer_kernels.dense(own_z, received[own], Weights(weights), True)
+        dz = torch.full_like(own_z, torch.nan)
+        given_back = (*kept, own_gradient, dz, room[..., :size])
+        back = layer_kernels.dense_backward(own_z, Weights(weights), *given_back)
+        energy = layer_kernels.readout(result, w, b, sigma_e)
+        ends = (room[..., size:-1], room[..., -1:])
+        dresult = layer_kernels.readout_backward(result, w, slope[own], sigma_e, *ends)
+        return [result, dz, back, energy, dresult, room.reshape(-1, line.size(1))]
+
+    room = torch.full_like(line, torch.nan)
+    together = run(slice(None), *weights, w, b, sigma_e, room)
+    each = []
+    for k, own in enumerate((slice(0, atoms), slice(atoms, None))):
+        mine = [x[k].contiguous() for x in (*weights, w, b)]
+        each.append(run(own, *mine, sigma_e[k], torch.full_like(line[k], torch.nan)))
+    for found, expected in zip(together, zip(*each, strict=True), strict=True):
+        assert torch.equal(found, torch.cat(expected))
+    assert not torch.equal(each[0][-1], each[1][-1])  # control
 
 
 def test_no_atoms(layer_kernels: ModuleType, drawn: Drawn) -> None:
@@ -240,7 +288,7 @@ def test_same_bits_twice(layer_kernels: ModuleType, drawn: Drawn) -> None:
 
 MUTANTS = {
     "the cutoff is not squared": ("(cosine * cosine)[None, :]", "cosine[None, :]"),
-    "the second turn is lost": ("range(turn * EDGES", "range(turn * 2 * EDGES"),
+    "edges beyond the first few are lost": ("range(0, degree, EDGES)", "range(0, 1, EDGES)"),
     "the cutoff has no slope": ("t * gaussians * cut[:, None]", "t * gaussians * 0.0"),
     "mu and sigma change places": ("tl.store(part + NU, tl", "tl.store(part, tl"),
     "layers are swapped": ("n // 2 + 1 + (n % 2) * LAYERS", "n // 2 + 1 + ((n + 1) % 2) * LAYERS"),
@@ -272,10 +320,11 @@ def test_control_broken_kernels_are_caught(
 def options(number: str) -> dict[str, dict[str, Any]]:
     """Sizes of the paper's network for each kernel."""
     size = dict(IN=80, F=80, LAYERS=4, STEP=128 if number == "fp32" else 16, BLOCK=128, ROWS=16)
-    edges = dict(CUTOFF=7.9, NU=20, F=80, NU_BLOCK=32, F_BLOCK=32, EDGES=16)
+    edges = dict(CUTOFF=7.9, NU=20, F=80, NU_BLOCK=32, F_BLOCK=32, EDGES=32)
+    slopes = edges | dict(F_BLOCK=16, EDGES=16)
     return {
         "_environments": edges,
-        "_edge_slopes": dict(FEATURES=80, LEARNED=True, DISTANCES=True, TURNS=2, **edges),
+        "_edge_slopes": dict(FEATURES=80, LEARNED=True, DISTANCES=True, **slopes),
         "_dense": dict(IN_STEP=size["STEP"], **size),
         "_dense_slopes": dict(WANTED=True, IN_BLOCK=128, **size),
         "_weight_slopes": dict(IN=80, F=80, LAYERS=4, DOWN=16, ACROSS=32, ROWS=64),
@@ -295,7 +344,8 @@ def test_compiles_for_a_gpu(
             constants = constants | {"PRODUCTS": products}
         types = dict.fromkeys(function.arg_names, f"*{number}")
         types |= dict.fromkeys(("ROW", "J"), "*i64")
-        types |= dict.fromkeys(("atoms", "size", "rows_of_a_part", "start"), "i32")
+        numbers = ("atoms", "each", "size", "stride", "rows_of_a_part", "start")
+        types |= dict.fromkeys(numbers, "i32")
         types |= dict.fromkeys(constants, "constexpr")
         made = triton.compile(
             ASTSource(function, {n: types[n] for n in function.arg_names}, constexprs=constants),

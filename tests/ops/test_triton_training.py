@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -15,19 +17,22 @@ import hipnn_pyg.ops
 from hipnn_pyg import HIPNN, PackedMolecules
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.models import direct
-from hipnn_pyg.train import Trainer, Training
+from hipnn_pyg.train import Trainer, Training, TrainingStopped, static
 from hipnn_pyg.train import step as training_step
+from hipnn_pyg.train.captured_stack import stacks
 from hipnn_pyg.train.direct import GPUGradient
+from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
 from hipnn_pyg.train.static import StaticBatches
 
+T = TypeVar("T", bound=Trainer)
 TARGET = Target("energy", "eV", "energy")
 
 
-def molecules(number: int, seed: int) -> PackedMolecules:
+def molecules(number: int, seed: int, largest: int = 6) -> PackedMolecules:
     """Zigzag chains of 2 to 6 atoms with random energies."""
     generator = torch.Generator().manual_seed(seed)
     items = []
-    for count in torch.randint(2, 7, (number,), generator=generator).tolist():
+    for count in torch.randint(2, largest + 1, (number,), generator=generator).tolist():
         pos = 0.2 * torch.rand(count, 3, generator=generator)
         pos[:, 0] += 1.2 * torch.arange(count)
         z = torch.tensor([1, 6, 8])[torch.randint(3, (count,), generator=generator)]
@@ -67,17 +72,25 @@ def by_kernels(
     return switch
 
 
-def trained(where: str, **options: Any) -> Trainer:
-    """An epoch of mini-batches of 4, 4 and 1."""
-    train, validation = molecules(9, 1), molecules(4, 2)
+def new_trainer(
+    kind: type[T],
+    where: str,
+    data: Sequence[PackedMolecules],
+    folder: Path | None = None,
+    **options: Any,
+) -> T:
+    """Of molecules to train on and to validate with; not yet run."""
     torch.manual_seed(0)
     sizes = dict(num_onsite=1, num_sensitivities=5, hierarchical=options.pop("hierarchical", True))
-    model = HIPNN((1, 6, 8), 9, **sizes).fit_e0(train, TARGET).double()
-    config = Training(
-        batch_size=4, epochs=1, warmup_steps=2, average_every=2, device=where, lambda_l2=1e-3,
-        **options,
-    )  # fmt: skip
-    trainer = Trainer(model, train, validation, config, progress=False)
+    model = HIPNN((1, 6, 8), 9, **sizes).fit_e0(data[0], TARGET).double()
+    defaults = dict(batch_size=4, epochs=1, warmup_steps=2, average_every=2, lambda_l2=1e-3)
+    config = Training(device=where, **{**defaults, **options})
+    return kind(model, *data, config, folder, progress=False)
+
+
+def trained(where: str, **options: Any) -> Trainer:
+    """An epoch of mini-batches of 4, 4 and 1."""
+    trainer = new_trainer(Trainer, where, (molecules(9, 1), molecules(4, 2)), **options)
     trainer.fit()
     return trainer
 
@@ -104,13 +117,125 @@ def test_the_step_by_kernels_is_the_ordinary_step(
     assert isinstance(ours.objective.direct, GPUGradient)
     assert (ours.captured is None) == (capture == "off")
     assert not isinstance(theirs.objective.direct, GPUGradient)
+    assert_same_training(ours, theirs)
+    other = trained("cpu", **options, seed=1)  # control: another order of molecules
+    assert float((parameters(other) - parameters(theirs)).abs().max()) > 1e-4
+
+
+def assert_same_training(ours: Trainer, theirs: Trainer) -> None:
+    """Weights, averages and every figure of the log."""
     tolerance = dict(rtol=0, atol=1e-12)
     torch.testing.assert_close(parameters(ours), parameters(theirs), **tolerance)
     if ours.average is not None and theirs.average is not None:
         averages = (ours.average.vector.detach().cpu(), theirs.average.vector.detach())
         torch.testing.assert_close(*averages, **tolerance)
+    assert len(ours.history) == len(theirs.history)
     for one, other in zip(ours.history, theirs.history, strict=True):
-        for name in ("train_loss", "train_mae", "train_r", "learning_rate"):
+        for name in ("train_loss", "train_mae", "train_r", "learning_rate", "validation_mae"):
             assert one[name] == pytest.approx(other[name], rel=1e-10)
-    other = trained("cpu", **options, seed=1)  # control: another order of molecules
-    assert float((parameters(other) - parameters(theirs)).abs().max()) > 1e-4
+
+
+# -- several models --------------------------------------------------------------------------------
+
+
+def member(kind: type[T], where: str, seed: int, folder: Path | None = None, **options: Any) -> T:
+    """A model with molecules of its own, 5 in mini-batches of 3 and 2, on the device already."""
+    data = [molecules(n, s, largest=3).to(torch.device(where)) for n, s in ((5, seed), (2, 0))]
+    options = {"batch_size": 3, "seed": seed, "average_every": 1, **options}
+    return new_trainer(kind, where, data, folder, **options)
+
+
+@pytest.fixture
+def stacked(
+    device: torch.device, by_kernels: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., EnsembleTrainer]:
+    """``stacked(options of each member)``: captured steps in one launch, off a GPU interpreted."""
+    by_kernels()
+    monkeypatch.setattr(Member, "alone", True)  # else members on a CPU take no captured steps
+    monkeypatch.setattr(static, "ROUND", 16)  # fewer atoms to interpret
+
+    def build(*members: dict[str, Any]) -> EnsembleTrainer:
+        made = [member(Member, device.type, **options, capture="on") for options in members]
+        trainer = EnsembleTrainer(made, progress=False)
+        assert trainer.stacked and not trainer.batched
+        return trainer
+
+    return build
+
+
+def alone(**options: Any) -> Trainer:
+    """The same model, by ordinary steps."""
+    trainer = member(Trainer, "cpu", **options)
+    trainer.fit()
+    return trainer
+
+
+def test_a_stack_trains_each_model_as_alone(stacked: Callable[..., EnsembleTrainer]) -> None:
+    """One launch for three models, whose molecules, sizes of mini-batches, E^0 and rates differ."""
+    members = [{"seed": 1}, {"seed": 2, "learning_rate": 2e-3}, {"seed": 3}]
+    theirs = [alone(**options) for options in members]
+    ours = stacked(*members)
+    ours.fit()
+    for one, other in zip(ours.members, theirs, strict=True):
+        assert one.captured is None  # no step of its own
+        assert_same_training(one, other)
+    for first, second in ((0, 1), (1, 2)):  # control
+        difference = parameters(theirs[first]) - parameters(theirs[second])
+        assert float(difference.abs().max()) > 1e-3
+    assert len({float(trainer.model.sigma_e) for trainer in theirs}) == 3
+
+
+def test_a_model_leaves_a_stack(stacked: Callable[..., EnsembleTrainer]) -> None:
+    options = dict(recipe="paper", hierarchical=False)
+    members = [{"seed": 1, **options}, {"seed": 2, "epochs": 2, **options}]
+    ours = stacked(*members)
+    ours.fit()
+    for one, given in zip(ours.members, members, strict=True):
+        assert_same_training(one, alone(**given))
+    assert [len(one.history) for one in ours.members] == [1, 2]
+
+
+def test_a_stack_goes_on_where_it_was(
+    stacked: Callable[..., EnsembleTrainer], tmp_path: Path
+) -> None:
+    """Stopped within an epoch, a checkpoint at every step; one model lost it and catches up."""
+    members = [{"seed": n, "folder": tmp_path / str(n), "checkpoint_seconds": 0.0} for n in (1, 2)]
+    first = stacked(*members)
+    take = first._take_step
+
+    def once(front: list[Member]) -> list[int]:
+        first.interrupted = True
+        return take(front)
+
+    first._take_step = once  # type: ignore[method-assign]
+    with pytest.raises(TrainingStopped, match="2 of 2 models"):
+        first.fit()
+    shutil.rmtree(tmp_path / "2")
+    second = stacked(*members)
+    with torch.no_grad():
+        second.members[0].objective.vector.mul_(1.5)  # all of it must come from the checkpoint
+    second.resume()
+    assert [one.place for one in second.members] == [(0, 1), (0, 0)]
+    second.fit()
+    for one, seed in zip(second.members, (1, 2), strict=True):
+        assert_same_training(one, alone(seed=seed))
+
+
+def test_a_model_of_a_stack_that_fails_is_named(stacked: Callable[..., EnsembleTrainer]) -> None:
+    """The other one is trained to the end, as if it had been alone."""
+    ours = stacked({"seed": 1}, {"seed": 2})
+    bad = ours.members[0]
+    bad.train.target[int(bad.next_batch()[0])] = torch.nan
+    with pytest.raises(TrainingStopped, match="member 0: the loss of batch 0 of epoch 1"):
+        ours.fit()
+    assert_same_training(ours.members[1], alone(seed=2))
+
+
+def test_models_with_other_numbers_of_molecules_are_not_stacked(
+    stacked: Callable[..., EnsembleTrainer],
+) -> None:
+    members = stacked({"seed": 1}, {"seed": 2}).members
+    where = members[0].device.type
+    assert stacks(members)  # control
+    assert not stacks([members[0], member(Member, where, 2, capture="on", batch_size=2)])
+    assert not stacks([member(Member, where, 1, capture="off"), members[1]])

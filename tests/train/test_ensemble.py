@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -418,25 +417,22 @@ def test_members_must_be_alike(build: Build) -> None:
     assert not EnsembleTrainer([one, smaller]).batched  # control: a CPU takes turns
 
 
-# -- captured steps side by side -------------------------------------------------------------------
+# -- captured steps --------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Members take captured steps as on a GPU; streams are made to look like those of one."""
+def captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members take captured steps, as on a GPU; without its kernels in turn."""
     monkeypatch.setattr(Member, "alone", True)
-    monkeypatch.setattr(torch.cuda, "Stream", object)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_captured_members_are_the_models_alone(
-    recipe: str, side_by_side: None, build: Build, ensemble: Ensemble, tmp_path: Path
+    recipe: str, captured: None, build: Build, ensemble: Ensemble, tmp_path: Path
 ) -> None:
-    """Bit for bit, though the members take turns at every step; two of them stop early."""
+    """Bit for bit; two of them stop early."""
     trainer = ensemble(tmp_path / "together", "auto", capture="on", **RECIPES[recipe])
-    assert not trainer.batched
+    assert not trainer.batched and not trainer.stacked
     trainer.fit()
     assert all(member.captured is not None for member in trainer.members)
     for seed in SEEDS:
@@ -448,7 +444,7 @@ def test_captured_members_are_the_models_alone(
 
 
 def test_captured_members_go_on_where_they_were(
-    side_by_side: None, ensemble: Ensemble, tmp_path: Path
+    captured: None, ensemble: Ensemble, tmp_path: Path
 ) -> None:
     options = dict(capture="on", **RECIPES["fast"])
     whole = ensemble(tmp_path / "whole", "auto", **options)
@@ -466,7 +462,7 @@ def test_captured_members_go_on_where_they_were(
         member._count_step = lambda count=count: (count(), stop())  # type: ignore[method-assign]
     with pytest.raises(TrainingStopped, match="3 of 3 models"):
         stopped.fit()
-    assert [member.place for member in stopped.members] == [(2, 6)] * 3
+    assert [member.place for member in stopped.members] == [(2, 6), (2, 0), (2, 0)]
     again = ensemble(tmp_path / "stopped", "auto", **options)
     again.resume()
     again.fit()
