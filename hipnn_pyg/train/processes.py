@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.loggers import Logger
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch import distributed as dist
 
@@ -18,10 +16,13 @@ from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.train.config import Training
 from hipnn_pyg.train.launch import Failure, Workers, end_with_parent, started_processes
 
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
 _workers: Workers | None = None  # of this process; several trainers of a script share them
 
 
-def connect(config: Training, loggers: list[Logger]) -> Fabric:
+def connect(config: Training, folder: Path | None) -> Fabric:
     """Fabric for a run; with several devices the processes are started and connected.
 
     Under torchrun and SLURM they exist already. Otherwise this process starts the same command
@@ -29,18 +30,23 @@ def connect(config: Training, loggers: list[Logger]) -> Fabric:
 
     Args:
         config: ``device``, ``devices`` and ``num_nodes``.
-        loggers: for the first process.
+        folder: for TensorBoard's logs, which the first process writes; None for no logs.
 
     Raises:
         ValueError: there are no such devices, or as many processes as were asked for.
     """
+    # Takes a second, which those who do not train need not wait.
+    from lightning.fabric import Fabric
+    from lightning.fabric.loggers import TensorBoardLogger
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     wanted = f"--device {config.device} --devices {config.devices} --num_nodes {config.num_nodes}"
     try:
         fabric = Fabric(
             accelerator=config.device,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            loggers=loggers,
+            loggers=[] if folder is None else [TensorBoardLogger(folder, name="logs")],
         )
     except (RuntimeError, MisconfigurationException) as error:
         raise ValueError(f"{wanted} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.fabric.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 from torch.optim import Adam
 from tqdm import tqdm
@@ -103,10 +102,7 @@ class Trainer:
             raise ValueError("training molecules have forces, validation molecules none: pack both")
         self.folder = None if folder is None else Path(folder)
         self.provenance = provenance or {}
-        loggers: list[Logger] = (
-            [] if self.folder is None else [TensorBoardLogger(self.folder, name="logs")]
-        )
-        self.fabric = connect(config, loggers)
+        self.fabric = connect(config, self.folder)
         self.device = self.fabric.device
         self.progress = progress and self.fabric.is_global_zero
         self.writes = self.folder is not None and self.fabric.is_global_zero
