@@ -53,8 +53,8 @@ class Settings:
     batch_sizes: tuple[int, ...] = (30, 256)
     gpu_batch_sizes: tuple[int, ...] = (30, 1024)
     molecules_per_turn: int = 600
-    rounds: int = 5
-    seldom: int = 4
+    rounds: int = 4
+    seldom: int = 3
     trainer_steps: int = 400
     trainer_rounds: int = 2
     gpu_trainer_steps: int = 3_648
