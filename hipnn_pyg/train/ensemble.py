@@ -128,7 +128,7 @@ class EnsembleTrainer:
         self.failures: dict[int, TrainingStopped] = {}
         for member in self.members if first.compiled else ():
             member.gradient = first.gradient  # one compilation for all
-        self._stacked = stacked_gradient(first.objective, first.compiled)
+        self._of_all = stacked_gradient(first.objective, first.compiled)
         self._frozen: tuple[list[Member], dict[str, Tensor]] = ([], {})
 
     def resume(self) -> None:
@@ -254,7 +254,7 @@ class EnsembleTrainer:
         batch = gather_padded([member.train for member in front], indices)
         graphs = compiled_graphs()
         with matrix_products(front[0].config.precision, front[0].device):
-            terms, gradients = self._stacked(torch.stack(vectors), self._frozen_of(front), batch)
+            terms, gradients = self._of_all(torch.stack(vectors), self._frozen_of(front), batch)
         self.graphs += compiled_graphs() - graphs
         for vector, gradient in zip(vectors, gradients.unbind(), strict=True):
             vector.grad = gradient
