@@ -127,15 +127,16 @@ def _stacked_loss(losses: Sequence[HIPNNLoss]) -> HIPNNLoss:
 
 
 def _joined(parts: Sequence[PackedMolecules]) -> PackedMolecules:
-    """The molecules of all parts, one part after the other."""
-    atoms = [0, *accumulate(part.z.size(0) for part in parts)]
+    """The molecules of all parts, one part after the other; atoms that they share once."""
+    stored = {part.pos.data_ptr(): part for part in parts}
+    atoms = dict(zip(stored, [0, *accumulate(p.z.size(0) for p in stored.values())], strict=False))
     return replace(
         parts[0],
-        z=torch.cat([part.z for part in parts]),
-        pos=torch.cat([part.pos for part in parts]),
+        z=torch.cat([part.z for part in stored.values()]),
+        pos=torch.cat([part.pos for part in stored.values()]),
         counts=torch.cat([part.counts for part in parts]),
         target=torch.cat([part.target for part in parts]),
-        start=torch.cat([part.start + n for part, n in zip(parts, atoms, strict=False)]),
+        start=torch.cat([part.start + atoms[part.pos.data_ptr()] for part in parts]),
         forces=None,
         force_labels=None,
     )

@@ -19,7 +19,7 @@ from hipnn_pyg.data.targets import Target
 from hipnn_pyg.models import direct
 from hipnn_pyg.train import Trainer, Training, TrainingStopped, static
 from hipnn_pyg.train import step as training_step
-from hipnn_pyg.train.captured_stack import stacks
+from hipnn_pyg.train.captured_stack import StackedBatches, stacks
 from hipnn_pyg.train.direct import GPUGradient
 from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
 from hipnn_pyg.train.static import StaticBatches
@@ -229,6 +229,22 @@ def test_a_model_of_a_stack_that_fails_is_named(stacked: Callable[..., EnsembleT
     with pytest.raises(TrainingStopped, match="member 0: the loss of batch 0 of epoch 1"):
         ours.fit()
     assert_same_training(ours.members[1], alone(seed=2))
+
+
+def test_atoms_that_models_share_are_kept_once() -> None:
+    """Two splits of one data set, and one of another."""
+    all, others = molecules(6, 1), molecules(3, 2)
+    parts = [all.subset(torch.tensor([5, 0, 2])), all.subset(torch.tensor([1, 5])), others]
+    joined = StackedBatches(parts, 2, 1, torch.float64).molecules
+    assert joined.z.numel() == all.z.numel() + others.z.numel()
+    place = 0
+    for part in parts:
+        for molecule in range(len(part)):
+            one, same = part.gather(torch.tensor([molecule])), joined.gather(torch.tensor([place]))
+            assert torch.equal(one.z, same.z) and torch.equal(one.pos, same.pos)
+            assert torch.equal(one.target, same.target)
+            place += 1
+    assert len(joined) == place
 
 
 def test_models_with_other_numbers_of_molecules_are_not_stacked(
