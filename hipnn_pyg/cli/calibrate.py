@@ -180,10 +180,13 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
     for member in members[1:]:
         shared = np.intersect1d(shared, Split.load(RunFolder(member).split).test.numpy())
     if not 0 < number < len(shared):
-        whose = "the run's test set has" if len(members) == 1 else "the members' test sets share"
+        whose, way_out = "the run's test set has", "lower it"
+        if len(members) > 1:
+            whose = "the members' test sets share"
+            way_out += ", or train all members on one split: hipnn train --split_seed 0"
         raise ValueError(
             f"{whose} {len(shared):,} molecules, so num_calibration = {number:,} leaves none to "
-            "test: lower it" + ("" if len(members) == 1 else ", or train all members on one split")
+            f"test: {way_out}"
         )
     candidates = torch.from_numpy(shared)
     split = random_split(len(packed), number, 0, seed, candidates, "calibration")

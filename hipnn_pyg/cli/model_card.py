@@ -25,21 +25,22 @@ NOT_FOR = (
 
 
 def model_card(
-    name: str, cards: Sequence[dict[str, Any]], settings: dict[str, Any], report: dict[str, Any]
+    name: str,
+    cards: Sequence[dict[str, Any]],
+    settings: Sequence[dict[str, Any]],
+    report: dict[str, Any],
 ) -> str:
     """The text of ``card.md``.
 
     Args:
         name: of the model.
         cards: the contents of each member's ``model.json``.
-        settings: of the first member's training.
+        settings: of each member's training.
         report: the contents of ``calibration.json``.
     """
     first, unit = cards[0], report["unit"]
     species = " ".join(chemical_symbols[number] for number in first["hyperparameters"]["species"])
     sizes = first["hyperparameters"]
-    seconds = [card["training_seconds"] for card in cards if "training_seconds" in card]
-    trained = first.get("trained_on", {})
     parts = [
         f"# {name}",
         f"HIP-NN{'' if len(cards) == 1 else f', an ensemble of {len(cards)}'}: "
@@ -47,21 +48,17 @@ def model_card(
         f"{first['energy_unit']}, positions in Å, elements {species}.",
         "## Made by",
         _list(
-            f"`{command(settings)}`" + _seeds(cards),
-            f"recipe {first.get('recipe')}, best epoch "
-            f"{', '.join(str(card.get('epoch')) for card in cards)}",
+            *map(_training, cards, settings),
             f"network: {sizes['hidden_channels']} features, {sizes['num_interactions']} "
             f"interactions, {sizes['num_onsite']} on-site layers, "
             f"{first['num_parameters']:,} parameters",
-            f"hardware: {trained.get('machine', 'not on record')}; torch "
-            f"{trained.get('torch', 'not on record')}; {trained.get('date', 'no date')}",
-            f"time: {sum(seconds) / 60:.0f} minutes of training" if seconds else "time: unknown",
             f"hipnn_pyg {first['hipnn_pyg_version']}",
         ),
         "## Split",
         _list(
             f"training {first.get('num_train'):,}, validation {first.get('num_validation'):,}, "
-            f"seed {first.get('seed')}, SHA-256 {first.get('split_sha256')}",
+            f"seed {first.get('split_seed', first.get('seed'))}, SHA-256 "
+            f"{first.get('split_sha256')}",
             f"of the other molecules {report['num_calibration']:,} calibrated the error bars "
             f"(seed {report['calibration_seed']}, SHA-256 {report['calibration_split_sha256']}); "
             f"the {report['num_test']:,} others are the test set, one bit for each molecule in "
@@ -102,10 +99,16 @@ def command(settings: dict[str, Any]) -> str:
     )
 
 
-def _seeds(cards: Sequence[dict[str, Any]]) -> str:
-    if len(cards) == 1:
-        return ""
-    return f", once for each seed {', '.join(str(card.get('seed')) for card in cards)}"
+def _training(card: dict[str, Any], settings: dict[str, Any]) -> str:
+    """How one model was trained: command, recipe, best epoch, time, hardware, version, date."""
+    seconds, unknown = card.get("training_seconds"), "not on record"
+    time = unknown if seconds is None else f"{seconds / 60:.0f} minutes"
+    trained = card.get("trained_on", {})
+    return (
+        f"`{command(settings)}`: recipe {card.get('recipe')}, best epoch {card.get('epoch')}; "
+        f"time of training: {time}; hardware: {trained.get('machine', unknown)}; torch "
+        f"{trained.get('torch', unknown)}; date: {trained.get('date', unknown)}"
+    )
 
 
 def _list(*items: str) -> str:

@@ -62,7 +62,7 @@ def prepare(
     folder, (packed, candidates) = RunFolder(path), loaded
     if resume:
         start = folder.read_config().get("start")
-    parts = split(molecules, len(packed), candidates, training.seed)
+    parts = split(molecules, len(packed), candidates, training.seed_of_split)
     if resume and Split.load(folder.split).checksum != parts.checksum:
         raise ModelFileError(
             f"{path} was trained on another split: the data set now has {len(packed)} molecules; "
@@ -73,7 +73,8 @@ def prepare(
         parts.save(folder.split)
 
     torch.manual_seed(training.seed)
-    provenance = {**describe(molecules), "seed": training.seed, "recipe": training.recipe}
+    seeds = {"seed": training.seed, "split_seed": training.seed_of_split}
+    provenance = {**describe(molecules), **seeds, "recipe": training.recipe}
     for machine_path in ("root", "path"):
         provenance.pop(machine_path, None)
     provenance["split_sha256"] = parts.checksum
@@ -117,7 +118,8 @@ def _start(
     if same_data and data["dataset"] != "file" and card.get("split_sha256") != data["split_sha256"]:
         raise ValueError(
             f"--start {name} learned another split of this data set: some molecules of this test "
-            f"set were its training molecules; use its --seed {card.get('seed')}"
+            "set were its training molecules; use its "
+            f"--split_seed {card.get('split_seed', card.get('seed'))}"
         )
     own = ("dataset", "molecule", "seed", "split_sha256", "training_seconds")
     return model, {"model": path.name, **{key: card[key] for key in own if key in card}}

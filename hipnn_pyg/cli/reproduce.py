@@ -32,8 +32,9 @@ from hipnn_pyg.reproduce.rows import Row
 from hipnn_pyg.reproduce.tables import Found
 from hipnn_pyg.train import Training
 
-NO_OPTIONS = {"seed", "devices", "num_nodes"}
-"""Settings of training that are none here: there are several seeds, each on one device."""
+NO_OPTIONS = {"seed", "split_seed", "devices", "num_nodes"}
+"""Settings of training that are none here: there are several seeds, each with its
+own split and on one device."""
 
 WIDTH = 150
 """Columns of a printed table where the output is no terminal."""

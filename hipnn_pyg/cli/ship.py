@@ -85,7 +85,7 @@ def ship(path: Path, name: str, output: Path = PRETRAINED, root: str | None = No
     for file in ("error_bars.safetensors", "error_bars.json", "calibration.json"):
         contents[target / file] = (path / file).read_bytes()
     contents[target / "error_bars.png"] = (RunFolder(path).plots / "error_bars.png").read_bytes()
-    settings = RunFolder(members[0]).read_config()
+    settings = [RunFolder(member).read_config() for member in members]
     cards = [read_card(member) for member in members]
     text = model_card(name, cards, settings, json.loads(report.read_text()))
     contents[target / "card.md"] = text.encode()

@@ -6,6 +6,7 @@ member-1 ..., for hipnn evaluate, predict and plot. Examples:
 
   hipnn train qm9 --recipe fast --epochs 10
   hipnn train qm9 --ensemble 8
+  hipnn train qm9 --ensemble 4 --split_seed 0
   hipnn train md17 --molecule benzene
   hipnn train md17 --molecule "revised benzene" --forces
   hipnn train file --path structures.extxyz --num_train 900 --num_validation 100
@@ -119,7 +120,8 @@ def add_options(parser: ArgumentParser) -> None:
             "--ensemble",
             type=PositiveInt,
             default=1,
-            help="models to train at once, with splits and weights of seed, seed + 1 ...",
+            help="models to train at once, of seed, seed + 1 ..., each with its own split unless "
+            "--split_seed names one",
         )
         if kind in (MD17Set, FileSet):
             options.add_argument(

@@ -64,7 +64,9 @@ class Training:
         warmup_steps: fast: steps of linear warm-up.
         average_decay: fast: decay of the weight average per update.
         average_every: fast: steps between updates of the average.
-        seed: of weights and mini-batches (and of the split).
+        seed: of weights, mini-batches and, without a split_seed, of the split.
+        split_seed: of the split, for several models on one split (calibrated error bars of an
+            ensemble need that); null for seed.
         device: "auto", "cpu" or "cuda".
         devices: processes on each node, one per device; "auto" for all GPUs. The mini-batch is
             split over them: their number changes the speed, not the result.
@@ -96,6 +98,7 @@ class Training:
     average_decay: float = 0.999
     average_every: int = 5
     seed: int = 0
+    split_seed: int | None = None
     device: str = "auto"
     devices: int | Literal["auto"] = 1
     num_nodes: int = 1
@@ -122,6 +125,11 @@ class Training:
             )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
+
+    @property
+    def seed_of_split(self) -> int:
+        """The seed that the split is drawn with."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     def resolved(self) -> Training:
         """The same settings with the recipe's own in the place of null."""

@@ -169,6 +169,34 @@ def test_an_ensemble_is_calibrated_on_what_no_member_saw(
     assert "spread" in printed and "±" not in printed  # RDKit geometries were not calibrated
 
 
+def test_members_of_one_split_share_their_test_molecules(
+    many: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Trained apart into one folder; more of them calibrate than three splits would share."""
+    run = tmp_path / "run"
+    for k in (0, 1):
+        options = ("--num_train", "100", "--epochs", f"{k + 1}", "--seed", str(k))
+        member = run / f"member-{k}"
+        assert main(train_options(many, member, *options, "--split_seed", "3")) == 0
+        assert main(train_options(many, member, *options, "--split_seed", "3", "--resume")) == 0
+        assert main(train_options(many, member, *options, "--resume")) == 1
+        assert "trained with split_seed = 3, not None" in one_line_of(capsys)
+    splits = [Split.load(folder / "split.npz") for folder in member_folders(run)]
+    assert splits[0].checksum == splits[1].checksum and splits[0].seed == 3
+    assert len({files.weights_sha256(folder) for folder in member_folders(run)}) == 2  # control
+    number = len(splits[0].test) - 30
+    assert main(["calibrate", str(run), "--num_calibration", str(number)]) == 0
+
+    assert main(["ship", str(run), "two", "--output", str(tmp_path)]) == 0
+    card = (tmp_path / "two" / "card.md").read_text()
+    for k in (0, 1):
+        training = f"--epochs {k + 1} --energy_scale residual"
+        training += f"{' --seed 1' if k else ''} --split_seed 3`: recipe fast, best epoch "
+        assert training in card, card
+    assert f"seed 3, SHA-256 {splits[0].checksum}" in card and "an ensemble of 2" in card
+    assert len(CalibratedModel.load(tmp_path / "two").models) == 2
+
+
 def one_line_of(capsys: Capture) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hipnn_pyg.cli import main
 from hipnn_pyg.cli.ensemble import report
+from hipnn_pyg.data.splits import Split
 from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
 
 Training = Callable[..., list[str]]
@@ -75,6 +76,24 @@ def test_each_member_is_a_run_of_its_own(
     assert main(training(whole / "member-1", *OPTIONS, "--seed", "1", "--resume")) == 0
     assert differing(whole / "member-2", tmp_path / "2") == []
     assert "best validation MAE" in capsys.readouterr().out
+
+
+def test_one_split_for_all(tmp_path: Path, training: Training) -> None:
+    short = (*OPTIONS, "--epochs", "1", "--seed", "4", "--ensemble", "2")
+    splits, weights = {}, {}
+    for name, options in (("one", ("--split_seed", "7")), ("each", ())):
+        assert main(training(tmp_path / name, *short, *options)) == 0
+        members = [tmp_path / name / f"member-{k}" for k in (0, 1)]
+        splits[name] = [Split.load(member / "split.npz") for member in members]
+        weights[name] = [(member / "model.safetensors").read_bytes() for member in members]
+    assert [split.seed for split in splits["one"]] == [7, 7]
+    assert [split.seed for split in splits["each"]] == [4, 5]  # control
+    assert splits["one"][0].checksum == splits["one"][1].checksum
+    assert splits["each"][0].checksum != splits["each"][1].checksum
+    assert len({*weights["one"], *weights["each"]}) == 4
+    alone = training(tmp_path / "alone", *OPTIONS, "--epochs", "1", "--seed", "5")
+    assert main([*alone, "--split_seed", "7"]) == 0
+    assert (tmp_path / "alone" / "model.safetensors").read_bytes() == weights["one"][1]
 
 
 def test_every_command_takes_a_member(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
