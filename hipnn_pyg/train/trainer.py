@@ -75,6 +75,7 @@ class Trainer:
 
     Raises:
         StructureError: species that the model does not know.
+        ValueError: no molecules, or validation molecules without the forces to be learned.
     """
 
     alone = True
@@ -92,14 +93,8 @@ class Trainer:
     ) -> None:
         self.config = config = (config or Training()).resolved()
         assert config.epochs is not None
-        for name, molecules in (("train", train), ("validation", validation)):
-            if not len(molecules):
-                raise ValueError(f"there are no {name} molecules: make num_{name} at least 1")
-            z = molecules.z.to(model.reference.sigma_e.device)
-            check_species(z, model.species_index(z) >= 0, model.species)
         self.forces = train.forces is not None and config.force_weight != 0
-        if self.forces and validation.forces is None:
-            raise ValueError("training molecules have forces, validation molecules none: pack both")
+        _check(model, train, validation, self.forces)
         self.folder = None if folder is None else Path(folder)
         self.provenance = provenance or {}
         self.fabric = connect(config, self.folder)
@@ -113,24 +108,13 @@ class Trainer:
         self.model = model.to(self.device).train()
         self.train = train.to(self.device).with_edges(model.cutoff)
         self.validation = validation.to(self.device).with_edges(model.cutoff)
-        periodic = train.cells is not None
         self.epochs = config.epochs
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total_steps = self.epochs * self.steps_per_epoch
         self.epoch = 0  # epochs done
         self.step = 0  # steps done in this epoch
         self.seconds = 0.0  # spent training, over all restarts
-        kernel = model.kernel_on(self.device)
-        direct = self.device.type == "cpu" and self.alone and config.precision != "bf16"
-        if self.forces and not direct:
-            kernel = force_kernel(model, self.device)
-        self_check(kernel, self.device, config.self_check)
-        self.captures = (self.alone or self.device.type == "cuda") and capture_wanted(
-            config, self.device, self.fabric.world_size, self.forces, periodic
-        )
-        self.compiled = not self.captures and compile_wanted(
-            config, self.device, kernel, total_steps, self.forces, periodic
-        )
+        self._choose_path(total_steps)
         self.captured: CapturedStep | None = None
         with self._failures():
             self._set_up_step()
@@ -149,6 +133,21 @@ class Trainer:
         self.interrupted = False
         self.stopped = False  # by the schedule
         self.graphs = 0  # compilations of the step, in this process
+
+    def _choose_path(self, total_steps: int) -> None:
+        """How steps are computed: by which kernel, captured, compiled or neither."""
+        config, device, periodic = self.config, self.device, self.train.cells is not None
+        kernel = self.model.kernel_on(device)
+        direct = device.type == "cpu" and self.alone and config.precision != "bf16"
+        if self.forces and not direct:
+            kernel = force_kernel(self.model, device)
+        self_check(kernel, device, config.self_check)
+        self.captures = (self.alone or device.type == "cuda") and capture_wanted(
+            config, device, self.fabric.world_size, self.forces, periodic
+        )
+        self.compiled = not self.captures and compile_wanted(
+            config, device, kernel, total_steps, self.forces, periodic
+        )
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -460,3 +459,14 @@ class Trainer:
         size = len(self.train)
         done = self.epoch * size + self.step * self.config.batch_size
         return progress_bar(self.epochs * size, done, f"{self.epochs} epochs", self.progress)
+
+
+def _check(model: HIPNN, train: PackedMolecules, validation: PackedMolecules, forces: bool) -> None:
+    """Stop before molecules that are missing, unknown to the model, or without their forces."""
+    for name, molecules in (("train", train), ("validation", validation)):
+        if not len(molecules):
+            raise ValueError(f"there are no {name} molecules: make num_{name} at least 1")
+        z = molecules.z.to(model.reference.sigma_e.device)
+        check_species(z, model.species_index(z) >= 0, model.species)
+    if forces and validation.forces is None:
+        raise ValueError("training molecules have forces, validation molecules none: pack both")
