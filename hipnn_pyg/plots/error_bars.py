@@ -85,6 +85,7 @@ def plot_error_bars(
     bottom.set_yticks(places, [*relative_crps])
     for place, value in zip(places, values, strict=True):
         bottom.text(value, place, f" {value:.3f}", va="center", fontsize=TEXT_SIZE)
-    bottom.set_xlim(0, 1.15 * values.max())
+    bottom.set_xlim(0, 1.2 * values.max())
     finish_axes(bottom, "CRPS / CRPS of a constant error bar", "Error bar from")
+    bottom.tick_params(axis="y", length=0)
     return figure
