@@ -104,6 +104,11 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         ModelFileError: missing, damaged, foreign, or from a newer version.
     """
     path = _folder(folder) / "model.json"
+    if not path.is_file() and (members := sorted(path.parent.glob("member-*/model.json"))):
+        raise ModelFileError(
+            f"{path.parent} holds an ensemble of {len(members)}: name one of its models, such as "
+            f"{members[0].parent}"
+        )
     if not path.is_file():
         raise ModelFileError(
             f"{path} does not exist: give the folder that `hipnn train` or save_model wrote"

@@ -106,6 +106,12 @@ def test_every_command_takes_a_member(whole: Path, capsys: pytest.CaptureFixture
     assert main(["plot", member]) == 0
     assert (whole / "member-2" / "plots" / "parity.png").is_file()
     assert main(["predict", "--model", member, "C"]) == 0
+    for command in ("evaluate", "plot"):  # of one model each
+        capsys.readouterr()
+        assert main([command, str(whole)]) == 1
+        assert f"holds an ensemble of 3: name one of its models, such as {whole / 'member-0'}" in (
+            capsys.readouterr().err
+        )
 
 
 def test_what_it_says(
