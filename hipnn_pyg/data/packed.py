@@ -134,9 +134,15 @@ class PackedMolecules:
 
         Raises:
             StructureError: no molecules, or a bad one.
-            ValueError: forces beside energies of unknown unit.
+            ValueError: forces beside energies of unknown unit; molecules that were packed with
+                another target.
         """
         if isinstance(source, PackedMolecules):
+            if source.spec != target:
+                raise ValueError(
+                    f"these molecules were packed with {source.spec}, not {target}: name the "
+                    "former, or pack the source anew"
+                )
             if forces is not None and source.forces is None:
                 raise ValueError("these molecules were packed without forces: pack the source anew")
             return source
@@ -213,14 +219,15 @@ class PackedMolecules:
             block = self.gather(molecules)
             if block.forces is not None:
                 check_forces(block.forces, block.batch, molecules)
-            nearest = _nearest_distances(block)
-            finite = torch.isfinite(block.pos).all(dim=1)
+            nearest = torch.isfinite(block.pos).all(dim=1).double()
+            if bool(nearest.all()) and block.pos.is_floating_point():
+                nearest = _nearest_distances(block)
+            number = molecules[block.batch[nearest.argmin()].cpu()]  # the worst one
+            worst = self.gather(number.reshape(1))
             try:
-                check_graphs(block.z, block.pos)
+                check_graphs(worst.z, worst.pos)
                 check_distances(nearest)
             except StructureError as error:
-                first = (~finite).nonzero() if not bool(finite.all()) else nearest.argmin()
-                number = int(molecules[int(block.batch[first.flatten()[0]])])
                 raise StructureError(f"molecule {number} of the dataset: {error}") from None
             if int(molecules[0]) == 0:
                 warn_unlikely_unit(block.z, nearest, "the dataset")
@@ -232,6 +239,11 @@ class PackedMolecules:
     def device(self) -> torch.device:
         """Where the atoms are."""
         return self.z.device
+
+    def atomic_numbers(self) -> Tensor:
+        """Z of the atoms of these molecules, ``[N]``; of a subset :attr:`z` holds others, too."""
+        _, _, atoms = rows_of(torch.arange(len(self)), self.counts, self.start)
+        return self.z[atoms]
 
     def to(self, device: torch.device | str) -> PackedMolecules:
         """The same molecules on another device (the counts stay on the CPU)."""

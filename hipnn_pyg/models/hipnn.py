@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hipnn_pyg.checks import HIPNNWarning, check_distances, check_graphs, check_species
+from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.statistics import EnergyScale, fit_reference_energies
 from hipnn_pyg.data.targets import Target, resolve_target
 from hipnn_pyg.graph import (
@@ -265,7 +266,7 @@ class HIPNN(nn.Module):
     def fit_e0(
         self,
         data: Any,
-        target: str | int | Target = "U0_atom",
+        target: str | int | Target | None = None,
         scale: EnergyScale = "total",
     ) -> HIPNN:
         """Set E^0 (least squares, float64) and sigma_E from training molecules (Sec. II.F).
@@ -273,9 +274,11 @@ class HIPNN(nn.Module):
         Without hierarchy E^0 stays 0 and only sigma_E is set.
 
         Args:
-            data: the training molecules: a PyG dataset, a list of ``Data`` or a ``DataLoader``.
+            data: the training molecules: a PyG dataset, a list of ``Data``, a ``DataLoader`` or
+                :class:`~hipnn_pyg.data.packed.PackedMolecules`.
             target: a QM9 name such as ``"U0_atom"``, ``"energy"`` (MD17), a column of ``y``, the
-                name of an attribute, or a :class:`~hipnn_pyg.data.targets.Target`.
+                name of an attribute, or a :class:`~hipnn_pyg.data.targets.Target`; None for the
+                one that molecules were packed with, else ``"U0_atom"``.
             scale: sigma_E is the standard deviation of the energies (``"total"``, the paper's) or
                 of E - E^0 (``"residual"``, which trains to lower errors in the same time).
 
@@ -284,7 +287,10 @@ class HIPNN(nn.Module):
 
         Raises:
             StructureError: no molecules, foreign species, or a target that is not finite.
+            ValueError: packed molecules of another target.
         """
+        if target is None:
+            target = data.spec if isinstance(data, PackedMolecules) else "U0_atom"
         target = resolve_target(target)
         scale = scale if self.hierarchical else "total"
         weight, sigma_e = fit_reference_energies(data, target, self.species, scale)

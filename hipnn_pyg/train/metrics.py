@@ -78,7 +78,8 @@ def _predict(
     device = model.reference.weight.device
     self_check(model.kernel_on(device), device)
     molecules = molecules.to(device).with_edges(model.cutoff)
-    check_species(molecules.z, model.species_index(molecules.z) >= 0, model.species)
+    z = molecules.atomic_numbers()
+    check_species(z, model.species_index(z) >= 0, model.species)
     parts: list[list[Tensor]] = []
     with _evaluating(model), torch.set_grad_enabled(forces):
         for index in torch.arange(len(molecules)).split(batch_size):

@@ -75,7 +75,8 @@ class Trainer:
 
     Raises:
         StructureError: species that the model does not know.
-        ValueError: no molecules, or validation molecules without the forces to be learned.
+        ValueError: no molecules, validation molecules without the forces to be learned, or energies
+            in another unit than the model's.
     """
 
     alone = True
@@ -466,7 +467,12 @@ def _check(model: HIPNN, train: PackedMolecules, validation: PackedMolecules, fo
     for name, molecules in (("train", train), ("validation", validation)):
         if not len(molecules):
             raise ValueError(f"there are no {name} molecules: make num_{name} at least 1")
-        z = molecules.z.to(model.reference.sigma_e.device)
+        z = molecules.atomic_numbers().to(model.reference.sigma_e.device)
         check_species(z, model.species_index(z) >= 0, model.species)
+        if model.energy_unit not in (molecules.spec.unit, "unknown"):
+            raise ValueError(
+                f"the model gives energies in {model.energy_unit}, the {name} molecules have them "
+                f"in {molecules.spec.unit}: call model.fit_e0(train)"
+            )
     if forces and validation.forces is None:
         raise ValueError("training molecules have forces, validation molecules none: pack both")

@@ -183,6 +183,7 @@ def test_every_field_follows_the_shuffling(items: list[Data]) -> None:
 # -- bad input ---------------------------------------------------------------------------------
 
 NOWHERE = torch.empty(0, 3)
+NOT_FINITE = "molecule 1 of the dataset: position of atom 1 is .* not finite"
 
 
 @pytest.mark.parametrize("source", [list, InMemory], ids=["list", "memory"])
@@ -191,7 +192,7 @@ NOWHERE = torch.empty(0, 3)
     [
         (3, {"energy": torch.tensor([torch.nan])}, "target of molecule 3 is nan"),
         (9, {"energy": torch.tensor([-torch.inf])}, "target of molecule 9 is -inf"),
-        (1, {"pos": torch.tensor([[0, 0, 0], [torch.nan, 0, 0], [1, 0, 0]])}, "not finite"),
+        (1, {"pos": torch.tensor([[0, 0, 0], [torch.nan, 0, 0], [1, 0, 0]])}, NOT_FINITE),
         (1, {"pos": torch.tensor([[0, 0, 0], [0, 1.0, 0], [0, 1, 0]])}, "molecule 1 .*duplicate"),
         (3, {"z": torch.empty(0, dtype=torch.long), "pos": NOWHERE}, "molecule 3 .*no atoms"),
     ],

@@ -11,6 +11,7 @@ from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.loader import DataLoader
 
 from hipnn_pyg import HIPNN, PackedMolecules, StructureError, Target
+from hipnn_pyg.data.targets import MD17_ENERGY
 
 SPECIES = (1, 6, 7, 8)
 ENERGY = Target("energy", "eV", "energy")
@@ -72,6 +73,16 @@ def test_equals_least_squares_from_any_source(items: list[Data], source: Callabl
     assert model.sigma_e == pytest.approx(sigma_e, rel=1e-12)
     assert model.reference.weight.dtype == torch.float64 and model.energy_unit == "eV"
     assert not model.reference.weight.requires_grad and model.reference.bias.item() == 0.0
+
+
+def test_packed_molecules_know_their_target(items: list[Data]) -> None:
+    """The unit of the model is theirs, whatever it is; another one is refused."""
+    packed = {target.unit: PackedMolecules.pack(items, target) for target in (ENERGY, MD17_ENERGY)}
+    assert packed.keys() == {"eV", "kcal/mol"}
+    for unit, molecules in packed.items():
+        assert HIPNN(SPECIES, 4).fit_e0(molecules).energy_unit == unit
+    with pytest.raises(ValueError, match=r"packed with Target\(.*'eV'.*, not .*'kcal/mol'"):
+        HIPNN(SPECIES, 4).fit_e0(packed["eV"], "energy")
 
 
 def test_only_the_given_molecules_count(items: list[Data]) -> None:

@@ -104,6 +104,28 @@ def test_a_loader_goes_in_through_pack(
     assert all(torch.equal(other, weights[0]) for other in weights[1:])
 
 
+def test_a_subset_may_leave_foreign_species_out(parts: Parts, settings: Settings) -> None:
+    """Of the packed molecules, some of which have oxygen, those that the model knows."""
+    train = parts[0]
+    known = [k for k in range(90) if 8 not in train.gather(torch.tensor([k])).z]
+    rest = train.subset(torch.tensor(known))
+    assert 10 < len(rest) < 90 and 8 in rest.z and 8 not in rest.atomic_numbers()
+    model = HIPNN(species=(1, 6, 7), hidden_channels=4, num_onsite=1).fit_e0(rest)
+    trained = Trainer(model, rest, rest, settings(epochs=1), progress=False).fit()
+    assert len(predict(trained, rest).energy) == len(rest)
+    for refused in (lambda: predict(trained, train), lambda: trained.fit_e0(train)):  # control
+        with pytest.raises(StructureError, match="atomic number 8"):
+            refused()
+
+
+def test_energies_in_another_unit_are_refused(parts: Parts, settings: Settings) -> None:
+    model = HIPNN(species=(1, 6, 7, 8), hidden_channels=4).fit_e0(parts[0])
+    Trainer(model, *parts, settings(), progress=False)  # control
+    model.energy_unit = "kcal/mol"
+    with pytest.raises(ValueError, match="gives energies in kcal/mol, the train molecules .* eV"):
+        Trainer(model, *parts, settings(), progress=False)
+
+
 def test_foreign_species_are_refused(parts: Parts, settings: Settings) -> None:
     with pytest.raises(StructureError, match=r"7"):
         Trainer(HIPNN(species=(1, 6, 8)), *parts, settings(), progress=False)
