@@ -17,7 +17,7 @@ from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import MoleculeSet, describe, split
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.data.targets import Target
-from hipnn_pyg.models.files import ModelFileError, load_model, read_card
+from hipnn_pyg.models.files import ModelFileError, copy_model, load_model, read_card
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.pretrained import model_folder
 from hipnn_pyg.train.config import Network, Training
@@ -56,8 +56,8 @@ def prepare(
 
     Raises:
         ModelFileError: a run on another split, or a damaged one.
-        ValueError: the model to begin with has another network or unit, or another split of this
-            data set, whose training set has molecules of this test set.
+        ValueError: the model to begin with has another network, unit or target, or learned another
+            split of these structures, whose training set has molecules of this test set.
     """
     folder, (packed, candidates) = RunFolder(path), loaded
     if resume:
@@ -84,7 +84,11 @@ def prepare(
         assert training.energy_scale is not None
         model.fit_e0(packed.subset(parts.train), packed.spec, training.energy_scale)
     else:
-        model, provenance["started_from"] = _start(start, network, packed.spec, provenance)
+        kept = folder.start if resume and folder.start.exists() else model_folder(start)
+        _check_start(start, read_card(kept), network, packed.spec, provenance)
+        model, provenance["started_from"] = load_model(kept), _origin(start, read_card(kept))
+        if kept != folder.start and first_process():
+            copy_model(kept, folder.start)
     if getattr(molecules, "trajectories", False):
         provenance["trained_on_trajectories"] = True
     provenance["trained_on"] = {
@@ -100,26 +104,42 @@ def prepare(
     return trainer
 
 
-def _start(
-    name: str, network: Network, target: Target, data: Mapping[str, Any]
-) -> tuple[HIPNN, dict[str, Any]]:
-    """A trained model with its weights, E^0 and sigma_E, and what a model file says of it."""
-    path = model_folder(name)
-    model, card = load_model(path), read_card(path)
+def _check_start(
+    name: str, card: Mapping[str, Any], network: Network, target: Target, data: Mapping[str, Any]
+) -> None:
+    """Whether a trained model may be what this run begins with; raises ValueError if not."""
     for option, wanted in asdict(network).items():
-        if (its := model.hyperparameters[option]) != wanted:
+        if (its := card["hyperparameters"][option]) != wanted:
             raise ValueError(f"--start {name} has {option} = {its}, not {wanted}: --{option} {its}")
-    if model.energy_unit != target.unit:
+    if card["energy_unit"] != target.unit:
         raise ValueError(
-            f"--start {name} gives energies in {model.energy_unit}, this data set in "
+            f"--start {name} gives energies in {card['energy_unit']}, this data set in "
             f"{target.unit}: start with a model of that unit"
         )
-    same_data = all(card.get(key) == data.get(key) for key in ("dataset", "molecule"))
-    if same_data and data["dataset"] != "file" and card.get("split_sha256") != data["split_sha256"]:
+    if data["dataset"] == "file" or _structures(card) != _structures(data):
+        return
+    if card.get("target") != target.name:
         raise ValueError(
-            f"--start {name} learned another split of this data set: some molecules of this test "
-            "set were its training molecules; use its "
-            f"--split_seed {card.get('split_seed', card.get('seed'))}"
+            f"--start {name} learned {card.get('target')}, not {target.name}, and keeps its E^0: "
+            "start with a model of that target"
         )
-    own = ("dataset", "molecule", "seed", "split_sha256", "training_seconds")
-    return model, {"model": path.name, **{key: card[key] for key in own if key in card}}
+    if card.get("split_sha256") != data["split_sha256"]:
+        seed = card.get("split_seed", card.get("seed"))
+        same = all(card.get(key) == data.get(key) for key in ("dataset", "molecule"))
+        way_out = f"use its --split_seed {seed}" if same else "train without it"
+        raise ValueError(
+            f"--start {name} learned another split of these structures: some molecules of this "
+            f"test set were its training molecules; {way_out}"
+        )
+
+
+def _structures(data: Mapping[str, Any]) -> tuple[str, str]:
+    """Which structures a data set has: the same with other geometries or labels count as such."""
+    dataset, molecule = str(data.get("dataset")), str(data.get("molecule"))
+    return dataset.removesuffix("-rdkit"), molecule.removeprefix("revised ")
+
+
+def _origin(name: str, card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model file says of the model that its training began with."""
+    own = ("dataset", "molecule", "seed", "split_seed", "split_sha256", "training_seconds")
+    return {"model": Path(name).name, **{key: card[key] for key in own if key in card}}

@@ -83,6 +83,11 @@ class RunFolder:
         return self.path / "split.npz"
 
     @property
+    def start(self) -> Path:
+        """The model that training began with (``--start``): a folder."""
+        return self.path / "start"
+
+    @property
     def metrics(self) -> Path:
         """One row per epoch."""
         return self.path / "metrics.csv"

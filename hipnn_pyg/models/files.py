@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,21 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> HIPNN:
     return model.to(device).eval()
 
 
+def copy_model(folder: str | Path, target: Path) -> None:
+    """Copy both files of a model.
+
+    Args:
+        folder: the model's folder, or one of its two files.
+        target: the folder of the copy.
+
+    Raises:
+        OSError: a file is missing, or the disk is full or not writable.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    names = ("model.safetensors", "model.json")
+    atomic_write({target / name: (_folder(folder) / name).read_bytes() for name in names})
+
+
 def weights_sha256(folder: str | Path) -> str:
     """SHA-256 of a model's weights: what was made for these weights names them by it.
 
@@ -192,7 +207,7 @@ def member_folders(folder: str | Path) -> list[Path]:
         folder: of a model or an ensemble.
 
     Raises:
-        ModelFileError: there is no model.
+        ModelFileError: there is no model, or members do not predict the same.
     """
     folder = _folder(folder)
     members = [path.parent for path in folder.glob("member-*/model.json")]
@@ -200,7 +215,36 @@ def member_folders(folder: str | Path) -> list[Path]:
     own = [folder] if (folder / "model.json").is_file() or not members else []
     for path in own:
         read_card(path)
+    check_alike(own + members)
     return own + members
+
+
+def check_alike(
+    folders: Sequence[Path],
+    names: Sequence[str] = ("target", "energy_unit", "species", "num_interactions"),
+) -> None:
+    """Models that are averaged must predict the same.
+
+    Args:
+        folders: of the models.
+        names: what they must share, of the card or of the hyperparameters.
+
+    Raises:
+        ModelFileError: naming the first two that differ.
+    """
+    if len(folders) < 2:
+        return
+    cards = [read_card(folder) for folder in folders]
+    for folder, card in zip(folders, cards, strict=True):
+        for name in names:
+            first, other = (
+                {**each, **each.get("hyperparameters", {})}.get(name) for each in (cards[0], card)
+            )
+            if first != other:
+                raise ModelFileError(
+                    f"{folders[0]} has {name} = {first}, {folder} has {other}: models that are "
+                    "averaged must share it"
+                )
 
 
 def _folder(path: str | Path) -> Path:

@@ -7,6 +7,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import ase.build
@@ -21,8 +22,11 @@ from torch_geometric.data import Data, InMemoryDataset
 from hipnn_pyg import load_model
 from hipnn_pyg.cli import main
 from hipnn_pyg.cli.inputs import Named, read_inputs
+from hipnn_pyg.cli.prepare import _check_start
 from hipnn_pyg.data.sets import FileSet
 from hipnn_pyg.data.splits import Split
+from hipnn_pyg.data.targets import MD17_ENERGY, QM9_TARGETS
+from hipnn_pyg.train import Network
 
 EV_IN_KCAL = 23.060547830619
 
@@ -59,8 +63,10 @@ def test_training_starts_from_a_trained_model(
 ) -> None:
     images = ase.io.read(molecule_file, index=":10")
     still = ("--epochs", "1", "--learning_rate", "1e-30", "--seed", "7")
-    again, new = tmp_path / "again", tmp_path / "new"
-    assert main(training(again, *still, "--start", str(trained))) == 0
+    again, new, first = tmp_path / "again", tmp_path / "new", tmp_path / trained.name
+    shutil.copytree(trained, first)
+    assert main(training(again, *still, "--start", str(first))) == 0
+    shutil.rmtree(first)  # a resumed run needs it no more
     assert main(training(new, *still)) == 0
     expected = energies(trained, images)
     np.testing.assert_allclose(energies(again, images), expected, rtol=0, atol=1e-5)
@@ -77,6 +83,43 @@ def test_training_starts_from_a_trained_model(
     ):
         assert main(training(tmp_path / "bad", *options)) == 1
         assert words in one_line(capsys, "train")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, None),
+        ({"split_sha256": "other"}, "use its --split_seed 4"),
+        ({"dataset": "qm9-rdkit", "split_sha256": "other"}, "train without it"),
+        ({"target": "zpve"}, "learned zpve, not U0_atom"),
+        ({"energy_unit": "kcal/mol"}, "energies in kcal/mol, this data set in eV"),
+        ({"dataset": "file", "split_sha256": "other", "target": "energy"}, None),
+        ({"dataset": "md17", "molecule": "toluene", "split_sha256": "other"}, None),
+    ],
+    ids=str,
+)
+def test_a_model_that_knows_test_molecules_is_no_start(
+    changes: dict[str, str], words: str | None
+) -> None:
+    """QM9 on RDKit's geometries has the same molecules, though its splits are never the same."""
+    data = {"dataset": "qm9", "split_sha256": "one", "target": "U0_atom"}
+    card = {**data, "hyperparameters": asdict(Network()), "energy_unit": "eV", "split_seed": 4}
+    given = ("a", card | changes, Network(), QM9_TARGETS["U0_atom"], data)
+    if words is None:
+        assert _check_start(*given) is None
+    else:
+        with pytest.raises(ValueError, match=words):
+            _check_start(*given)
+
+
+def test_revised_frames_are_the_same_frames() -> None:
+    network = asdict(Network())
+    card = {"dataset": "md17", "molecule": "benzene", "split_sha256": "one", "target": "energy"}
+    card |= {"hyperparameters": network, "energy_unit": "kcal/mol"}
+    data = card | {"molecule": "toluene", "split_sha256": "other"}
+    _check_start("a", card, Network(), MD17_ENERGY, data)  # control
+    with pytest.raises(ValueError, match="some molecules of this test set"):
+        _check_start("a", card, Network(), MD17_ENERGY, data | {"molecule": "revised benzene"})
 
 
 def test_what_training_leaves(trained: Path, molecule_file: Path) -> None:
