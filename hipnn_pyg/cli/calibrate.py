@@ -26,7 +26,7 @@ from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.qm9 import load_qm9
 from hipnn_pyg.data.sets import QM9Set
 from hipnn_pyg.data.splits import Split, random_split
-from hipnn_pyg.models.files import atomic_write, load_model, member_folders
+from hipnn_pyg.models.files import ModelFileError, atomic_write, load_model, member_folders
 from hipnn_pyg.uncertainty import CalibratedModel, ErrorBars, FeatureStatistics, take_sample
 from hipnn_pyg.uncertainty.assess import assess, compare, foreign_classes
 from hipnn_pyg.uncertainty.error_bars import Geometry
@@ -167,9 +167,15 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
         root: another folder for the data set.
 
     Raises:
-        ModelFileError: a folder holds no run.
+        ModelFileError: a folder holds no run, or one of another data set.
         ValueError: too few molecules, or periodic structures.
     """
+    for member in members[1:]:
+        if (other := _source(member)) != (one := _source(members[0])):
+            raise ModelFileError(
+                f"{members[0]} learned {one}, {member} {other}: members of an ensemble must learn "
+                "one data set, else some know the others' test molecules"
+            )
     chosen, packed, first = RunFolder(members[0]).molecules(root)
     if packed.cells is not None:
         raise ValueError(
@@ -196,6 +202,15 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
         stored = load_qm9(chosen.root, chosen.source)._data
         smiles, names = [*stored.smiles], [*stored.name]
     return Halves(packed, smiles, names, train, split)
+
+
+def _source(member: Path) -> str:
+    """Which data set a model has learned: its name, molecule and file."""
+    settings = RunFolder(member).read_config()
+    names = [settings[name] for name in ("dataset", "molecule") if name in settings]
+    if "path" in settings:
+        names.append(str(Path(settings["path"]).resolve()))
+    return " ".join(names)
 
 
 def in_kcal(report: dict[str, Any]) -> dict[str, Any]:

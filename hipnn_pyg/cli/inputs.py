@@ -139,10 +139,10 @@ def check(read: list[Named | Refused], model: CalibratedModel) -> list[Named | R
 
 def fault(structures: list[Data], model: CalibratedModel) -> str | None:
     """What the model cannot take of some structures; None: it takes them all."""
-    first = model.models[0]
     try:
         z = model.pack(structures).z
-        check_species(z, first.species_index(z) >= 0, first.species)
+        for member in model.models:
+            check_species(z, member.species_index(z) >= 0, member.species)
     except StructureError as error:
         return str(error)
     return None

@@ -191,8 +191,11 @@ class PackedMolecules:
         for item in source:
             z.append(item.z)
             pos.append(item.pos)
-            atoms = item.batch.bincount() if item.batch is not None else [item.num_nodes]
-            counts.append(torch.as_tensor(atoms))
+            sizes = torch.tensor([item.num_nodes])
+            if item.batch is not None:
+                check_graphs(item.z, item.pos, item.batch)
+                sizes = item.batch.bincount()
+            counts.append(sizes)
             if (found := cells_of(item, len(counts[-1]), len(counts) - 1)) is not None:
                 cells[len(counts) - 1] = found
             energies.append(target.select(item).double())

@@ -21,9 +21,11 @@ from torch import Tensor
 from hipnn_pyg.checks import MIN_DISTANCE, StructureError
 from hipnn_pyg.interfaces.loading import NotAPotentialError, check_is_potential, load_potential
 from hipnn_pyg.interfaces.skin import VerletList, changes
+from hipnn_pyg.models.files import check_alike
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.neighborhood import Neighborhood, neighborhood
 from hipnn_pyg.models.potential import HIPNNPotential, Prediction
+from hipnn_pyg.models.pretrained import model_folder
 from hipnn_pyg.units import ENERGY_UNITS
 
 __all__ = ["HIPNNCalculator", "NotAPotentialError", "check_is_potential"]
@@ -72,6 +74,7 @@ class HIPNNCalculator(BaseCalculator):
         members = [model] if isinstance(model, (HIPNN, str, Path)) else list(model)
         if not members:
             raise ValueError("no model was given: pass at least one")
+        check_alike([model_folder(m) for m in members if not isinstance(m, HIPNN)], ["target"])
         models = [load_potential(member, device, dtype, i_know) for member in members]
         self.implemented_properties = list(PROPERTIES)
         self.ensemble = not isinstance(model, (HIPNN, str, Path))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
 
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.targets import Target
@@ -17,6 +18,9 @@ from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.pretrained import model_folder
 from hipnn_pyg.uncertainty.error_bars import ErrorBars, Geometry, Judgement
 from hipnn_pyg.uncertainty.sample import Observation, observe
+
+Molecules: TypeAlias = PackedMolecules | Data | Sequence[Data] | DataLoader
+"""What :meth:`CalibratedModel.predict` takes."""
 
 
 class CalibratedPrediction(NamedTuple):
@@ -75,13 +79,14 @@ class CalibratedModel:
 
     def predict(
         self,
-        molecules: PackedMolecules | Data | Sequence[Data],
+        molecules: Molecules,
         geometry: Geometry | None = "given",
     ) -> CalibratedPrediction:
         """Energies, error bars and flags.
 
         Args:
-            molecules: molecules with ``z`` and ``pos`` in Å.
+            molecules: molecules with ``z`` and ``pos`` in Å; a ``Batch`` or a ``Data`` with
+                ``batch`` holds several, of a ``DataLoader`` the dataset is taken.
             geometry: ``"rdkit"`` for structures that
                 :func:`~hipnn_pyg.data.molecules.from_smiles` made, else ``"given"``; None for
                 no error bars.
@@ -100,14 +105,17 @@ class CalibratedModel:
         q90 = judgement.half_width[:, self.error_bars.levels.index(0.9)]
         return CalibratedPrediction(seen.energy, q90, judgement.unlike_training, seen, judgement)
 
-    def pack(self, molecules: PackedMolecules | Data | Sequence[Data]) -> PackedMolecules:
+    def pack(self, molecules: Molecules) -> PackedMolecules:
         """Checked and packed molecules; energies they may have are left out."""
         if isinstance(molecules, PackedMolecules):
             return molecules
+        if isinstance(molecules, DataLoader):
+            molecules = molecules.dataset
         listed = [molecules] if isinstance(molecules, Data) else molecules
         no_target = Target("none", self.energy_unit, "none")
         bare = []
         for data in listed:
-            cells = {name: data[name] for name in ("cell", "pbc") if name in data}
-            bare.append(Data(z=data.z, pos=data.pos, none=torch.zeros(1), **cells))
+            kept = {name: data[name] for name in ("batch", "cell", "pbc") if name in data}
+            number = int(data.batch.max()) + 1 if kept.get("batch") is not None else 1
+            bare.append(Data(z=data.z, pos=data.pos, none=torch.zeros(number), **kept))
         return PackedMolecules.pack(bare, no_target)

@@ -13,12 +13,14 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
+from torch_geometric.loader import DataLoader
 
-from hipnn_pyg import HIPNN, ModelFileError, load_model, save_model
+from hipnn_pyg import HIPNN, ModelFileError, StructureError, load_model, save_model
 from hipnn_pyg.cli import calibrate, main
 from hipnn_pyg.data.molecules import from_smiles
 from hipnn_pyg.data.splits import Split
+from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.models import files, pretrained, pretrained_models
 from hipnn_pyg.models.files import member_folders
 from hipnn_pyg.uncertainty import CalibratedModel
@@ -195,6 +197,50 @@ def test_members_of_one_split_share_their_test_molecules(
         assert training in card, card
     assert f"seed 3, SHA-256 {splits[0].checksum}" in card and "an ensemble of 2" in card
     assert len(CalibratedModel.load(tmp_path / "two").models) == 2
+
+
+def test_members_must_learn_and_predict_the_same(
+    many: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Another data set: some knew the others' test molecules. Another network: no mean of orders.
+    Other elements: refused likewise, naming both."""
+    other, run = write_molecules(tmp_path / "other.extxyz", 400), tmp_path / "run"
+    options = ("--num_train", "100", "--epochs", "1", "--split_seed", "3")
+    assert main(train_options(many, run / "member-0", *options)) == 0
+    assert main(train_options(other, run / "member-1", *options, "--seed", "1")) == 0
+    assert main(["predict", "--model", str(run), "C"]) == 0  # control: not forbidden
+    assert main(["calibrate", str(run), "--num_calibration", "60"]) == 1
+    message = one_line_of(capsys)
+    assert "must learn one data set" in message and "other.extxyz" in message
+    orders = ("--num_interactions", "1", "--run", str(run / "member-2"))
+    assert main(train_options(many, run, *options, *orders)) == 0
+    for command in (["predict", "--model", str(run), "C"], ["explain", "C", "--model", str(run)]):
+        assert main([*command, "--output", str(tmp_path / "out.html")]) == 1
+        message = one_line_of(capsys)
+        assert "member-2 has 1: models that are averaged must share it" in message
+        assert "num_interactions = 2" in message
+    card = json.loads((run / "member-1" / "model.json").read_text())
+    (run / "member-1" / "model.json").write_text(json.dumps(card | {"target": "zpve"}))
+    with pytest.raises(ModelFileError, match="target = energy, .*member-1 has zpve"):
+        HIPNNCalculator([run / "member-0", run / "member-1"], i_know=True)
+    HIPNNCalculator([run / "member-0", run / "member-2"], i_know=True)  # control: energies only
+
+
+def test_batches_are_taken_apart(calibrated: Path) -> None:
+    """A Batch, Data with ``batch``, a DataLoader or a list: the same molecules."""
+    model = CalibratedModel.load(calibrated)
+    items = [from_smiles(smiles) for smiles in ("CO", "N", "C")]
+    expected = model.predict(items)
+    assert len(expected.energy) == 3
+    batch = Batch.from_data_list(items)
+    loose = Data(z=batch.z, pos=batch.pos, batch=batch.batch)
+    for given in (batch, loose, [items[0], Batch.from_data_list(items[1:])], DataLoader(items, 2)):
+        out = model.predict(given)
+        assert torch.equal(out.energy, expected.energy) and torch.equal(out.q90, expected.q90)
+    order = torch.tensor([1, 0]).repeat_interleave(torch.tensor([6, 12]))
+    loose.batch = order[: len(batch.z)]
+    with pytest.raises(StructureError, match="batch is not sorted"):
+        model.predict(loose)
 
 
 def one_line_of(capsys: Capture) -> str:
