@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -30,6 +31,21 @@ from hipnn_pyg.interfaces.simulation_files import SimulationFiles, State, frame
 from hipnn_pyg.train.interrupts import interrupts
 
 
+def _fingerprints(atoms: Atoms) -> dict[str, str]:
+    """What a restart must find again: which atoms in which cell, and the weights of all models."""
+    weights = hashlib.sha256()
+    for potential in atoms.calc.potentials:
+        for _, tensor in sorted(potential.model.state_dict().items()):
+            weights.update(tensor.cpu().numpy().tobytes())
+    structure = hashlib.sha256()
+    for array in (atoms.numbers, atoms.get_masses(), atoms.cell.array, atoms.pbc):
+        structure.update(np.ascontiguousarray(array).tobytes())
+    return {
+        "atoms_and_cell_sha256": structure.hexdigest(),
+        "weights_sha256": weights.hexdigest(),
+    }
+
+
 class Simulator:
     """One simulation in one folder: ``log.csv``, ``trajectory.extxyz``, ``checkpoint.npz``.
 
@@ -48,7 +64,7 @@ class Simulator:
 
     Raises:
         FileExistsError: the folder holds a simulation and ``resume`` is false.
-        ModelFileError: nothing to resume, other settings, or damaged files.
+        ModelFileError: nothing to resume, other settings, atoms, cell or weights, or damaged files.
         StructureError: velocities to keep, and there are none.
     """
 
@@ -71,10 +87,10 @@ class Simulator:
             atoms.set_constraint(FixCom())
         if settings.velocities == "keep" and not (resume or atoms.has("momenta")):
             raise StructureError("the structure has no velocities to keep: draw them instead")
-        everything = {**asdict(settings), **(about or {})}
+        everything = {**asdict(settings), **_fingerprints(atoms), **(about or {})}
         state = None
         if resume:
-            state = self.files.resume(everything, len(atoms))
+            state = self.files.resume(everything)
             self._restore(state)
         else:
             self.files.begin(everything)

@@ -76,16 +76,15 @@ class SimulationFiles:
         atomic_write({self.settings: json.dumps(settings, indent=2).encode()})
         self._log, self._trajectory = (open(p, "w", newline="") for p in self._growing)
 
-    def resume(self, settings: Mapping[str, object], num_atoms: int) -> State:
+    def resume(self, settings: Mapping[str, object]) -> State:
         """Cut log and trajectory back to the last checkpoint and open them.
 
         Args:
             settings: must be those the simulation began with.
-            num_atoms: N of the structure that the simulation began with.
 
         Raises:
-            ModelFileError: no checkpoint, a damaged one, other settings, another structure, or
-                files that are shorter than it says.
+            ModelFileError: no checkpoint, a damaged one, other settings, or files that are shorter
+                than it says.
         """
         if not self.checkpoint.exists():
             raise ModelFileError(
@@ -93,11 +92,6 @@ class SimulationFiles:
             )
         state, lengths = self._read_checkpoint()
         self._check_same(settings)
-        if state.positions.shape != (num_atoms, 3):
-            raise ModelFileError(
-                f"{self.checkpoint} is of {len(state.positions)} atoms, not {num_atoms}: resume "
-                "with the structure the simulation began with"
-            )
         for path, length in zip(self._growing, lengths, strict=True):
             found = path.stat().st_size if path.exists() else 0
             if found < length:

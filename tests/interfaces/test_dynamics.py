@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import gc
 import json
@@ -287,8 +288,15 @@ def test_what_cannot_be_resumed(model: HIPNN, tmp_path: Path) -> None:
 
     with pytest.raises(ModelFileError, match="timestep = 0.5, not 1.0"):
         resume(ethanol(model), timestep=1.0)
-    with pytest.raises(ModelFileError, match="9 atoms, not 4"):
-        resume(box(model))
+    other, exchanged = copy.deepcopy(model), ethanol(model)
+    with torch.no_grad():
+        other.blocks[0].interaction.V.mul_(1.001)
+    with pytest.raises(ModelFileError, match="simulated with weights_sha256"):
+        resume(ethanol(other))
+    exchanged.numbers[exchanged.numbers == 8] = 7
+    for atoms in (exchanged, box(model)):
+        with pytest.raises(ModelFileError, match="simulated with atoms_and_cell_sha256"):
+            resume(atoms)
     resume(ethanol(model), checkpoint_seconds=1.0)  # changes nothing that is computed
     log = folder / "log.csv"
     log.write_bytes(log.read_bytes()[:-5])
