@@ -138,7 +138,6 @@ def calibrate(
     }
     unit = models[0].energy_unit
     bars = ErrorBars.fit(statistics, calibration, unit, **record)
-    bars.save(path, members)
     model = CalibratedModel(models, bars)
     report = {
         "unit": unit,
@@ -152,6 +151,7 @@ def calibrate(
     report = in_kcal(report)
     folder = RunFolder(path)
     folder.plots.mkdir(exist_ok=True)
+    bars.save(path, members)
     atomic_write({path / "calibration.json": json.dumps(report, indent=2).encode()})
     draw(bars, report).savefig(folder.plots / "error_bars.png", dpi=200)
     return report

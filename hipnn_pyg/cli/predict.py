@@ -59,8 +59,7 @@ def run(arguments: Namespace) -> None:
     model = CalibratedModel.load(arguments.model, usable_device(arguments.device))
     unit = arguments.unit or model.energy_unit
     output = Path(arguments.output) if arguments.output else None
-    if output is not None and output.suffix not in (".csv", ".xyz", ".extxyz"):
-        raise ValueError(f"--output {output} must end in .csv, .xyz or .extxyz")
+    check_output(output, unit, model.energy_unit)
     given = (arguments.inputs, arguments.seed, arguments.optimize, arguments.limit)
     read = check(read_inputs(*given, progress=True), model)
     structures = [each for each in read if isinstance(each, Named)]
@@ -77,6 +76,31 @@ def run(arguments: Namespace) -> None:
             write_extxyz(output, structures, rows, unit)
     if refused or not read:
         raise StructureError(complaint(refused, len(read)))
+
+
+def check_output(output: Path | None, unit: str, energy_unit: str) -> None:
+    """Whether results can be written, before they are computed; makes the folder.
+
+    Args:
+        output: a file, or None for the terminal.
+        unit: energy unit to write.
+        energy_unit: the model's.
+
+    Raises:
+        OSError: the folder cannot be made.
+        ValueError: a format or unit that is none.
+    """
+    if unit != energy_unit:
+        convert(1.0, energy_unit, unit)
+    if output is None:
+        return
+    if output.suffix not in (".csv", ".xyz", ".extxyz"):
+        raise ValueError(f"--output {output} must end in .csv, .xyz or .extxyz")
+    if output.suffix != ".csv" and unit not in ENERGY_UNITS:
+        raise ValueError(
+            f"extxyz stores energies in eV, and {unit!r} cannot be converted: use .csv"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def error_row(refused: Refused) -> Row:
@@ -184,10 +208,6 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def write_extxyz(path: Path, structures: Sequence[Named], rows: Sequence[Row], unit: str) -> None:
     """Structures with their results; energies are in eV, as ASE stores them."""
-    if unit not in ENERGY_UNITS:
-        raise ValueError(
-            f"extxyz stores energies in eV, and {unit!r} cannot be converted: use .csv"
-        )
     images = []
     for structure, row in zip(structures, rows, strict=True):
         energies = {

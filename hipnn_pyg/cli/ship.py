@@ -58,11 +58,15 @@ def ship(path: Path, name: str, output: Path = PRETRAINED, root: str | None = No
         The folder.
 
     Raises:
+        FileExistsError: there is such a folder.
         ModelFileError: the run was not calibrated.
         ValueError: a name that is no name.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"{name!r} is no model name: use a-z, 0-9 and hyphens, as in qm9-u0")
+    target = output / name
+    if target.exists():
+        raise FileExistsError(f"{target} exists: delete it first, or choose another name")
     members = member_folders(path)
     model = CalibratedModel.load(path)
     report = RunFolder(path).path / "calibration.json"
@@ -75,7 +79,6 @@ def ship(path: Path, name: str, output: Path = PRETRAINED, root: str | None = No
         raise ModelFileError(f"{path} was calibrated on other molecules: run `hipnn calibrate`")
 
     named = named_predictions(model, halves, seed)
-    target = output / name
     contents: dict[Path, bytes] = {}
     for number, member in enumerate(members):
         place = target if number == 0 else target / f"member-{number}"

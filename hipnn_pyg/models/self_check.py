@@ -65,6 +65,7 @@ def self_check(kernel: Kernel, device: torch.device | str = "cpu", force: bool =
                     'kernel="padded" or "reference", and please report it'
                 )
     try:
+        record.parent.mkdir(parents=True, exist_ok=True)
         atomic_write({record: json.dumps(differences, indent=2).encode()})
     except OSError:
         pass  # a read-only cache: it is compared again next time
@@ -77,9 +78,7 @@ def _record(kernel: str, device: torch.device) -> Path:
     versions = (torch.__version__, __version__)
     parts = (kernel, device.type, name, cpu.cpu_flags(), *versions)
     key = hashlib.sha256("\0".join(parts).encode() + source).hexdigest()[:16]
-    folder = cpu.cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"checked-{kernel}-{key}.json"
+    return cpu.cache_folder() / f"checked-{kernel}-{key}.json"
 
 
 def _results(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

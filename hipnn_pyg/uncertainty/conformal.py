@@ -62,11 +62,11 @@ def conformal_quantile(scores: ArrayLike, level: float) -> float:
     """The ceil((n + 1) p)-th smallest of n calibration scores.
 
     Args:
-        scores: n scores, finite.
+        scores: n scores; infinite ones are the largest.
         level: p.
 
     Raises:
-        ValueError: too few scores for this level, or one that is not finite.
+        ValueError: too few scores for this level, one that is not a number, or an infinite result.
     """
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
     if len(ordered) < fewest(level):
@@ -74,10 +74,15 @@ def conformal_quantile(scores: ArrayLike, level: float) -> float:
             f"an interval of {100 * level:g} % needs at least {fewest(level)} calibration "
             f"molecules, not {len(ordered)}: set more aside, or ask for a lower level"
         )
-    if not np.isfinite(ordered).all():
-        raise ValueError("a calibration error is not finite: look at those molecules first")
     place = math.ceil(round((len(ordered) + 1) * level, 9))
-    return float(ordered[place - 1])
+    quantile = float(ordered[place - 1])
+    if np.isnan(ordered).any() or not np.isfinite(quantile):
+        raise ValueError(
+            f"the {100 * level:g} % quantile of {len(ordered)} calibration molecules is "
+            f"{quantile}, as {int((~np.isfinite(ordered)).sum())} of them are not finite: look at "
+            "those first"
+        )
+    return quantile
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ def test_what_calibrate_prints(calibrated: Path, tmp_path: Path, capsys: Capture
     [
         (["--num_calibration", "300"], "has 300 molecules, so num_calibration = 300 leaves none"),
         (["--num_calibration", "0"], "num_calibration = 0"),
+        (["--num_calibration", "297"], "quartiles needs four or more molecules, not 3"),
         (["--num_calibration", "18"], "95 % needs at least 19 calibration molecules, not 18"),
     ],
 )
@@ -411,6 +412,10 @@ def test_ship_refuses(
     assert main(["ship", str(calibrated), "../a b", *output]) == 1
     assert "is no model name" in one_line(capsys, "ship")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / "there").mkdir(parents=True)
+    assert main(["ship", str(calibrated), "there", *output]) == 1
+    assert "out/there exists: delete it first" in one_line(capsys, "ship")
+    assert not any((tmp_path / "out" / "there").iterdir())
 
 
 def test_members_of_a_folder(

@@ -462,6 +462,35 @@ def test_predict_refuses(
     assert not Path("result.pdf").exists()
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--unit", "furlong"], "furlong"),
+        (["--output", "result.pdf"], "must end in"),
+        (["--output", "{file}/out.csv"], "file"),
+    ],
+    ids=["unit", "format", "folder"],
+)
+def test_predict_refuses_before_it_works(
+    options: list[str],
+    message: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    """A long library is not embedded in vain."""
+    file = tmp_path / "file"
+    file.touch()
+    line = ["predict", "--model", str(trained), "O"]
+    assert main([*line, "--output", str(tmp_path / "new" / "folder" / "out.csv")]) == 0  # control
+    assert (tmp_path / "new" / "folder" / "out.csv").is_file()
+    monkeypatch.setattr("hipnn_pyg.cli.predict.read_inputs", lambda *_, **__: pytest.fail("late"))
+    capsys.readouterr()
+    assert main([*line, *(option.format(file=file) for option in options)]) == 1
+    assert message in one_line(capsys, "predict")
+
+
 def test_debug_shows_where(trained: Path) -> None:
     with pytest.raises(ValueError, match="C1CC"):
         main(["--debug", "predict", "--model", str(trained), "C1CC"])

@@ -26,6 +26,14 @@ def test_right_kernels_pass_and_are_remembered(kernel: str, own_cache: Path) -> 
     assert self_check(kernel, force=True)  # type: ignore[arg-type]
 
 
+def test_without_a_cache_it_is_compared_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HIPNN_CACHE", str(tmp_path / "file" / "cache"))
+    assert self_check("padded") and self_check("padded")
+
+
 def test_a_wrong_kernel_is_refused_and_not_remembered(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,17 @@ def test_equal_values_of_r_are_one_bin() -> None:
     np.testing.assert_allclose(zero[0], [conformal_quantile(error, p) for p in LEVELS])
 
 
+def test_infinite_scores_are_the_largest() -> None:
+    """As distances of molecules with elements that training hardly had."""
+    scores = np.arange(1.0, 1000.0)
+    spoiled = np.where(scores < 41, np.inf, scores)
+    assert conformal_quantile(spoiled, 0.9) == 940.0  # the 900th after the 40 largest
+    with pytest.raises(ValueError, match="99 % quantile of 999 .* is inf, as 40 of them"):
+        conformal_quantile(spoiled, 0.99)
+    with pytest.raises(ValueError, match="1 of them are not finite"):
+        conformal_quantile(np.where(scores == 7, np.nan, scores), 0.9)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_refused(bad: float) -> None:
     good = np.linspace(0.1, 1, 50)
