@@ -10,9 +10,11 @@ from typing import Any
 import ase.build
 import pytest
 import torch
+from filelock import FileLock
 from torch_geometric.data import Batch, Data
 
 from hipnn_pyg import HIPNN
+from hipnn_pyg.data.qm9 import QM9Pack
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +36,25 @@ def data_dir(request: pytest.FixtureRequest) -> Path | None:
     if not path.is_dir():
         raise FileNotFoundError(f"--data / HIPNN_DATA names {path}, which is not a folder")
     return path
+
+
+SLOW_FIRST = ("test_examples.py", "test_distributed.py", "uncertainty/test_qm9.py")
+"""Modules that would keep one process busy at the end, while the other has nothing left."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow modules first; otherwise in order."""
+    items.sort(key=lambda item: not str(item.path).endswith(SLOW_FIRST))
+
+
+@pytest.fixture(scope="session")
+def whole_qm9(tmp_path_factory: pytest.TempPathFactory) -> QM9Pack:
+    """All of QM9 from the wheel, which is parsed once for all processes of a test run."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / "qm9.lock"):
+        return QM9Pack(folder / "qm9")
 
 
 @pytest.fixture(autouse=True)

@@ -385,13 +385,13 @@ def test_memory_does_not_grow(model: HIPNN, tmp_path: Path) -> None:
     simulator = Simulator(atoms, settings, tmp_path, progress=False)
     tensors, sizes = [], []
     tracemalloc.start()
-    for done in simulator._steps(400):
-        if done in (200, 400):
+    for done in simulator._steps(240):
+        if done in (120, 240):
             gc.collect()
             tensors.append(sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects()))
             sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     simulator.files.close()
-    assert tensors[1] <= tensors[0] and sizes[1] - sizes[0] < 60_000  # 300 bytes a step
-    assert (tmp_path / "trajectory.extxyz").stat().st_size > 100_000
+    assert tensors[1] <= tensors[0] and sizes[1] - sizes[0] < 36_000  # 300 bytes a step
+    assert (tmp_path / "trajectory.extxyz").stat().st_size > 60_000
     assert json.loads((tmp_path / "settings.json").read_text())["save_every"] == 2

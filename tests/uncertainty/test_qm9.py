@@ -35,13 +35,8 @@ def bars(model: CalibratedModel) -> ErrorBars:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> QM9Pack:
-    return QM9Pack(tmp_path_factory.mktemp("qm9"))
-
-
-@pytest.fixture(scope="module")
-def molecules(dataset: QM9Pack) -> PackedMolecules:
-    return PackedMolecules.pack(dataset, QM9_TARGETS["U0_atom"], validate=False)
+def molecules(whole_qm9: QM9Pack) -> PackedMolecules:
+    return PackedMolecules.pack(whole_qm9, QM9_TARGETS["U0_atom"], validate=False)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +58,11 @@ def rdkit(
     model: CalibratedModel,
     bars: ErrorBars,
     molecules: PackedMolecules,
-    dataset: QM9Pack,
+    whole_qm9: QM9Pack,
     held_out: Tensor,
 ) -> Sample:
     some = held_out[:: len(held_out) // NUM_SMILES]
-    made = embed([*dataset._data.smiles], molecules, some).molecules
+    made = embed([*whole_qm9._data.smiles], molecules, some).molecules
     return take_sample(model.models, bars.statistics, made)
 
 
