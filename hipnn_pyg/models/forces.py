@@ -31,6 +31,8 @@ class EnergyForces(NamedTuple):
 class Forces(nn.Module):
     """Forces for any model called as ``model(z, pos, batch) -> [G, 1]``: SchNet, DimeNet, HIPNN.
 
+    Of a model that returns several things, such as PyG's ViSNet, the first is the energy.
+
     ``energy, forces = Forces(SchNet())(z, pos, batch)``
 
     Args:
@@ -70,6 +72,8 @@ class Forces(nn.Module):
         with torch.enable_grad():
             pos = leaf(pos, keep)
             energy = self.model(z, pos, batch)
+            if isinstance(energy, tuple):
+                energy = energy[0]
             (slope,) = gradient(energy, (pos,), keep, isolated=_all_single(z, batch))
         return EnergyForces(energy if keep else energy.detach(), -slope)
 
