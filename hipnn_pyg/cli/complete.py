@@ -142,6 +142,7 @@ def _make_record(row: Row, training: Training, workshop: Workshop) -> None:
     if path is None:
         path = workshop.new_folder(row, training, f"seed-{training.seed}")
     run = look_at(path) if (path / "config.yaml").exists() else None
+    trained_here = ""
     if run is None or not run.finished:
         begun = run is not None and run.begun
         workshop.say(f"{what}: {'going on' if begun else 'training'} in {path}")
@@ -152,9 +153,10 @@ def _make_record(row: Row, training: Training, workshop: Workshop) -> None:
             else:
                 first = replace(training, seed=ensemble.seed)
                 train_ensemble(row.molecules, row.network, first, path.parent, ensemble.number,
-                               resume=True)  # fmt: skip
+                               resume=RunFolder(path.parent).begun)  # fmt: skip
+        trained_here = hardware(training.device)
     root = getattr(row.molecules, "root", None)
-    written = collect(path, workshop.results, root, workshop.part, hardware(training.device))
+    written = collect(path, workshop.results, root, workshop.part, trained_here)
     tidy(path)
     workshop.say(f"{what}: {written}")
 

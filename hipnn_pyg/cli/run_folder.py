@@ -13,22 +13,12 @@ from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import SETS, MoleculeSet, describe
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.models.files import ModelFileError, atomic_write
+from hipnn_pyg.train.checkpoint import MAY_CHANGE
 from hipnn_pyg.train.config import Network, Training
 
 T = TypeVar("T")
 
-RESUME_MAY_CHANGE = {
-    "device",
-    "devices",
-    "num_nodes",
-    "compile",
-    "capture",
-    "self_check",
-    "checkpoint_seconds",
-    "root",
-    "source",
-    "path",
-}
+RESUME_MAY_CHANGE = {*MAY_CHANGE, "root", "source", "path"}
 """Settings that do not change what is computed, so a resumed run may differ in them."""
 
 
@@ -116,6 +106,11 @@ class RunFolder:
         """Whether there is a checkpoint, of one model or of a member of an ensemble."""
         return self.checkpoint.exists() or any(self.path.glob("member-*/checkpoint.pt"))
 
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a trained model; a finished one may have given up its checkpoint."""
+        return any(any(self.path.glob(name)) for name in ("model.json", "member-*/model.json"))
+
     def write_config(
         self,
         molecules: MoleculeSet,
@@ -182,12 +177,14 @@ class RunFolder:
             FileExistsError: the folder holds a run and ``resume`` is false.
             ModelFileError: nothing to resume, or a run with other settings.
         """
-        if not resume and self.begun:
+        if not resume and (self.begun or self.has_model):
             raise FileExistsError(
                 f"{self.path} holds a run: go on with --resume, or choose another --run"
             )
         if resume:
             self.check_same(molecules, network, training, ensemble)
+        if resume and not self.begun and self.has_model:
+            raise ModelFileError(f"{self.path} is finished, its checkpoint gone: nothing to resume")
         if resume and not self.begun:
             raise ModelFileError(
                 f"{self.path} has no checkpoint: nothing to resume; leave --resume out to start "

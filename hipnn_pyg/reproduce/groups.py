@@ -32,7 +32,7 @@ def mean(values: Sequence[float]) -> Mean:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with equal settings but for the seed.
+    """Runs with equal settings but for the seed, judged by equally many molecules.
 
     Args:
         records: in the order of their seeds.
@@ -58,12 +58,21 @@ class Group:
     def mean(self, statistic: str) -> Mean | None:
         """Mean of a number that every record has; None where it has no meaning."""
         values = [getattr(record, statistic) for record in self.records]
-        return None if None in values else mean(values)
+        return None if None in values else self._mean(values)
 
     def means(self, statistic: str) -> list[Mean]:
         """Means of a list that every record has, entry by entry."""
         columns = zip(*(getattr(record, statistic) for record in self.records), strict=True)
-        return [mean(column) for column in columns]
+        return [self._mean(column) for column in columns]
+
+    @property
+    def num_splits(self) -> int:
+        """Different splits among the runs: models on one split have no error bar."""
+        return len({record.split_sha256 for record in self.records})
+
+    def _mean(self, values: Sequence[float]) -> Mean:
+        found = mean(values)
+        return found if self.num_splits == len(self.records) else found._replace(bar=None)
 
 
 def groups(records: Iterable[Record]) -> list[Group]:
@@ -71,7 +80,7 @@ def groups(records: Iterable[Record]) -> list[Group]:
     sorted_in: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.seed):
         shared = {k: v for k, v in record.settings.items() if k != "seed"}
-        key = json.dumps([record.part, shared], sort_keys=True)
+        key = json.dumps([record.part, record.num, shared], sort_keys=True)
         sorted_in.setdefault(key, []).append(record)
     made = [Group(tuple(members)) for members in sorted_in.values()]
     return sorted(made, key=lambda group: statistics.fmean(r.mae for r in group.records))

@@ -57,7 +57,8 @@ def record_name(record: Record, others: Sequence[Record]) -> str:
 
 
 def _same(one: Record, other: Record) -> bool:
-    return (one.settings, one.part) == (other.settings, other.part)
+    keys = [(each.settings, each.part, each.split_sha256) for each in (one, other)]
+    return keys[0] == keys[1]
 
 
 def _network(dataset: str) -> dict[str, Any]:

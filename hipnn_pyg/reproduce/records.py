@@ -23,14 +23,12 @@ from numpy.typing import NDArray
 
 from hipnn_pyg.data.sets import SETS
 from hipnn_pyg.models.files import ModelFileError, atomic_write
+from hipnn_pyg.train.checkpoint import MAY_CHANGE
 from hipnn_pyg.train.config import Network, Training
 
 FORMAT = "hipnn_pyg record"
 
-NO_RESULT = {
-    *("root", "source", "path"),
-    *("device", "devices", "num_nodes", "compile", "capture", "self_check", "checkpoint_seconds"),
-}
+NO_RESULT = {*MAY_CHANGE, "root", "source"}
 """Settings that say where things are and how they are computed, not what comes out."""
 
 BEFORE: dict[str, Any] = {"energy_scale": "total"}
@@ -85,7 +83,7 @@ class Record:
 
     @property
     def seed(self) -> int:
-        """Of the split, the weights and the mini-batches."""
+        """Of the weights, the mini-batches and, without a split_seed, the split."""
         return int(self.settings["seed"])
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
@@ -111,6 +109,8 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     every = [field for kind in kinds for field in fields(kind)]
     defaults = {field.name: field.default for field in every if field.default is not MISSING}
     every_one = {**defaults, **BEFORE, **settings}
+    if "path" in every_one:  # where it is does not matter, which it is does
+        every_one["file"] = Path(every_one.pop("path")).name
     return {name: value for name, value in every_one.items() if name not in NO_RESULT}
 
 

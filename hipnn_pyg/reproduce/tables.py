@@ -127,7 +127,9 @@ def provenance(group: Group) -> str:
     seeds = ", ".join(str(record.seed) for record in records)
     dates = sorted({record.date for record in records})
     several = "s" * (len(records) > 1)
-    splits = f"{len(records)} split{several} (seed{several} {seeds})"
+    splits = f"{group.num_splits} split{'s' * (group.num_splits > 1)} (seed{several} {seeds})"
+    if group.num_splits < len(records):
+        splits = f"{len(records)} models on {splits}"
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     how = trained_as(group.settings, epochs)
     return f"{how}; {splits}; {group.seconds:,.0f} s; {group.hardware}; {when}"

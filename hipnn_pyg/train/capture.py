@@ -272,10 +272,10 @@ def rates_and_shares(trainer: Trainer) -> tuple[list[float], list[float]]:
     Args:
         trainer: at the beginning of an epoch, or in its midst after a restart.
     """
-    left, config = range(trainer.step, trainer.steps_per_epoch), trainer.config
+    left = range(trainer.step, trainer.steps_per_epoch)
     count = 0 if trainer.average is None else int(trainer.average.n_averaged)
     rates = trainer.schedule.rates(len(left))
-    return rates, shares(left, config.average_every, count, config.average_decay)
+    return rates, shares(left, trainer.average_every, count, trainer.config.average_decay)
 
 
 def adam_state_of(optimizer: Adam, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +21,45 @@ PROGRESS = ("epoch", "step", "seconds", "best_mae", "best_epoch", "stopped")
 """Attributes of a trainer that say how far it is."""
 
 
+MAY_CHANGE = {
+    *("device", "devices", "num_nodes", "compile", "capture", "self_check", "checkpoint_seconds")
+}
+"""Settings of training that say how it is computed, not what comes out."""
+
+
+def settings_of(trainer: Trainer) -> dict[str, Any]:
+    """What a run must share with the one that it goes on with."""
+    atoms = hashlib.sha256(trainer.train.counts.numpy().tobytes())
+    atoms.update(trainer.train.atomic_numbers().cpu().numpy().tobytes())
+    settings = {k: v for k, v in asdict(trainer.config).items() if k not in MAY_CHANGE}
+    network = trainer.model.hyperparameters
+    return {**settings, **network, "training molecules (SHA-256)": atoms.hexdigest()}
+
+
+def check_settings(path: Path, state: dict[str, Any], trainer: Trainer) -> None:
+    """A checkpoint must be of a run with the same settings and molecules.
+
+    Args:
+        path: of the checkpoint.
+        state: its contents; those from before settings were kept are taken as they are.
+        trainer: what shall go on with it.
+
+    Raises:
+        ModelFileError: naming the first that differs.
+    """
+    new = settings_of(trainer)
+    for name, old in state.get("settings", {}).items():
+        if old != new.get(name):
+            raise ModelFileError(
+                f"{path} is of a run with {name} = {old}, not {new.get(name)}: resume with the "
+                "old value, or train in another folder"
+            )
+
+
 def run_state(trainer: Trainer) -> dict[str, Any]:
     """All that a run needs to go on, for :func:`restore_run`; the tensors are not copied."""
     return {
+        "settings": trainer.settings,
         "totals": trainer.totals,
         "model": trainer.model.state_dict(),
         "average": None if trainer.average is None else trainer.average.state_dict(),
@@ -124,5 +162,6 @@ def rng_state() -> dict[str, Any]:
 def restore_rng(rng: dict[str, Any]) -> None:
     """Go on from ``rng_state()``; last of all, since building a model draws numbers too."""
     torch.set_rng_state(rng["cpu"].cpu())
-    if torch.cuda.is_available() and rng["cuda"]:
-        torch.cuda.set_rng_state_all([cuda.cpu() for cuda in rng["cuda"]])
+    if torch.cuda.is_available():
+        here = rng["cuda"][: torch.cuda.device_count()]  # there may have been more GPUs
+        torch.cuda.set_rng_state_all([cuda.cpu() for cuda in here])

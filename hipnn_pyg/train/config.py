@@ -63,7 +63,7 @@ class Training:
         decay: paper: factor by which it falls.
         warmup_steps: fast: steps of linear warm-up.
         average_decay: fast: decay of the weight average per update.
-        average_every: fast: steps between updates of the average.
+        average_every: fast: steps between updates of the average, at most those of an epoch.
         seed: of weights, mini-batches and, without a split_seed, of the split.
         split_seed: of the split, for several models on one split (calibrated error bars of an
             ensemble need that); null for seed.

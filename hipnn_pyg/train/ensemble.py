@@ -278,6 +278,7 @@ class EnsembleTrainer:
         """Save every member that is under way, and end."""
         self._put_down()
         self._each(self.live, Member.save)
+        self.interrupted = False  # fit() may be called again
         epochs = [member.epoch for member in self.members]
         raise TrainingStopped(
             f"stopped with {len(self.live)} of {len(epochs)} models in training, {min(epochs)} to "

@@ -26,11 +26,13 @@ from hipnn_pyg.train.bar import progress_bar
 from hipnn_pyg.train.capture import CapturedStep, begin_captured, captured_step
 from hipnn_pyg.train.checkpoint import (
     best_model,
+    check_settings,
     load_checkpoint,
     restore_rng,
     restore_run,
     run_state,
     save_checkpoint,
+    settings_of,
     write_history,
 )
 from hipnn_pyg.train.config import Training
@@ -111,6 +113,7 @@ class Trainer:
         self.validation = validation.to(self.device).with_edges(model.cutoff)
         self.epochs = config.epochs
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
+        self.average_every = min(config.average_every, self.steps_per_epoch)
         total_steps = self.epochs * self.steps_per_epoch
         self.epoch = 0  # epochs done
         self.step = 0  # steps done in this epoch
@@ -123,6 +126,7 @@ class Trainer:
         self.optimizer = Adam(weights, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
         self.schedule, self.average = recipe(config, model, self.optimizer, total_steps)
 
+        self.settings = settings_of(self)
         self.metric_unit = "kcal/mol" if train.spec.unit in ENERGY_UNITS else train.spec.unit
         self.best_mae = math.inf
         self.best_epoch = 0
@@ -219,7 +223,7 @@ class Trainer:
     def count_captured(self) -> None:
         """Count a step that was captured, and so has changed the weights and their average."""
         self._count_step()
-        if self.average is not None and self.step % self.config.average_every == 0:
+        if self.average is not None and self.step % self.average_every == 0:
             self.average.n_averaged += 1
 
     def gradient_of(self, index: Tensor) -> LossTerms:
@@ -256,7 +260,7 @@ class Trainer:
         """
         self.optimizer.step()
         self._count_step()
-        if self.average is not None and self.step % self.config.average_every == 0:
+        if self.average is not None and self.step % self.average_every == 0:
             self.average.update(self.objective.vector)
         logged = (terms.loss, terms.mae, terms.r)
         if isinstance(terms, ForceLossTerms):
@@ -383,6 +387,9 @@ class Trainer:
             watch(False)
             self._raise_if_bad()
             self._save()
+            self.interrupted = False  # fit() may be called again
+            if self.sharded is not None:
+                self.sharded.asked = False
             raise TrainingStopped(self._where(), interrupted=True)
         if self.checkpoint_due:
             self._raise_if_bad()
@@ -421,7 +428,9 @@ class Trainer:
             ModelFileError: there is none, or it is damaged or of another configuration.
         """
         assert self.folder is not None
-        state = load_checkpoint(self.folder / "checkpoint.pt", self.device)
+        path = self.folder / "checkpoint.pt"
+        state = load_checkpoint(path, self.device)
+        check_settings(path, state, self)
         restore_run(self, state)
         self.captured = None  # it holds the optimizer's old state
         if self.best_epoch:

@@ -462,6 +462,22 @@ def test_predict_refuses(
     assert not Path("result.pdf").exists()
 
 
+def test_a_finished_run_without_checkpoint_is_not_overwritten(
+    trained: Path, training: Training, tmp_path: Path, capsys: Capture
+) -> None:
+    """As `hipnn reproduce` leaves them."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "checkpoint.pt").unlink()
+    before = (run / "model.safetensors").read_bytes()
+    assert main(training(run)) == 1
+    assert "holds a run: go on with --resume, or choose another --run" in one_line(capsys, "train")
+    options = ("--epochs", "8", "--batch_size", "8", "--learning_rate", "0.01")
+    assert main([*training(run, *options), "--resume"]) == 1
+    assert "is finished, its checkpoint gone: nothing to resume" in one_line(capsys, "train")
+    assert (run / "model.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -42,7 +42,7 @@ def make(tmp_path: Path) -> Callable[..., Record]:
         record = Record(
             settings=completed({**row.settings, **vars(training)}),
             part="test",
-            split_sha256="0" * 64,
+            split_sha256=f"{training.seed_of_split:064d}",
             epochs=training.epochs or 0,
             best_epoch=training.epochs or 0,
             seconds=3600.0,

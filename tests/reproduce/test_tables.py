@@ -101,6 +101,22 @@ def test_splits_have_a_mean_and_from_three_on_an_error_bar(make: Make) -> None:
     assert data["runs"][0]["mae"]["difference_in_error_bars"] == pytest.approx(7.17, abs=0.01)
 
 
+def test_models_on_one_split_have_no_error_bar_over_splits(make: Make) -> None:
+    maes = [0.30, 0.26, 0.28]
+    trainings = [Training(seed=k, split_seed=0) for k in range(3)]
+    records = [make(training=each, mae=mae) for each, mae in zip(trainings, maes, strict=True)]
+    row = rows_of(report("table2", *records))["80"]
+    assert row[1] == "0.280" and "3 models on 1 split (seeds 0, 1, 2)" in row[-1]
+
+
+def test_runs_on_other_data_are_not_averaged(make: Make) -> None:
+    """Their test sets are of other sizes, all settings the same."""
+    sizes = [2000, 2000, 2000, 999, 999]
+    records = [make(training=Training(seed=k), mae=0.3, num=num) for k, num in enumerate(sizes)]
+    text = report("table2", *records)
+    assert "3 splits (seeds 0, 1, 2)" in text and "2 splits (seeds 3, 4)" in text
+
+
 def test_other_settings_are_rows_of_their_own(make: Make) -> None:
     usual, other = make(mae=0.3), make(training=Training(learning_rate=2e-3), mae=0.2)
     paper = make(training=Training(recipe="paper"), mae=0.25, epochs=734)

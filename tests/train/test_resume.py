@@ -95,6 +95,54 @@ def test_bit_for_bit(
     assert second.best_epoch == whole.best_epoch and second.seconds > 0
 
 
+def test_fit_may_be_called_again(new_model: Models, parts: Parts, settings: Settings) -> None:
+    """As in a notebook, where a cell is stopped and run once more."""
+    whole = Trainer(new_model(), *parts, settings(), progress=False)
+    whole.fit()
+    trainer = Trainer(new_model(), *parts, settings(), progress=False)
+    interrupt_after(trainer, 13)
+    with pytest.raises(TrainingStopped):
+        trainer.fit()
+    assert (trainer.epoch, trainer.step) == (1, 3)
+    trainer.fit()
+    assert torch.equal(trainer.objective.vector, whole.objective.vector)
+
+
+@pytest.mark.parametrize(
+    "changes, width, train, message",
+    [
+        ({"epochs": 30}, 6, 0, "epochs = 3, not 30"),
+        ({"recipe": "paper"}, 6, 0, "recipe = fast, not paper"),
+        ({}, 7, 0, "hidden_channels = 6, not 7"),
+        ({}, 6, 1, "training molecules"),
+    ],
+    ids=["epochs", "recipe", "network", "molecules"],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    changes: dict[str, Any],
+    width: int,
+    train: int,
+    message: str,
+    new_model: Models,
+    parts: Parts,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    first = Trainer(new_model(), *parts, settings(), tmp_path, progress=False)
+    interrupt_after(first, 3)
+    with pytest.raises(TrainingStopped):
+        first.fit()
+    molecules, config = (parts[train], parts[1]), settings(**changes)
+    other = Trainer(new_model(hidden_channels=width), *molecules, config, tmp_path, progress=False)
+    before = other.objective.vector.clone()
+    with pytest.raises(ModelFileError, match=message):
+        other.resume()
+    assert torch.equal(other.objective.vector, before)  # nothing was loaded
+    same = Trainer(new_model(), *parts, settings(compile="auto"), tmp_path, progress=False)
+    same.resume()  # control
+    assert same.step == 3
+
+
 def test_another_seed_is_another_run(
     new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
 ) -> None:
@@ -177,7 +225,6 @@ def test_compiled_training(
             interrupt_after(trainer, interrupt)
             with pytest.raises(TrainingStopped):
                 trainer.fit()
-            trainer.interrupted = False
             with torch.no_grad():
                 for parameter in trainer.model.parameters():
                     parameter.mul_(1.5)  # all of it must come from the checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import errno
 import os
@@ -102,6 +103,24 @@ def test_a_loader_goes_in_through_pack(
         trainer = Trainer(new_model(), train, parts[1], settings(epochs=1), progress=False)
         weights.append(trainer.fit().blocks[0].interaction.V)
     assert all(torch.equal(other, weights[0]) for other in weights[1:])
+
+
+@pytest.mark.parametrize("capture", ["off", "on"])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_few_steps_in_an_epoch_are_averaged_all_the_same(
+    steps: int, capture: str, new_model: Models, parts: Parts
+) -> None:
+    """Small data sets: an average that no step enters would be the untrained model."""
+    model = new_model()
+    before = copy.deepcopy(model.state_dict())
+    config = Training(epochs=3, batch_size=-(-90 // steps), warmup_steps=1, capture=capture)
+    trainer = Trainer(model, *parts, config, progress=False)
+    assert trainer.steps_per_epoch == steps and config.average_every == 5
+    after = trainer.fit().state_dict()
+    assert trainer.average is not None and int(trainer.average.n_averaged) == 3
+    assert not torch.equal(after["blocks.0.interaction.V"], before["blocks.0.interaction.V"])
+    maes = [row["validation_mae"] for row in trainer.history]
+    assert len(set(maes)) == 3
 
 
 def test_a_subset_may_leave_foreign_species_out(parts: Parts, settings: Settings) -> None:
