@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ def read_run(path: Path) -> Run:
             raise ValueError(f"{path} has no test of forces: hipnn evaluate RUN --forces --json")
         model = result["model"]
         errors = (result["mae"], result["forces"]["mae"])
-        seconds = model["training_seconds"]
+        seconds = result.get("seconds", model["training_seconds"])  # the latter of its best epoch
         seconds += model.get("started_from", {}).get("training_seconds", 0)
         method = "forces" if seconds <= 60 * SHORT else "longer"
         method = method if model["trained_on_forces"] else "energies"
@@ -98,6 +99,9 @@ def forces(folder: Path) -> str:
         folder: of the result files.
     """
     runs = [read_run(path) for path in sorted(folder.glob("*.json"))]
+    counted = Counter((run.method, run.molecule, run.seed) for run in runs)
+    if twice := [run for run, number in counted.items() if number > 1]:
+        raise ValueError(f"{folder} has two results of {twice[0]}: keep one, or train other seeds")
     rows, notes = [], []
     for molecule in MOLECULES:
         mine = [run for run in runs if run.molecule == molecule]

@@ -41,6 +41,8 @@ NAMES = ("HIPNN", "SchNet")
 LEARNING_RATE = {"HIPNN": 2e-3, "SchNet": 5e-4}
 SAVE_EVERY = 30.0
 """Seconds between two checkpoints."""
+PLACES = {"root", "json", "keep", "model", "num_test"}
+"""Options that a run that goes on may change."""
 
 
 class ScaledSchNet(SchNet):
@@ -84,13 +86,16 @@ class Progress:
     Args:
         file: of the checkpoint; None keeps nothing.
         parts: what is kept: model, average, optimizer.
+        options: of the run; one with others cannot go on from it.
     """
 
-    def __init__(self, file: Path | None, parts: dict[str, Any]) -> None:
-        self.file, self.parts = file, parts
+    def __init__(self, file: Path | None, parts: dict[str, Any], options: dict[str, Any]) -> None:
+        self.file, self.parts, self.options = file, parts, options
         self.seconds, self.steps, self.epochs, self.saved = 0.0, 0, 0, 0.0
         if file is not None and file.exists():
             state = torch.load(file, weights_only=True)
+            if state["options"] != options:
+                raise ValueError(f"{file} is of a run with other options: {state['options']}")
             self.seconds, self.steps, self.epochs = state["done"]
             self.saved = self.seconds
             for name, part in parts.items():
@@ -103,7 +108,7 @@ class Progress:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         state = {name: part.state_dict() for name, part in self.parts.items()}
         done = (self.seconds, self.steps, self.epochs)
-        torch.save({**state, "done": done}, self.file.with_suffix(".new"))
+        torch.save({**state, "done": done, "options": self.options}, self.file.with_suffix(".new"))
         self.file.with_suffix(".new").replace(self.file)
         self.saved = self.seconds
 
@@ -117,7 +122,8 @@ def fit(name: str, model: Forces, train: PackedMolecules, options: Any) -> tuple
     optimizer = torch.optim.Adam(learned, lr=LEARNING_RATE[name], fused=True)
     average = AveragedModel(model, multi_avg_fn=running_average(0.999))
     file = Path(options.keep) / f"{label(name, options)}.pt" if options.keep else None
-    done = Progress(file, {"model": model, "average": average, "optimizer": optimizer})
+    kept = {k: v for k, v in options.as_dict().items() if k not in PLACES}
+    done = Progress(file, {"model": model, "average": average, "optimizer": optimizer}, kept)
     budget, began = 60 * options.minutes, time.monotonic() - done.seconds
 
     def share() -> float:

@@ -219,6 +219,8 @@ def test_forces(main_of: Callable[[str], Main], md17_file: Path, tmp_path: Path)
     again = main_of("07_forces")([*options, "--model", "HIPNN"])  # nothing is left to learn
     for key in ("steps", "seconds", "mae", "force_mae"):
         assert again["HIPNN"][key] == pytest.approx(result["HIPNN"][key], rel=1e-6), key
+    with pytest.raises(ValueError, match="is of a run with other options"):
+        main_of("07_forces")([*options, "--model", "HIPNN", "--batch_size", "6"])
 
 
 def test_relaxation_and_vibrations(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from hipnn_pyg.cli.evaluate import evaluate
-from hipnn_pyg.cli.run_folder import RunFolder
+from hipnn_pyg.cli.run_folder import RunFolder, history
 from hipnn_pyg.data.sets import MoleculeSet, describe
 from hipnn_pyg.models.files import ModelFileError, load_model, read_card
 from hipnn_pyg.nn import Sensitivity
@@ -172,21 +171,6 @@ def collect(
     )
     records = results / RECORDS
     return write_record(record, arrays, records, record_name(record, read_records(records)))
-
-
-def history(folder: RunFolder) -> dict[str, np.ndarray]:
-    """Columns of ``metrics.csv``.
-
-    Raises:
-        ModelFileError: missing or empty.
-    """
-    try:
-        with open(folder.metrics, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["validation_mae"]]
-        names = ("epoch", "seconds", "validation_mae", "validation_rmse")
-        return {name: np.array([float(row[name]) for row in rows]) for name in names if rows[0]}
-    except (OSError, IndexError, KeyError, ValueError) as error:
-        raise ModelFileError(f"{folder.metrics} is missing or damaged: {error!r}") from error
 
 
 def tidy(path: Path) -> None:

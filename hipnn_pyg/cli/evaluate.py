@@ -5,6 +5,7 @@ Forces are tested where they were learned, and with --forces wherever the data s
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from hipnn_pyg.cli.run_folder import RunFolder, usable_device
+from hipnn_pyg.cli.run_folder import RunFolder, history, usable_device
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import MD17Set, MoleculeSet, QM9Set
 from hipnn_pyg.models.files import atomic_write, load_model, read_card
@@ -108,8 +109,9 @@ def evaluate(
         assert labels is not None
         of_forces = force_statistics(predicted, labels, unit)
     statistics = error_statistics(prediction.energy, target, unit)
+    predictions = io.BytesIO()
     np.savez_compressed(
-        folder.predictions,
+        predictions,
         index=index.numpy(),
         target=target.numpy(),
         prediction=prediction.energy.numpy(),
@@ -119,11 +121,14 @@ def evaluate(
         part=np.array(part),
     )
     card = read_card(path)
-    paper = published(molecules, card)
+    paper = published(molecules, card) if part == "test" else {}
     results = {"part": part, **statistics._asdict(), "paper": paper, "model": card}
+    if folder.metrics.is_file():
+        results["seconds"] = float(history(folder)["seconds"][-1])  # of the whole training
     if of_forces is not None:
         results["forces"] = of_forces._asdict()
-    atomic_write({folder.results: json.dumps(results, indent=2).encode()})
+    text = json.dumps(results, indent=2).encode()
+    atomic_write({folder.predictions: predictions.getvalue(), folder.results: text})
     return Evaluation(statistics, of_forces, paper)
 
 

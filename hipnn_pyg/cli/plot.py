@@ -7,6 +7,8 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from matplotlib.figure import Figure
 
 from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.cli.run_folder import RunFolder
-from hipnn_pyg.models.files import load_model
+from hipnn_pyg.models.files import ModelFileError, load_model
 from hipnn_pyg.nn import Sensitivity, cosine_cutoff
 from hipnn_pyg.plots import (
     error_quantiles,
@@ -24,6 +26,7 @@ from hipnn_pyg.plots import (
     plot_error_quantiles,
     sensitivities,
 )
+from hipnn_pyg.plots.style import add_title
 from hipnn_pyg.units import ENERGY_UNITS, convert
 
 
@@ -95,26 +98,47 @@ def draw_learning(folder: RunFolder) -> Figure:
     )
 
 
-def _errors(folder: RunFolder) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """Target and prediction in kcal/mol where they are energies, R, and the unit."""
-    with np.load(folder.predictions) as stored:
-        unit = str(stored["unit"])
-        is_energy = unit in ENERGY_UNITS
-        factor = convert(1.0, unit, "kcal/mol") if is_energy else 1.0
-        target, prediction = stored["target"] * factor, stored["prediction"] * factor
-        return target, prediction, stored["nonhierarchicality"], "kcal/mol" if is_energy else unit
+class _Errors(NamedTuple):
+    """Target and prediction in kcal/mol where they are energies, R, the unit, a title for molecules
+    that are not the test set's."""
+
+    target: np.ndarray
+    prediction: np.ndarray
+    r: np.ndarray
+    unit: str
+    title: str | None
+
+
+def _errors(folder: RunFolder) -> _Errors:
+    """What ``hipnn evaluate`` has written."""
+    names = ("target", "prediction", "nonhierarchicality", "unit", "part")
+    try:
+        with np.load(folder.predictions) as stored:
+            target, prediction, r, unit, part = (stored[name] for name in names)
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
+        raise ModelFileError(
+            f"{folder.predictions} is damaged ({error!r}): run `hipnn evaluate` again"
+        ) from error
+    unit, is_energy = str(unit), str(unit) in ENERGY_UNITS
+    if is_energy:
+        target, prediction = (convert(values, unit, "kcal/mol") for values in (target, prediction))
+    title = None if part == "test" else f"{part} set"
+    return _Errors(target, prediction, r, "kcal/mol" if is_energy else unit, title)
 
 
 def draw_parity(folder: RunFolder) -> Figure:
     """Predicted against true energies."""
-    target, prediction, _, unit = _errors(folder)
-    return parity(target, prediction, unit)
+    found = _errors(folder)
+    return parity(found.target, found.prediction, found.unit, found.title)
 
 
 def draw_quantiles(folder: RunFolder) -> Figure:
     """Fig. 3: quantiles of the error against R."""
-    target, prediction, r, unit = _errors(folder)
-    return plot_error_quantiles(error_quantiles(r, np.abs(prediction - target)), unit=unit)
+    found = _errors(folder)
+    quantiles = error_quantiles(found.r, np.abs(found.prediction - found.target))
+    figure = plot_error_quantiles(quantiles, unit=found.unit)
+    add_title(figure, found.title)
+    return figure
 
 
 @torch.no_grad()

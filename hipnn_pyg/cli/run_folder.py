@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import yaml
 
@@ -203,3 +205,18 @@ class RunFolder:
         chosen: MoleculeSet = of_class(SETS[settings["dataset"]], settings)
         packed, _ = chosen.load()
         return chosen, packed, Split.load(self.split)
+
+
+def history(folder: RunFolder) -> dict[str, np.ndarray]:
+    """Columns of ``metrics.csv``.
+
+    Raises:
+        ModelFileError: missing or empty.
+    """
+    try:
+        with open(folder.metrics, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["validation_mae"]]
+        names = ("epoch", "seconds", "validation_mae", "validation_rmse")
+        return {name: np.array([float(row[name]) for row in rows]) for name in names if rows[0]}
+    except (OSError, IndexError, KeyError, ValueError) as error:
+        raise ModelFileError(f"{folder.metrics} is missing or damaged: {error!r}") from error

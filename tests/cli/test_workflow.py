@@ -22,7 +22,9 @@ from torch_geometric.data import Data, InMemoryDataset
 from hipnn_pyg import load_model
 from hipnn_pyg.cli import main
 from hipnn_pyg.cli.inputs import Named, read_inputs
+from hipnn_pyg.cli.plot import _errors
 from hipnn_pyg.cli.prepare import _check_start
+from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.data.sets import FileSet
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.data.targets import MD17_ENERGY, QM9_TARGETS
@@ -460,6 +462,24 @@ def test_predict_refuses(
     assert main(["predict", "--model", str(trained), *arguments]) == 1
     assert message in one_line(capsys, "predict")
     assert not Path("result.pdf").exists()
+
+
+def test_what_was_evaluated_is_said(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Training molecules are not shown as the test set's, nor beside the paper's test errors."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert main(["evaluate", str(run), "--part", "train"]) == 0
+    assert "train set, 160 molecules" in capsys.readouterr().out
+    stored = json.loads((run / "results.json").read_text())
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    assert stored["paper"] == {} and stored["seconds"] == float(rows[-1]["seconds"])
+    assert _errors(RunFolder(run)).title == "train set" and main(["plot", str(run)]) == 0
+    assert main(["evaluate", str(run)]) == 0
+    assert _errors(RunFolder(run)).title is None  # control
+    (run / "predictions.npz").write_bytes((run / "predictions.npz").read_bytes()[:200])
+    capsys.readouterr()
+    assert main(["plot", str(run)]) == 1
+    assert "predictions.npz is damaged" in capsys.readouterr().err
 
 
 def test_a_finished_run_without_checkpoint_is_not_overwritten(
