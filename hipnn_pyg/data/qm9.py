@@ -102,7 +102,7 @@ def load_qm9(root: str | os.PathLike[str], source: Source = "auto") -> InMemoryD
     Raises:
         DatasetUnavailableError: no place has it; the message names the three ways out.
         ModuleNotFoundError: ``source="qm9pack"`` and the wheel is not installed.
-        ValueError: ``source`` is none of the three.
+        ValueError: ``source`` is none of the three, or PyG cannot read the files in ``root``.
     """
     if source not in ("auto", "official", "qm9pack"):
         raise ValueError(f'source={source!r}: choose "auto", "official" or "qm9pack"')
@@ -110,7 +110,7 @@ def load_qm9(root: str | os.PathLike[str], source: Source = "auto") -> InMemoryD
     if source == "qm9pack":
         return QM9Pack(root)
     if _has_official_files(root):
-        return QM9(str(root))
+        return _local(root)
     if source == "auto" and _has_packed_file(root):
         return QM9Pack(root)
     try:
@@ -121,6 +121,16 @@ def load_qm9(root: str | os.PathLike[str], source: Source = "auto") -> InMemoryD
         if source == "official":
             raise _unavailable(root, error) from error
         return _fall_back(root, error)
+
+
+def _local(root: str | os.PathLike[str]) -> QM9:
+    """PyG's data set from its files in ``root``."""
+    try:
+        return QM9(str(root))
+    except (LookupError, ValueError) as error:
+        raise ValueError(
+            f"PyG cannot read the QM9 files in {root}/raw ({error!r}): restore or delete them"
+        ) from error
 
 
 def qm9_kept(dataset: InMemoryDataset) -> Tensor:

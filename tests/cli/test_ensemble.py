@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -96,8 +97,10 @@ def test_one_split_for_all(tmp_path: Path, training: Training) -> None:
     assert (tmp_path / "alone" / "model.safetensors").read_bytes() == weights["one"][1]
 
 
-def test_every_command_takes_a_member(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    maes = []
+def test_every_command_takes_a_member(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, maes = Path(shutil.copytree(whole, tmp_path / "whole")), []
     for number in range(3):
         member = str(whole / f"member-{number}")
         assert main(["evaluate", member]) == 0

@@ -69,13 +69,12 @@ def test_a_killed_simulation_goes_on(folder: Path, hipnn: Start) -> None:
     """The same files, byte for byte, as of one that was left alone."""
     options: tuple[str, ...] = ("--ensemble", "nvt", "--steps", "1000", "--save_every", "50")
     assert main(md(folder, "whole", *options)) == 0
-    options = (*options, "--checkpoint_seconds", "0.2")
+    options = (*options, "--checkpoint_seconds", "0.05")
     process = hipnn(md(folder, "killed", *options))
     checkpoint = folder / "killed" / "checkpoint.npz"
     deadline = time.monotonic() + 60
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.1)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL

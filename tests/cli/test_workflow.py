@@ -450,7 +450,7 @@ def test_predict_a_pyg_data_set(trained: Path, tmp_path: Path, capsys: Capture) 
         (["C1CC"], "C1CC"),
         (["O.O"], "fragments"),
         (["missing.xyz"], "missing.xyz does not exist"),
-        (["FC"], "9"),  # fluorine was not in the training data
+        (["FC"], "atomic number 9"),  # fluorine was not in the training data
         (["O", "--unit", "furlong"], "furlong"),
         (["O", "--output", "result.pdf"], "result.pdf must end in"),
         (["O", "--model", "nowhere"], "nowhere"),

@@ -18,11 +18,8 @@ from hipnn_pyg.models import compiled
 from hipnn_pyg.models.compiled import compiled_gradient
 from hipnn_pyg.models.hipnn import Kernel
 from hipnn_pyg.models.potential import HIPNNPotential, Prediction
-from hipnn_pyg.ops import available
 
 KERNELS = [name for name in get_args(Kernel) if name != "auto"]
-if available("cpu"):  # no compiler on this machine
-    KERNELS.remove("fused")
 
 
 def structures() -> list[Atoms]:

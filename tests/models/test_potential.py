@@ -18,12 +18,9 @@ from hipnn_pyg import HIPNN, StructureError, radius_graph
 from hipnn_pyg.graph import radius_graph_pbc
 from hipnn_pyg.models.hipnn import Kernel
 from hipnn_pyg.models.potential import HIPNNPotential, Prediction
-from hipnn_pyg.ops import available
 
 Build = Callable[..., HIPNN]
 KERNELS = [name for name in get_args(Kernel) if name != "auto"]
-if available("cpu"):  # no compiler on this machine
-    KERNELS.remove("fused")
 STENCIL = ((-2, 1 / 12), (-1, -2 / 3), (1, 2 / 3), (2, -1 / 12))
 STEP = 2e-3
 

@@ -87,6 +87,7 @@ def test_names_tell_different_settings_apart(make: Make) -> None:
 
 
 def test_committed_records_agree_with_their_arrays() -> None:
+    assert COMMITTED
     for path in COMMITTED:
         record = read_record(path)
         error = record.arrays()["error"]
