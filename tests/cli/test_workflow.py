@@ -28,6 +28,7 @@ from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.data.sets import FileSet
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.data.targets import MD17_ENERGY, QM9_TARGETS
+from hipnn_pyg.ops import KernelUnavailableError
 from hipnn_pyg.train import Network
 
 EV_IN_KCAL = 23.060547830619
@@ -462,6 +463,29 @@ def test_predict_refuses(
     assert main(["predict", "--model", str(trained), *arguments]) == 1
     assert message in one_line(capsys, "predict")
     assert not Path("result.pdf").exists()
+
+
+def test_without_a_compiler_everything_runs_in_plain_pytorch(
+    trained: Path,
+    training: Training,
+    molecule_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    images = ase.io.read(molecule_file, index=":10")
+    expected = energies(trained, images)
+    for module in ("models.hipnn", "train.graphs"):
+        monkeypatch.setattr(f"hipnn_pyg.{module}.available", lambda device: "no C++ compiler")
+    model = load_model(trained)
+    assert model.kernel_on(torch.device("cpu")) == "padded"
+    np.testing.assert_allclose(energies(trained, images), expected, rtol=0, atol=1e-5)
+    assert main(training(tmp_path / "run", "--epochs", "1", "--compile", "auto")) == 0
+    assert "no C++ compiler: training runs in plain PyTorch" in capsys.readouterr().err
+    assert main(["predict", "--model", str(trained), "CO"]) == 0
+    model.kernel = "fused"
+    with pytest.raises(KernelUnavailableError, match='no C\\+\\+ compiler: .* kernel="padded"'):
+        model.kernel_on(torch.device("cpu"))
 
 
 def test_what_was_evaluated_is_said(trained: Path, tmp_path: Path, capsys: Capture) -> None:
