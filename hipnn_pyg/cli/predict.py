@@ -35,6 +35,9 @@ from hipnn_pyg.units import ENERGY_UNITS, convert
 SHOWN = 40
 """Rows printed to a terminal; files get all."""
 
+DIGITS = {"Hartree": (5, 4), "eV": (4, 3)}
+"""Decimals of energies, and of orders, spread and R, on a terminal; files get all."""
+
 Row = dict[str, str | float | bool]
 
 
@@ -174,7 +177,7 @@ def as_tables(rows: Sequence[Row], unit: str) -> list[Table]:
 
 
 def _as_table(rows: Sequence[Row], title: str, unit: str) -> Table:
-    digits, short = (5, 4) if unit in ("eV", "Hartree") else (3, 3)
+    digits, short = DIGITS.get(unit, (3, 3))
     judged = "unlike_training" in rows[0]
     energy = "energy ± q90" if judged else "energy"
     others = [name for name in rows[0] if name[0] in "ERs"]  # E0 ..., R, spread
@@ -183,10 +186,16 @@ def _as_table(rows: Sequence[Row], title: str, unit: str) -> Table:
         caption = f"q90: 90 % of errors are smaller; unlike: no training data like it\n{caption}"
     if len(rows) > SHOWN:
         caption += f"\n{len(rows) - SHOWN:,} more rows: write them all with --output FILE.csv"
-    table = Table(title=title, caption=caption, box=SIMPLE)
+    table = Table(
+        title=title, caption=caption, box=SIMPLE, pad_edge=False, collapse_padding=True
+    )  # so that an ensemble's rows fit 80 columns
+    name_width = min(8, max(len(str(row["name"])) for row in rows[:SHOWN]))
     for heading in ["name", energy, *others] + ["flag"] * judged:
         justify: Literal["left", "right"] = "left" if heading in ("name", "flag") else "right"
-        table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading != "name")
+        width = name_width if heading == "name" else None
+        table.add_column(
+            heading, justify=justify, overflow="fold", no_wrap=heading != "name", min_width=width
+        )
     for row in rows[:SHOWN]:
         cells = [f"{row['energy']:.{digits}f}", *(f"{row[name]:.{short}f}" for name in others)]
         if judged:

@@ -267,7 +267,7 @@ def test_predict_prints_the_error_bar_that_applies(
     assert "RDKit geometry" in printed and "geometry as given" in printed
     model = CalibratedModel.load(calibrated)
     embedded = model.predict(from_smiles("CO"), "rdkit")
-    assert f"{float(embedded.energy):.5f} ± {float(embedded.q90):.5f}" in printed
+    assert f"{float(embedded.energy):.4f} ± {float(embedded.q90):.4f}" in printed
 
     assert main([*command, "--output", str(output), "--unit", "kcal/mol"]) == 0
     smiles, file = rows_of(output)
@@ -332,6 +332,10 @@ def folder(request: pytest.FixtureRequest, shipped: Path) -> Path:
     return shipped / "tiny-model" if tiny else pretrained.PRETRAINED / request.param
 
 
+def test_what_comes_with_the_package() -> None:
+    assert pretrained_models() == ["qm9-u0", "qm9-u0-ensemble", "qm9-u0-rdkit"]
+
+
 def structures(stored: dict[str, np.ndarray], scale: float = 1.0) -> list[Data]:
     cuts = np.cumsum(stored["counts"])[:-1]
     return [
@@ -389,7 +393,7 @@ def test_predict_with_a_model_of_the_package(
     assert main(["predict", "--model", "tiny-model", "CO", "N"]) == 0
     printed = capsys.readouterr().out
     energy = CalibratedModel.load("tiny-model").predict(from_smiles("CO"), "rdkit").energy
-    assert f"{float(energy):.5f} ±" in printed and "RDKit geometry" in printed
+    assert f"{float(energy):.4f} ±" in printed and "RDKit geometry" in printed
     assert main(["predict", "--model", "big", "CO"]) == 1
     assert "big does not exist" in (line := one_line(capsys, "predict")) and "tiny-model" in line
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -76,6 +77,31 @@ def test_intervals_cover_what_they_say(bars: ErrorBars, given: Sample) -> None:
     constant = np.broadcast_to(one, width.shape)  # control: one width for all
     overall, quartile = coverage(given.error, constant, given.r, intervals.levels).deviation()
     assert overall < 1.5 and quartile > 5  # wrong where R is large
+
+
+def test_an_ensemble_errs_less_and_its_spread_tells_more_than_R(
+    molecules: PackedMolecules, held_out: Tensor, given: Sample
+) -> None:
+    """``qm9-u0`` is its first member, its test set is the same."""
+    ensemble = CalibratedModel.load("qm9-u0-ensemble")
+    stored = np.load(pretrained_folder("qm9-u0-ensemble") / "predictions.npz")
+    assert np.array_equal(np.flatnonzero(np.unpackbits(stored["test_set"])), held_out.numpy())
+    bars, some = ensemble.error_bars, slice(None, None, 4)
+    assert bars is not None and len(ensemble.models) == 3
+    sample = take_sample(ensemble.models, bars.statistics, molecules.subset(held_out[some]))
+    assert sample.error.mean() < given.error[some].mean()
+    intervals = bars.calibrations["given"].intervals
+    width = intervals.half_width(sample.r, sample.spread)
+    covered = coverage(sample.error, width, sample.r, intervals.levels)
+    overall, quartile = covered.deviation()
+    assert overall < 3 and quartile < 6  # three standard deviations of 2,600 and of 650 molecules
+    assert sample.spread is not None
+    by_spread = spearmanr(sample.spread, sample.error).statistic
+    assert by_spread > 0.25 and by_spread > spearmanr(sample.r, sample.error).statistic + 0.05
+    at_odds = sample.spread > np.quantile(sample.spread, 0.75)  # where the members disagree most
+    inside = (sample.error <= width[:, 1])[at_odds].mean()
+    constant = conformal_quantile(sample.error, 0.9)  # control: one width for all
+    assert inside > 0.86 and (sample.error <= constant)[at_odds].mean() < inside - 0.04
 
 
 def test_rdkit_geometries_need_their_own_intervals(
