@@ -71,7 +71,9 @@ def read_run(path: Path) -> Run:
         model = result["model"]
         errors = (result["mae"], result["forces"]["mae"])
         seconds = result.get("seconds", model["training_seconds"])  # the latter of its best epoch
-        seconds += model.get("started_from", {}).get("training_seconds", 0)
+        stage = model
+        while stage := stage.get("started_from", {}):
+            seconds += stage.get("training_seconds", 0)
         method = "forces" if seconds <= 60 * SHORT else "longer"
         method = method if model["trained_on_forces"] else "energies"
         trained_on = model["trained_on"]

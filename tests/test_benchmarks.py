@@ -633,6 +633,16 @@ def test_forces_are_tabled_by_molecule_and_method(tmp_path: Path) -> None:
         kept = {"part": "test", "mae": error, "forces": {"mae": 10 * error}, "model": model}
         (tmp_path / f"hipnn-{seconds}.json").write_text(json.dumps(kept))
     assert "4.000 | 5.000 | 2.000 ± 0.577" in table.forces(tmp_path)
+    stages = {"training_seconds": 600.0, "started_from": {"training_seconds": 1800.0}}
+    model |= {"started_from": stages, "training_seconds": 900.0, "seed": 1}
+    kept |= {"seconds": 1200.0, "model": model}  # the whole of its last stage
+    (tmp_path / "stages.json").write_text(json.dumps(kept))
+    run = table.read_run(tmp_path / "stages.json")
+    assert (run.method, run.minutes) == ("longer", 60.0)
+    (tmp_path / "twice.json").write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=r"two results of \('longer', 'toluene', 1\)"):
+        table.forces(tmp_path)
+    (tmp_path / "twice.json").unlink()
     (tmp_path / "bad.json").write_text(json.dumps({"part": "test", "mae": 1.0}))
     with pytest.raises(ValueError, match="no test of forces"):
         table.forces(tmp_path)

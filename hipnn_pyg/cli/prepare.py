@@ -141,5 +141,6 @@ def _structures(data: Mapping[str, Any]) -> tuple[str, str]:
 
 def _origin(name: str, card: Mapping[str, Any]) -> dict[str, Any]:
     """What a model file says of the model that its training began with."""
-    own = ("dataset", "molecule", "seed", "split_seed", "split_sha256", "training_seconds")
+    own = ["dataset", "molecule", "seed", "split_seed", "split_sha256", "training_seconds"]
+    own.append("started_from")  # as that model itself may have
     return {"model": Path(name).name, **{key: card[key] for key in own if key in card}}

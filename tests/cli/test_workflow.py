@@ -76,6 +76,10 @@ def test_training_starts_from_a_trained_model(
     assert np.abs(energies(new, images) - expected).max() > 1e-3  # control: random weights
     card = json.loads((again / "model.json").read_text())["started_from"]
     assert card["model"] == trained.name and card["training_seconds"] > 0
+    third = tmp_path / "third"
+    assert main(training(third, *still, "--start", str(again))) == 0
+    origin = json.loads((third / "model.json").read_text())["started_from"]
+    assert origin["model"] == "again" and origin["started_from"] == card
     assert main([*training(again, *still), "--resume"]) == 0  # it knows where it began
     np.testing.assert_allclose(energies(again, images), expected, rtol=0, atol=1e-5)
     capsys.readouterr()
