@@ -146,7 +146,7 @@ def test_energies_alone_can_be_tested_on_forces(
     forces = [*options, "--forces", "--batch_size", "10", "--start", str(run)]
     forces[forces.index("--run") + 1] = str(tmp_path / "forces")
     assert main([*forces, "--seed", "1"]) == 1  # control: frames that were learned are no test
-    assert "another split of this data set" in capsys.readouterr().err
+    assert "another split of these structures" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "forces", ignore_errors=True)
     assert main(forces) == 0
 
