@@ -46,6 +46,23 @@ def test_schnet_with_forces(molecules: Batch) -> None:
     assert error < 1e-6 < control
 
 
+def test_of_several_results_the_first_is_the_energy(molecules: Batch) -> None:
+    """PyG's ViSNet returns the energy and None."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = schnet()
+
+        def forward(self, *structure: Tensor) -> tuple[Tensor, None]:
+            return self.model(*structure), None
+
+    expected = Forces(schnet())(molecules)
+    energy, forces = Forces(Two())(molecules)
+    assert torch.equal(energy, expected.energy) and torch.equal(forces, expected.forces)
+    assert float(forces.abs().max()) > 1e-3  # control
+
+
 def test_hipnn_gives_what_its_potential_gives(
     small_model: Callable[..., HIPNN], molecules: Batch
 ) -> None:
