@@ -170,11 +170,12 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
         ModelFileError: a folder holds no run, or one of another data set.
         ValueError: too few molecules, or periodic structures.
     """
-    for member in members[1:]:
-        if (other := _source(member)) != (one := _source(members[0])):
+    sources = [_source(member) for member in members]
+    for member, source in zip(members, sources, strict=True):
+        if source != sources[0]:
             raise ModelFileError(
-                f"{members[0]} learned {one}, {member} {other}: members of an ensemble must learn "
-                "one data set, else some know the others' test molecules"
+                f"{members[0]} learned {sources[0]}, {member} {source}: members of an ensemble "
+                "must learn one data set, else some know the others' test molecules"
             )
     chosen, packed, first = RunFolder(members[0]).molecules(root)
     if packed.cells is not None:

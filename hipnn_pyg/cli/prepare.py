@@ -85,8 +85,9 @@ def prepare(
         model.fit_e0(packed.subset(parts.train), packed.spec, training.energy_scale)
     else:
         kept = folder.start if resume and folder.start.exists() else model_folder(start)
-        _check_start(start, read_card(kept), network, packed.spec, provenance)
-        model, provenance["started_from"] = load_model(kept), _origin(start, read_card(kept))
+        card = read_card(kept)
+        _check_start(start, card, network, packed.spec, provenance)
+        model, provenance["started_from"] = load_model(kept), _origin(start, card)
         if kept != folder.start and first_process():
             copy_model(kept, folder.start)
     if getattr(molecules, "trajectories", False):
@@ -141,6 +142,8 @@ def _structures(data: Mapping[str, Any]) -> tuple[str, str]:
 
 def _origin(name: str, card: Mapping[str, Any]) -> dict[str, Any]:
     """What a model file says of the model that its training began with."""
-    own = ["dataset", "molecule", "seed", "split_seed", "split_sha256", "training_seconds"]
-    own.append("started_from")  # as that model itself may have
+    own = (
+        *("dataset", "molecule", "seed", "split_seed", "split_sha256", "training_seconds"),
+        "started_from",  # as that model itself may have
+    )
     return {"model": Path(name).name, **{key: card[key] for key in own if key in card}}

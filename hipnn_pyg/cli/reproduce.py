@@ -33,8 +33,8 @@ from hipnn_pyg.reproduce.tables import Found
 from hipnn_pyg.train import Training
 
 NO_OPTIONS = {"seed", "split_seed", "devices", "num_nodes"}
-"""Settings of training that are none here: there are several seeds, each with its
-own split and on one device."""
+"""Settings of training that are none here: there are several seeds, each with a split of its own,
+on one device."""
 
 WIDTH = 150
 """Columns of a printed table where the output is no terminal."""
