@@ -29,7 +29,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 FENCE = re.compile(r"^(?:<!-- not run: (.+) -->\n)?```(\w+)\n(.*?)^```$", re.M | re.S)
 REFERENCE = re.compile(r"\]\[([\w.]+)\]")
-PUBLIC = "", ".nn", ".models", ".graph", ".train", ".data", ".interfaces", ".uncertainty", ".plots"
+PUBLIC = ["", ".nn", ".models", ".graph", ".train", ".data", ".interfaces", ".uncertainty"]
+PUBLIC += [".plots", ".explain"]
 
 
 def load_hook(name: str) -> types.ModuleType:
@@ -109,9 +110,11 @@ def commands(text: str) -> list[list[str]]:
 
 
 def test_commands_parse() -> None:
-    codes = [code for page in PAGES for code in blocks(page, "sh")]
+    texts = [(ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")]
+    found = [block for text in [*texts, *pages().values()] for block in FENCE.findall(text)]
+    codes = [code for reason, kind, code in found if kind in ("sh", "bash") and not reason]
     seen = [argv for code in codes for argv in commands(code)]
-    assert len(seen) > 10
+    assert len(seen) > 40
     top = parser()
     for argv in seen:
         try:
@@ -193,6 +196,13 @@ def test_public_names_are_in_the_reference() -> None:
     assert sorted(path.rpartition(".")[2] for path in index) == sorted(top)
 
 
+def pages() -> dict[str, str]:
+    """Every page of the site: place -> text."""
+    texts = {page: (DOCS / page).read_text() for page in PAGES}
+    mirrored = site.mirrored().items()
+    return texts | {place: path.read_text() for place, path in mirrored if place.endswith(".md")}
+
+
 def places() -> set[str]:
     """Every page and file of the site's sources."""
     own = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*") if path.is_file()}
@@ -208,10 +218,14 @@ def broken_links(place: str, text: str, there: set[str]) -> list[str]:
 
 def test_links_hold() -> None:
     there = places()
-    texts = {page: (DOCS / page).read_text() for page in PAGES}
-    texts |= {p: path.read_text() for p, path in site.mirrored().items() if p.endswith(".md")}
-    broken = {place: broken_links(place, text, there) for place, text in texts.items()}
+    broken = {place: broken_links(place, text, there) for place, text in pages().items()}
     assert {place: links for place, links in broken.items() if links} == {}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_of_the_repository_hold(name: str) -> None:
+    links = re.findall(r"\]\(((?!\w+:|#)[^)#\s]+)", (ROOT / name).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_control_a_wrong_link_is_seen() -> None:

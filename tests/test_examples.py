@@ -166,7 +166,7 @@ def test_smiles_with_a_model_file(
     assert result["unit"] == "Hartree" and "energies in Hartree" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main_of("04_predict_smiles")(["O"])
-    assert "--model RUN_FOLDER" in capsys.readouterr().err
+    assert "--model (qm9-u0-rdkit" in capsys.readouterr().err
 
 
 def test_features(main_of: Callable[[str], Main], qm9: QM9Pack) -> None:

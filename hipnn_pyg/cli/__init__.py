@@ -27,6 +27,7 @@ from hipnn_pyg.cli import (
 from hipnn_pyg.data.unavailable import DatasetUnavailableError
 from hipnn_pyg.interfaces.simulation import SimulationStopped
 from hipnn_pyg.models.files import ModelFileError
+from hipnn_pyg.models.self_check import SelfCheckError
 from hipnn_pyg.train.trainer import TrainingStopped
 
 COMMANDS = {
@@ -54,6 +55,7 @@ EXPECTED_ERRORS = (
     ImportError,
     ModelFileError,
     OSError,
+    SelfCheckError,
     SimulationStopped,
     StructureError,
     TrainingStopped,

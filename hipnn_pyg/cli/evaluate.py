@@ -8,9 +8,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from rich.table import Table
 
 from hipnn_pyg.cli.run_folder import RunFolder, history, usable_device
 from hipnn_pyg.data.packed import PackedMolecules
-from hipnn_pyg.data.sets import MD17Set, MoleculeSet, QM9Set
+from hipnn_pyg.data.sets import MoleculeSet, QM9Set
 from hipnn_pyg.models.files import atomic_write, load_model, read_card
-from hipnn_pyg.paper import TABLE_1, TABLE_2, TABLE_3
+from hipnn_pyg.reproduce.rows import printed_for
+from hipnn_pyg.reproduce.tables import STATISTICS, published
+from hipnn_pyg.train.config import Network
 from hipnn_pyg.train.metrics import (
     ErrorStatistics,
     ForceStatistics,
@@ -121,7 +123,8 @@ def evaluate(
         part=np.array(part),
     )
     card = read_card(path)
-    paper = published(molecules, card) if part == "test" else {}
+    network = Network(**{f.name: card["hyperparameters"][f.name] for f in fields(Network)})
+    paper = paper_figures(molecules, network) if part == "test" else {}
     results = {"part": part, **statistics._asdict(), "paper": paper, "model": card}
     if folder.metrics.is_file():
         results["seconds"] = float(history(folder)["seconds"][-1])  # of the whole training
@@ -139,31 +142,11 @@ def _with_forces(molecules: MoleculeSet) -> PackedMolecules:
     return replace(molecules, forces=True).load()[0]
 
 
-def published(molecules: MoleculeSet, card: dict[str, Any]) -> dict[str, str]:
-    """The paper's figures for the same data, training size and network, as text; {} if none."""
-    size = molecules.num_train + molecules.num_validation
-    network = card["hyperparameters"]
-    if isinstance(molecules, MD17Set):
-        if card.get("trained_on_forces"):  # the paper learns energies only
-            return {}
-        standard = (molecules.num_train, network["hidden_channels"], network["num_onsite"])
-        if molecules.molecule in TABLE_3 and standard == (1_000, 20, 0):
-            return {"mae": "{:.3f} ± {:.3f}".format(*TABLE_3[molecules.molecule])}
-        return {}
-    if type(molecules) is not QM9Set or asdict(molecules)["target"] != "U0_atom":
-        return {}
-    if network["num_interactions"] != 2 or network["num_onsite"] != 3:
-        return {}
-    row = TABLE_2.get((network["hidden_channels"], network["hierarchical"]))
-    if size == 110_426 and row is not None:
-        return {
-            "mae": "{:.3f} ± {:.3f}".format(*row.mae),
-            "rmse": "{:.3f} ± {:.3f}".format(*row.rmse),
-            "above_1_kcal": "{:.2f} ± {:.2f}".format(*row.above_1_kcal),
-        }
-    if size in TABLE_1 and network["hidden_channels"] == 80 and network["hierarchical"]:
-        return {"mae": "{:.3f} ± {:.3f}".format(*TABLE_1[size])}
-    return {}
+def paper_figures(molecules: MoleculeSet, network: Network) -> dict[str, str]:
+    """The paper's figures for the same data, sizes and network, as text; {} if none."""
+    paper = printed_for(molecules, network)
+    digits = {name: digits for name, (_, digits) in STATISTICS.items()}
+    return {name: published(estimate, digits[name]) for name, estimate in paper.items()}
 
 
 def report(evaluation: Evaluation, part: str) -> Table:

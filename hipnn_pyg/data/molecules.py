@@ -38,7 +38,7 @@ def from_smiles(smiles: str, seed: int = 0, optimize: bool = True) -> Data:
     try:
         from rdkit import Chem, rdBase
     except ImportError as error:
-        raise ImportError('SMILES need RDKit: pip install "hipnn_pyg[data]"') from error
+        raise ImportError("SMILES need RDKit: pip install rdkit") from error
     with rdBase.BlockLogs():
         mol = Chem.MolFromSmiles(smiles)
         if mol is None or mol.GetNumAtoms() == 0:

@@ -62,7 +62,8 @@ def self_check(kernel: Kernel, device: torch.device | str = "cpu", force: bool =
                 raise SelfCheckError(
                     f'kernel "{kernel}" on {device} differs from the reference in {name} ({dtype}) '
                     f"by {difference:.1e}, more than {tolerance:.0e}, relatively: use "
-                    'kernel="padded" or "reference", and please report it'
+                    'kernel="padded" or "reference" (on the command line, on a CPU: CXX=none '
+                    "hipnn ...), and please report it"
                 )
     try:
         record.parent.mkdir(parents=True, exist_ok=True)

@@ -40,9 +40,13 @@ template <typename T> struct Layer {
         multiply<T, true>(atoms, out, out, activation, turned_Wr.data(), result);
     }
 
-    // Softplus' derivative, from its value.
-    static T rise(T activation) {
-        return activation > T(20) ? T(1) : 1 - exponential(-activation);
+    // Softplus' derivative, from its value a: 1 - exp(-a), where a is small by its series.
+    static T rise(T a) {
+        constexpr int terms = sizeof(T) == 4 ? 5 : 9;
+        T series = 1;
+        for (int n = terms; n >= 1; --n) series = 1 - T(1.0 / (n + 1)) * a * series;
+        const T exact = a < T(0.1) ? a * series : 1 - exponential(-a);
+        return a > T(20) ? T(1) : exact;
     }
 
     // Writes dh; adds to the gradients of W, B, Wr, Br, M (one after the other in `to`). dz and
@@ -196,7 +200,7 @@ void dense_backward(const T *z, const T *const *weights, const T *activations, c
             }
         }
 #pragma omp barrier
-        gather_parts(parts, team, size, dweights);
+        gather_parts(parts, size, dweights);
     }
 }
 

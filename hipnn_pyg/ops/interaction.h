@@ -262,7 +262,7 @@ void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *k
             for (Index n = 0; n < nu; ++n) my_mu[n] += dm[n], my_sigma[n] += dsg[n];
         }
 #pragma omp barrier
-        if (dz) gather_parts(parts_z, team, atoms * in, dz);
+        if (dz) gather_parts(parts_z, atoms * in, dz);
     }
     sum_parts(edges, parts_mu.data(), team, dmu, dsigma);
 }

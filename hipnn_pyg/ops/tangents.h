@@ -140,8 +140,8 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
         }
 #pragma omp barrier
         if (dz) {
-            gather_parts(parts_z, team, features, dz);
-            gather_parts(parts_z_dot, team, features, dz_dot);
+            gather_parts(parts_z, features, dz);
+            gather_parts(parts_z_dot, features, dz_dot);
         }
     }
     sum_parts(edges, parts_mu.data(), team, dmu, dsigma);
@@ -216,7 +216,7 @@ void dense_tangent_backward(const T *z, const T *z_dot, const T *const *weights,
             }
         }
 #pragma omp barrier
-        gather_parts(parts, team, size, dweights);
+        gather_parts(parts, size, dweights);
     }
 }
 

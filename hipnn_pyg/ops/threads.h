@@ -67,8 +67,10 @@ template <typename T, Use USE> T *scratch(Index size) {
     return memory.data();
 }
 
-// to[k] = sum over the team of parts[member * size + k]; call from the whole team.
-template <typename T> void gather_parts(const T *parts, Index team, Index size, T *to) {
+// to[k] = sum over the team of parts[member * size + k]; call from the whole team, which may be
+// smaller than was asked for.
+template <typename T> void gather_parts(const T *parts, Index size, T *to) {
+    const Index team = omp_get_num_threads();
 #pragma omp for schedule(static)
     for (Index k = 0; k < size; ++k) {
         T sum = 0;

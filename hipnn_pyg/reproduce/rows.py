@@ -59,7 +59,8 @@ def table_1(qm9: QM9Set, keys: Sequence[str] | None = None) -> list[Row]:
                 f"--rows {size} leaves nothing to train on besides {qm9.num_validation} to validate"
             )
         data = replace(qm9, num_train=num_train)
-        printed = size in TABLE_1 and QM9_SIZES[size] == (num_train, qm9.num_validation)
+        sizes = (num_train, qm9.num_validation)
+        printed = _of_paper(qm9) and size in TABLE_1 and QM9_SIZES[size] == sizes
         paper = {"mae": TABLE_1[size]} if printed else {}
         rows.append(Row(str(size), f"{size:,}", data, Network(), paper))
     return rows
@@ -77,7 +78,7 @@ def table_2(qm9: QM9Set, keys: Sequence[str] | None = None) -> list[Row]:
     """
     if keys is None:
         keys = [f"{features}{'' if yes else NO_HIERARCHY}" for features, yes in TABLE_2]
-    standard = (qm9.num_train, qm9.num_validation) == QM9_SIZES[110_426]
+    standard = _of_paper(qm9) and (qm9.num_train, qm9.num_validation) == QM9_SIZES[110_426]
     rows = []
     for key in keys:
         hierarchical = not key.endswith(NO_HIERARCHY)
@@ -115,16 +116,35 @@ def table_3(md17: MD17Set, keys: Sequence[str] | None = None) -> list[Row]:
         keys: names of trajectories, any that ``hipnn train md17 --molecule`` takes; the paper's
             four by default.
     """
-    return [
-        Row(
-            name,
-            name,
-            replace(md17, molecule=name),
-            TABLE_3_NETWORK,
-            {"mae": TABLE_3[name]} if name in TABLE_3 and md17.num_train == 1_000 else {},
-        )
-        for name in (TABLE_3 if keys is None else keys)
-    ]
+    standard = md17.num_train == 1_000 and not md17.forces
+    rows = []
+    for name in TABLE_3 if keys is None else keys:
+        paper = {"mae": TABLE_3[name]} if standard and name in TABLE_3 else {}
+        rows.append(Row(name, name, replace(md17, molecule=name), TABLE_3_NETWORK, paper))
+    return rows
+
+
+def printed_for(molecules: MoleculeSet, network: Network) -> Mapping[str, Estimate]:
+    """What the paper printed for an experiment: statistic -> (mean, error bar), {} if nothing.
+
+    Args:
+        molecules: data set, target and sizes.
+        network: all of its settings.
+    """
+    rows: list[Row] = []
+    if isinstance(molecules, QM9Set):
+        rows = [*table_2(molecules), *table_1(molecules)]
+    elif isinstance(molecules, MD17Set):
+        rows = table_3(molecules, [molecules.molecule])
+    for row in rows:
+        if row.paper and (row.molecules, row.network) == (molecules, network):
+            return row.paper
+    return {}
+
+
+def _of_paper(qm9: QM9Set) -> bool:
+    """Whether these are the paper's molecules and energies."""
+    return type(qm9) is QM9Set and qm9.target == QM9Set.target
 
 
 def _number(text: str, what: str) -> int:

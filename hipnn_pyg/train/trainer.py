@@ -353,8 +353,9 @@ class Trainer:
         molecules = self.partition()[step].tolist()
         raise TrainingStopped(
             f"the loss of batch {step} of epoch {self.epoch + 1} is not finite (training molecules "
-            f"{molecules[:5]} ...); the last checkpoint is intact: resume with a lower "
-            "learning_rate in a new run, or look at those molecules"
+            f"{molecules[:5]} ...); the last checkpoint is intact: begin a new run with a "
+            "lower learning_rate (hipnn train --start RUN begins with this one's best weights), or "
+            "look at those molecules"
         )
 
     def _ask_to_stop(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import ase.build
@@ -15,11 +16,12 @@ import yaml
 from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg.cli import main
-from hipnn_pyg.cli.evaluate import published
+from hipnn_pyg.cli.evaluate import paper_figures
 from hipnn_pyg.data.qm9 import HARD_TO_CONVERGE
-from hipnn_pyg.data.sets import MD17Set, QM9Set
+from hipnn_pyg.data.sets import FileSet, MD17Set, MoleculeSet, QM9RDKitSet, QM9Set
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.paper import TABLE_1, TABLE_2, TABLE_3
+from hipnn_pyg.train.config import Network
 
 FAST = "--compile off --device cpu --epochs 2 --num_sensitivities 6".split()
 HARD = HARD_TO_CONVERGE[0] - 1
@@ -165,45 +167,44 @@ def test_unknown_device(
 # --- which of the paper's figures stand beside ours -------------------------------------------
 
 
-def card(hidden: int = 80, onsite: int = 3, interactions: int = 2, hierarchical: bool = True):  # type: ignore[no-untyped-def]
-    return {
-        "hyperparameters": {
-            "hidden_channels": hidden,
-            "num_onsite": onsite,
-            "num_interactions": interactions,
-            "hierarchical": hierarchical,
-        }
-    }
+PAPER, NO_ONSITE = Network(), Network(hidden_channels=20, num_onsite=0)
 
 
 def test_published_figures() -> None:
-    qm9, md17 = QM9Set(), MD17Set()
-    assert published(qm9, card()) == {
+    assert paper_figures(QM9Set(), PAPER) == {
         "mae": "0.256 ± 0.003",
         "rmse": "0.527 ± 0.020",
         "above_1_kcal": "2.26 ± 0.07",
     }
     assert TABLE_2[80, True].mae == TABLE_1[110_426] == (0.256, 0.003)
-    assert published(qm9, card(60, hierarchical=False))["mae"] == "0.278 ± 0.008"
-    assert published(QM9Set(num_train=49_000), card()) == {"mae": "0.354 ± 0.004"}
-    assert published(md17, card(20, 0)) == {"mae": "0.162 ± 0.002"}
-    assert published(MD17Set(molecule="toluene"), card(20, 0)) == {
+    without = Network(hidden_channels=60, hierarchical=False)
+    assert paper_figures(QM9Set(), without)["mae"] == "0.278 ± 0.008"
+    assert paper_figures(QM9Set(num_train=49_000), PAPER) == {"mae": "0.354 ± 0.004"}
+    assert paper_figures(MD17Set(root="x"), NO_ONSITE) == {"mae": "0.162 ± 0.002"}
+    assert paper_figures(MD17Set(molecule="toluene"), NO_ONSITE) == {
         "mae": "{:.3f} ± {:.3f}".format(*TABLE_3["toluene"])
     }
 
 
 @pytest.mark.parametrize(
-    "molecules, model",
+    "molecules, network",
     [
-        (QM9Set(target="gap"), card()),
-        (QM9Set(num_train=2_000), card()),
-        (QM9Set(), card(hidden=33)),
-        (QM9Set(), card(onsite=2)),
-        (QM9Set(), card(interactions=1)),
-        (MD17Set(molecule="revised benzene"), card(20, 0)),
-        (MD17Set(num_train=500), card(20, 0)),
-        (MD17Set(), card(20, 3)),
+        (QM9Set(target="gap"), PAPER),
+        (QM9RDKitSet(), PAPER),
+        (QM9Set(num_train=2_000), PAPER),
+        (QM9Set(num_train=100_426, num_validation=10_000), PAPER),  # 110,426 all the same
+        (QM9Set(), Network(hidden_channels=33)),
+        (QM9Set(), Network(num_onsite=2)),
+        (QM9Set(), Network(num_interactions=1)),
+        (QM9Set(), Network(num_sensitivities=3)),
+        (QM9Set(), Network(cutoff=3.0)),
+        (MD17Set(molecule="revised benzene"), NO_ONSITE),
+        (MD17Set(num_train=500), NO_ONSITE),
+        (MD17Set(forces=True), NO_ONSITE),
+        (MD17Set(), replace(NO_ONSITE, num_interactions=1)),
+        (MD17Set(), replace(NO_ONSITE, num_onsite=3)),
+        (FileSet("x", 1_000, 1_000), NO_ONSITE),
     ],
 )
-def test_no_figure_for_another_experiment(molecules: QM9Set | MD17Set, model: dict) -> None:  # type: ignore[type-arg]
-    assert published(molecules, model) == {}
+def test_no_figure_for_another_experiment(molecules: MoleculeSet, network: Network) -> None:
+    assert paper_figures(molecules, network) == {}
