@@ -50,7 +50,7 @@ def check_graphs(
     if edge_index is not None:
         _check_edges(edge_index, shift, z)
         if batch is not None:
-            _check_edges_inside(edge_index, batch)
+            _check_edges_inside(edge_index.long(), batch.long())
 
 
 def _check_atoms(z: Tensor, pos: Tensor) -> None:
@@ -89,7 +89,7 @@ def _check_batch(batch: Tensor, z: Tensor, num_graphs: int | None) -> None:
         raise StructureError(
             f"batch is on {batch.device} and z on {z.device}: move both with .to(device)"
         )
-    step = batch[1:] - batch[:-1]
+    step = batch.long().diff()
     if bool((step < 0).any()):
         atom = int((step < 0).nonzero()[0]) + 1
         raise StructureError(
@@ -114,11 +114,13 @@ def _check_batch(batch: Tensor, z: Tensor, num_graphs: int | None) -> None:
 
 
 def _check_edges(edge_index: Tensor, shift: Tensor | None, z: Tensor) -> None:
-    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.is_floating_point():
+    whole = not (edge_index.is_floating_point() or edge_index.dtype == torch.bool)
+    if edge_index.dim() != 2 or edge_index.size(0) != 2 or not whole:
         raise StructureError(
             f"edge_index must be integers of shape [2, E], not {edge_index.dtype} of shape "
             f"{list(edge_index.shape)}"
         )
+    edge_index = edge_index.long()
     if edge_index.device != z.device:
         raise StructureError(
             f"edge_index is on {edge_index.device} and z on {z.device}: move both with .to(device)"

@@ -9,6 +9,7 @@ from hipnn_pyg.graph.pairs import (
     molecule_edges,
     molecule_pairs,
     pad_pairs,
+    sorted_edges,
 )
 from hipnn_pyg.graph.periodic import radius_graph_pbc
 
@@ -24,4 +25,5 @@ __all__ = [
     "pad_pairs",
     "radius_graph",
     "radius_graph_pbc",
+    "sorted_edges",
 ]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch_geometric.data import Batch, Data
 
 from hipnn_pyg.checks import StructureError
 
@@ -63,6 +64,26 @@ def image_shift(images: Tensor, cell: Tensor, graph: Tensor | None = None) -> Te
         a, b, c = (cell[:, k][graph] for k in range(3))
     n = images.to(cell.dtype)
     return n[:, 0:1] * a + n[:, 1:2] * b + n[:, 2:3] * c
+
+
+def lattice_of(data: Data) -> tuple[Tensor | None, Tensor | bool | None]:
+    """``cell`` and ``pbc`` of a ``Data``, or those of a ``Batch`` in one row for each structure.
+
+    PyG joins what belongs to a structure along the first axis: flags of one bool each become
+    ``[G]``, of three ``[3 G]``, and cells ``[3, 3]`` become ``[3 G, 3]``.
+
+    Args:
+        data: one structure, or several.
+    """
+    cell, pbc = data.get("cell"), data.get("pbc")
+    if isinstance(data, Batch):
+        graphs = data.num_graphs
+        if isinstance(cell, Tensor) and cell.shape == (3 * graphs, 3):
+            cell = cell.view(graphs, 3, 3)
+        joined = isinstance(pbc, Tensor) and "pbc" in getattr(data, "_slice_dict", {})
+        if joined and pbc.shape in ((graphs,), (3 * graphs,)):
+            pbc = pbc.view(graphs, -1).expand(graphs, 3)
+    return cell, pbc
 
 
 def read_lattice(cell: Tensor | None, pbc: Flags, num_graphs: int, pos: Tensor) -> Lattice:

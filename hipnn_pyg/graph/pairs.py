@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
 
 from hipnn_pyg import ops
 from hipnn_pyg.ops import Pattern, edge_pattern, takes
@@ -68,13 +69,27 @@ def edge_distances(pos: Tensor, edge_index: Tensor, shift: Tensor | None = None)
     return torch.linalg.vector_norm(r_ij, dim=-1)
 
 
-def edge_pairs(pos: Tensor, edge_index: Tensor, shift: Tensor | None = None) -> Pairs:
-    """The edge layout of an edge list in any order (it is sorted by receiver here)."""
+def sorted_edges(edge_index: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """An edge list in any order and form, sorted by receiver, and its shifts.
+
+    Args:
+        edge_index: integers ``[2, E]``, a PyG ``EdgeIndex`` too.
+        shift: periodic-image vectors, ``[E, 3]``.
+    """
+    if isinstance(edge_index, EdgeIndex):
+        edge_index = edge_index.as_tensor()
+    edge_index = edge_index.long().contiguous()
     receiver = edge_index[1]
     if not bool((receiver[1:] >= receiver[:-1]).all()):
         order = receiver.argsort(stable=True)
         edge_index = edge_index[:, order]
         shift = None if shift is None else shift[order]
+    return edge_index, shift
+
+
+def edge_pairs(pos: Tensor, edge_index: Tensor, shift: Tensor | None = None) -> Pairs:
+    """The edge layout of an edge list as :func:`sorted_edges` takes it."""
+    edge_index, shift = sorted_edges(edge_index, shift)
     return Pairs(edge_index[0], edge_index[1], edge_distances(pos, edge_index, shift))
 
 

@@ -14,11 +14,21 @@ import torch
 from torch import Tensor
 
 from hipnn_pyg.graph.pairs import Pairs
-from hipnn_pyg.models.hipnn import HIPNN
-from hipnn_pyg.nn import dense_weights
+from hipnn_pyg.models.hipnn import HIPNN, Block
+from hipnn_pyg.nn import (
+    EnergyReadout,
+    ReferenceEnergy,
+    alike,
+    as_built,
+    dense_weights,
+    written_out,
+)
 from hipnn_pyg.ops import cpu, takes
 from hipnn_pyg.ops.devices import layer_kernels
 from hipnn_pyg.ops.operands import Kept, Weights, Where
+
+OWN = {name: getattr(HIPNN, name) for name in ("atom_terms", "one_hot", "species_index")}
+"""Methods that a subclass may have of its own: then it is called instead."""
 
 
 class Slopes(NamedTuple):
@@ -67,9 +77,19 @@ class BlockChange(NamedTuple):
 
 
 def serves(model: HIPNN) -> bool:
-    """Whether the model has the kernels of its device."""
+    """Whether the kernels of its device compute what the model does: no part of it is replaced."""
     weight = model.blocks[0].interaction.V
-    return takes(weight) and model.kernel_on(weight.device) == "fused"
+    if not takes(weight) or model.kernel_on(weight.device) != "fused":
+        return False
+    if any(getattr(getattr(model, name), "__func__", None) is not own for name, own in OWN.items()):
+        return False
+    return as_built(model.reference, ReferenceEnergy) and all(
+        as_built(block, Block)
+        and as_built(block.readout, EnergyReadout)
+        and alike(weight, [block.readout.weight, block.readout.bias])
+        and written_out(block.interaction, block.onsite, weight)
+        for block in model.blocks
+    )
 
 
 def _scale(model: HIPNN) -> Any:

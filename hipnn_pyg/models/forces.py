@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
-from hipnn_pyg.checks import check_graphs
+from hipnn_pyg.checks import StructureError, check_graphs
+from hipnn_pyg.graph.lattice import lattice_of
 
 _NO_GRADIENT = (
     "the energy does not depend on positions in autograd, so it has no forces: the model detaches "
@@ -61,13 +62,20 @@ class Forces(nn.Module):
                 ``self.training`` where gradients are enabled.
 
         Raises:
-            StructureError: wrong shapes, or positions that are not finite.
+            StructureError: no positions, wrong shapes, positions that are not finite, or a
+                periodic ``Data``, of whose cell such a model would not know.
             RuntimeError: the energy does not depend on positions in autograd.
         """
+        num_graphs = None
         if isinstance(z, Data):
-            z, pos, batch = z.z, z.pos, z.batch
-        assert pos is not None
-        check_graphs(z, pos, batch)
+            refuse_cells(z)
+            num_graphs = graphs_of(z)
+            z, pos, batch = z.get("z"), z.get("pos"), z.get("batch")
+        z, pos = both(z, pos)
+        check_graphs(z, pos, batch, num_graphs)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return self.forward(*copies(z, pos, batch))
         keep = keeps_graph(self, create_graph)
         with torch.enable_grad():
             pos = leaf(pos, keep)
@@ -76,6 +84,40 @@ class Forces(nn.Module):
                 energy = energy[0]
             (slope,) = gradient(energy, (pos,), keep, isolated=_all_single(z, batch))
         return EnergyForces(energy if keep else energy.detach(), -slope)
+
+
+def refuse_cells(data: Data) -> None:
+    """Models called as ``model(z, pos, batch)`` know no cell.
+
+    Raises:
+        StructureError: a periodic structure.
+    """
+    cell, pbc = lattice_of(data)
+    periodic = cell is not None and bool(cell.any()) if pbc is None else torch.as_tensor(pbc).any()
+    if periodic:
+        raise StructureError(
+            f"the structure is periodic (pbc {pbc}, cell {cell}) and model(z, pos, batch) knows no "
+            "cell: use HIPNNPotential, or set pbc to False"
+        )
+
+
+def graphs_of(data: Data) -> int | None:
+    """How many structures a ``Batch`` holds, the empty ones too; None of a ``Data``."""
+    return data.num_graphs if isinstance(data, Batch) else None
+
+
+def both(z: Any, pos: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Atomic numbers and positions, or an error that names what is missing."""
+    for name, value in (("z", z), ("pos", pos)):
+        if not isinstance(value, Tensor):
+            raise StructureError(f"{name} is {value}: give it as a tensor, or a Data that has it")
+    assert pos is not None
+    return z, pos
+
+
+def copies(*tensors: Tensor | None) -> list[Any]:
+    """The same numbers for autograd, which tensors made in inference mode cannot enter."""
+    return [None if x is None else x.clone() for x in tensors]
 
 
 def keeps_graph(module: nn.Module, create_graph: bool | None) -> bool:

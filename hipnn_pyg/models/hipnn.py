@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -32,11 +33,12 @@ from hipnn_pyg.nn import (
     has_kernels,
     nonhierarchicality,
 )
-from hipnn_pyg.ops import KernelUnavailableError, available
+from hipnn_pyg.ops import KernelUnavailableError, available, transformed
 from hipnn_pyg.units import Bohr
 
 Kernel = Literal["auto", "fused", "padded", "reference"]
 
+UNDER_TRANSFORMS = "torch.jit.trace, torch.func and forward-mode derivatives cannot see kernels"
 ALL_PAIRS_LIMIT = 64
 """Molecules up to this many atoms need no neighbour search."""
 
@@ -85,7 +87,7 @@ class Block(nn.Module):
 
     def forward(self, z: Tensor, pairs: Pairs, sigma_e: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[N, in]`` to features ``[N, hidden]`` and energies E_i^n ``[N]``."""
-        if has_kernels(z, pairs):
+        if has_kernels(self.interaction, self.onsite, z, pairs):
             z = fused_layers(self.interaction, [*self.onsite], z, pairs)
         else:
             z = self.onsite(self.interaction(z, pairs))
@@ -124,6 +126,7 @@ class HIPNN(nn.Module):
 
     Raises:
         ValueError: a size or a length that makes no model.
+        TypeError: a size that is not a whole number.
     """
 
     def __init__(
@@ -146,22 +149,20 @@ class HIPNN(nn.Module):
     ) -> None:
         super().__init__()
         self.hyperparameters: dict[str, Any] = {
-            "species": [int(number) for number in species],
-            "hidden_channels": hidden_channels,
-            "num_interactions": num_interactions,
-            "num_onsite": num_onsite,
-            "num_sensitivities": num_sensitivities,
-            "r_low": r_low,
-            "r_high": r_high,
-            "cutoff": cutoff,
-            "hierarchical": hierarchical,
+            "species": [operator.index(number) for number in species],
+            "hidden_channels": operator.index(hidden_channels),
+            "num_interactions": operator.index(num_interactions),
+            "num_onsite": operator.index(num_onsite),
+            "num_sensitivities": operator.index(num_sensitivities),
+            "r_low": float(r_low),
+            "r_high": float(r_high),
+            "cutoff": float(cutoff),
+            "hierarchical": bool(hierarchical),
         }
-        _check_hyperparameters(self.hyperparameters, kernel, backend)
-        self.species = tuple(self.hyperparameters["species"])
-        self.cutoff = cutoff
-        self.hierarchical = hierarchical
+        _check_hyperparameters(self.hyperparameters, backend)
+        cutoff = self.cutoff
         self.energy_unit = energy_unit
-        self.kernel: Kernel = kernel
+        self.kernel = kernel
         self.backend = backend
         self.validate = validate
         self.warn_unfitted = True
@@ -184,6 +185,36 @@ class HIPNN(nn.Module):
         )
         self._fix_lower_orders()
         self.set_e0(e0, sigma_e)
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        """Atomic numbers that the model knows, in the order of its one-hot input."""
+        return tuple(self.hyperparameters["species"])
+
+    @property
+    def cutoff(self) -> float:
+        """R_cut in Å; another makes another model."""
+        return float(self.hyperparameters["cutoff"])
+
+    @property
+    def hierarchical(self) -> bool:
+        """Whether all orders have a readout."""
+        return bool(self.hyperparameters["hierarchical"])
+
+    @property
+    def kernel(self) -> Kernel:
+        """How neighbours are summed; may be changed at any time.
+
+        Raises:
+            ValueError: a kernel that there is not.
+        """
+        return self._kernel
+
+    @kernel.setter
+    def kernel(self, kernel: Kernel) -> None:
+        if kernel not in get_args(Kernel):
+            raise ValueError(f"kernel must be one of {get_args(Kernel)}, not {kernel!r}")
+        self._kernel = kernel
 
     @classmethod
     def from_pretrained(cls, name: str, device: torch.device | str = "cpu") -> HIPNN:
@@ -321,9 +352,9 @@ class HIPNN(nn.Module):
         """
         if self.kernel not in ("auto", "fused"):
             return self.kernel
-        missing = available(device.type)
+        missing = UNDER_TRANSFORMS if transformed() else available(device.type)
         if missing and self.kernel == "fused":
-            raise KernelUnavailableError(f'{missing}: install it, or use kernel="padded"')
+            raise KernelUnavailableError(f'{missing}: use kernel="padded"')
         return "padded" if missing else "fused"
 
     def pairs(
@@ -413,6 +444,7 @@ class HIPNN(nn.Module):
         if batch is None:
             batch = torch.zeros_like(z, dtype=torch.long)
             num_graphs = 1
+        batch = batch.long()
         if num_graphs is None:
             num_graphs = int(batch[-1]) + 1
         self._warn_if_unfitted()
@@ -435,8 +467,10 @@ class HIPNN(nn.Module):
         edge_index: Tensor | None = None,
         shift: Tensor | None = None,
     ) -> Tensor:
-        """Total energies ``[G, 1]`` in ``pos.dtype``; arguments as in :meth:`energy_terms`."""
-        return self.energy_terms(z, pos, batch, edge_index, shift).energy.to(pos.dtype)
+        """Total energies ``[G, 1]``, in the dtype of ``pos`` or, if that is shorter, float32;
+        arguments as in :meth:`energy_terms`."""
+        energy = self.energy_terms(z, pos, batch, edge_index, shift).energy
+        return energy.to(torch.promote_types(pos.dtype, torch.float32))
 
     def extra_repr(self) -> str:
         """Species, cutoff and energy unit."""
@@ -476,7 +510,7 @@ def laid_out(kernel: str, edges: Pairs, num_atoms: int) -> Pairs:
     return edges.with_pattern(num_atoms) if kernel == "fused" else edges
 
 
-def _check_hyperparameters(parameters: dict[str, Any], kernel: str, backend: str) -> None:
+def _check_hyperparameters(parameters: dict[str, Any], backend: str) -> None:
     species = parameters["species"]
     if not species or len(set(species)) < len(species) or min(species) < 1:
         raise ValueError(f"species must be different atomic numbers >= 1, not {species}")
@@ -494,7 +528,5 @@ def _check_hyperparameters(parameters: dict[str, Any], kernel: str, backend: str
             f"lengths must satisfy 0 < r_low < r_high and 0 < cutoff (Å), not r_low={r_low}, "
             f"r_high={r_high}, cutoff={cutoff}"
         )
-    if kernel not in get_args(Kernel):
-        raise ValueError(f"kernel must be one of {get_args(Kernel)}, not {kernel!r}")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {sorted(BACKENDS)}, not {backend!r}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hipnn_pyg.checks import check_species
-from hipnn_pyg.graph import Pairs
+from hipnn_pyg.graph import Pairs, sorted_edges
 from hipnn_pyg.models.hipnn import HIPNN
 
 
@@ -91,10 +91,9 @@ def neighborhood(
     check_species(z, species >= 0, model.species)
     if batch is None:
         batch = torch.zeros_like(z, dtype=torch.long)
-    if edge_index is not None and not bool((edge_index[1].diff() >= 0).all()):
-        order = edge_index[1].argsort(stable=True)
-        edge_index = edge_index[:, order]
-        shift = None if shift is None else shift[order]
+    batch = batch.long()
+    if edge_index is not None:
+        edge_index, shift = sorted_edges(edge_index, shift)
     with torch.enable_grad():  # the kernels' pattern holds what derivatives need
         pairs = model.pairs(pos.detach(), batch, edge_index)
     shift = None if shift is None else shift.to(pos)

@@ -20,9 +20,9 @@ from torch_geometric.data import Data
 
 from hipnn_pyg.checks import MIN_DISTANCE, check_distances, check_graphs
 from hipnn_pyg.graph import image_shift, radius_graph_pbc
-from hipnn_pyg.graph.lattice import read_lattice
+from hipnn_pyg.graph.lattice import lattice_of, read_lattice
 from hipnn_pyg.models import direct
-from hipnn_pyg.models.forces import gradient, keeps_graph, leaf
+from hipnn_pyg.models.forces import both, copies, gradient, graphs_of, keeps_graph, leaf
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.neighborhood import Neighborhood, neighborhood
 from hipnn_pyg.nn import nonhierarchicality
@@ -112,12 +112,19 @@ class HIPNNPotential(nn.Module):
             ValueError: stress of a structure that is not periodic in three directions, or edges
                 without their images.
         """
+        num_graphs = None
         if isinstance(z, Data):
-            data = z
-            z, pos, batch = data.z, data.pos, data.batch
-            cell, pbc = data.get("cell"), data.get("pbc")
-        assert pos is not None
-        check_graphs(z, pos, batch, None, edge_index, None if images is None else images.to(pos))
+            cell, pbc = lattice_of(z)
+            num_graphs = graphs_of(z)
+            z, pos, batch = z.get("z"), z.get("pos"), z.get("batch")
+        z, pos = both(z, pos)
+        shift = None if images is None else images.to(pos)
+        check_graphs(z, pos, batch, num_graphs, edge_index, shift)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                pbc = torch.as_tensor(pbc) if isinstance(pbc, bool) else pbc
+                given = copies(z, pos, batch, cell, pbc, edge_index, images)
+                return self.forward(*given, stress=stress, create_graph=create_graph)
         num_graphs = 1 if batch is None else int(batch[-1]) + 1
         cell, periodic = _periodic(cell, pbc, num_graphs, pos)
         full = bool(periodic.all())
@@ -189,7 +196,7 @@ def _energy_and_pull(
         pairs = near.at(r)
         if not keep and pairs.pattern is not None and direct.serves(model):
             terms, passes = direct.forward(model, near.species, pairs, False)
-            slope = direct.distance_slopes(model, passes, torch.ones_like(terms))
+            slope = direct.distance_slopes(model, passes, torch.ones_like(terms)).to(r.dtype)
         else:
             terms, _ = model.atom_terms(near.species, pairs)
             (slope,) = gradient(terms, (r,), keep, isolated=r.numel() == 0)

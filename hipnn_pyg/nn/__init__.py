@@ -2,7 +2,14 @@
 
 from hipnn_pyg.nn.cutoff import cosine_cutoff
 from hipnn_pyg.nn.environment import EnvironmentSum
-from hipnn_pyg.nn.fused import dense_weights, fused_layers, has_kernels
+from hipnn_pyg.nn.fused import (
+    alike,
+    as_built,
+    dense_weights,
+    fused_layers,
+    has_kernels,
+    written_out,
+)
 from hipnn_pyg.nn.interaction import Interaction
 from hipnn_pyg.nn.onsite import OnSite
 from hipnn_pyg.nn.readout import EnergyReadout, ReferenceEnergy, nonhierarchicality
@@ -18,10 +25,13 @@ __all__ = [
     "ReferenceEnergy",
     "Residual",
     "Sensitivity",
+    "alike",
+    "as_built",
     "cosine_cutoff",
     "dense_weights",
     "fused_layers",
     "glorot_",
     "has_kernels",
     "nonhierarchicality",
+    "written_out",
 ]

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from hipnn_pyg.ops import cpu
 
@@ -49,6 +50,16 @@ def available(device_type: str) -> str:
     return ""
 
 
+def transformed() -> bool:
+    """Whether PyTorch records or transforms what is called now, which no kernel can follow:
+    ``torch.jit.trace``, ``torch.func``, forward-mode derivatives."""
+    return (
+        torch.jit.is_tracing()
+        or torch._C._functorch.maybe_current_level() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
 def takes(x: Tensor) -> bool:
     """Whether the layers' kernels take such a tensor: real numbers, not being traced.
 
@@ -56,6 +67,6 @@ def takes(x: Tensor) -> bool:
     """
     if x.device.type not in ("cpu", "cuda") or x.dtype not in cpu.SUFFIX:
         return False
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or transformed():
         return False
     return x.device.type == "cpu" or not available("cuda")

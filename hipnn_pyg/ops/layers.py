@@ -33,6 +33,16 @@ def differentiated(ctx: Any, inputs: Sequence[Tensor | None], gradient: Tensor) 
     return [next(slopes) if need else None for need in needed]
 
 
+def _refuse_batched(gradient: Tensor) -> None:
+    try:
+        gradient.data_ptr()
+    except RuntimeError as error:
+        raise RuntimeError(
+            'kernel="fused" has no batched gradients (is_grads_batched, vectorize=True): use '
+            'kernel="padded"'
+        ) from error
+
+
 class _Interact(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -48,6 +58,7 @@ class _Interact(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        _refuse_batched(gradients[0])
         *inputs, environments, sensitivities = ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, None, None, None, *differentiated(ctx, inputs, gradients[0])
@@ -79,6 +90,7 @@ class _Dense(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        _refuse_batched(gradients[0])
         z, received, activations, between, *weights = ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, None, *differentiated(ctx, (z, received, *weights), gradients[0])

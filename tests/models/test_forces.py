@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 from torch_geometric.nn.models import SchNet
 
 from hipnn_pyg import HIPNN, RadiusGraph, StructureError
@@ -106,3 +106,34 @@ def test_bad_positions_stop(molecules: Batch) -> None:
     molecules.pos[3, 0] = torch.nan
     with pytest.raises(StructureError, match="atom 3"):
         Forces(schnet())(molecules)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_in_inference_mode(molecules: Batch, training: bool) -> None:
+    """Lightning tests and predicts in it."""
+    expected = Forces(schnet())(molecules)
+    model = Forces(schnet()).train(training)
+    with torch.inference_mode():
+        inside = Batch.from_data_list(
+            [Data(z=d.z, pos=d.pos + 0) for d in molecules.to_data_list()]
+        )
+        energy, forces = model(inside)
+    torch.testing.assert_close(energy, expected.energy)
+    torch.testing.assert_close(forces, expected.forces)
+
+
+def test_structures_it_cannot_see_stop(molecules: Batch) -> None:
+    """A cell, an empty structure at the end, no positions."""
+    water, model = molecules[2], Forces(schnet())
+    periodic = Data(z=water.z, pos=water.pos, cell=9 * torch.eye(3).unsqueeze(0), pbc=True)
+    with pytest.raises(StructureError, match="HIPNNPotential"):
+        model(periodic)
+    del periodic.pbc
+    with pytest.raises(StructureError, match="HIPNNPotential"):
+        model(periodic)
+    periodic.pbc = False
+    torch.testing.assert_close(model(periodic).forces, model(water).forces)
+    with pytest.raises(StructureError, match="molecule 1 of the batch has no atoms"):
+        model(Batch.from_data_list([water, Data(z=water.z[:0], pos=water.pos[:0])]))
+    with pytest.raises(StructureError, match="pos is None"):
+        model(Data(z=water.z))

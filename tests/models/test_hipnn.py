@@ -5,14 +5,24 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import reference
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch
 
-from hipnn_pyg import HIPNN, HIPNNWarning, radius_graph
+from hipnn_pyg import (
+    HIPNN,
+    HIPNNWarning,
+    StructureError,
+    load_model,
+    radius_graph,
+    save_model,
+)
 
 Build = Callable[..., HIPNN]
 
@@ -364,3 +374,47 @@ def energies_without_checks(model: HIPNN, inputs: tuple[Tensor, ...]) -> Tensor:
 def test_validate_only_checks(small_model: Build, molecules: Batch) -> None:
     model, inputs = small_model(), (molecules.z, molecules.pos, molecules.batch)
     assert torch.equal(model(*inputs), energies_without_checks(model, inputs))
+
+
+@pytest.mark.parametrize("kernel", ["fused", "padded", "reference"])
+def test_edges_in_any_form(small_model: Build, molecules: Batch, kernel: str) -> None:
+    """Columns of a transposed list, shorter integers, PyG's EdgeIndex."""
+    model = small_model(kernel=kernel)
+    z, pos, batch = molecules.z, molecules.pos, molecules.batch
+    edge_index = radius_graph(pos, model.cutoff, batch)
+    expected = model(z, pos, batch, edge_index)
+    backwards = edge_index.flip(1)
+    forms = [
+        backwards,
+        backwards.t().contiguous().t(),
+        edge_index.int(),
+        edge_index.to(torch.uint8),
+    ]
+    forms += [EdgeIndex(edge_index), EdgeIndex(backwards)]
+    for form in forms:
+        torch.testing.assert_close(model(z, pos, batch, form), expected)
+    for kind in (torch.int32, torch.int16, torch.uint8):
+        torch.testing.assert_close(model(z, pos, batch.to(kind), edge_index), expected)
+    fewer = model(z, pos, batch, edge_index[:, 2:])
+    assert float((fewer - expected).abs().max()) > 1e-3  # control
+    with pytest.raises(StructureError, match="integers"):
+        model(z, pos, batch, edge_index.bool())
+
+
+def test_sizes_of_any_kind_of_number(tmp_path: Path) -> None:
+    """NumPy's and PyTorch's numbers too: the model can be saved."""
+    sizes = {"hidden_channels": np.int64(4), "num_onsite": np.int32(1)}
+    model = HIPNN((1, 6), **sizes, cutoff=np.float32(5), hierarchical=np.bool_(True))
+    save_model(model, tmp_path)
+    assert load_model(tmp_path).hyperparameters == model.hyperparameters
+    assert HIPNN(cutoff=torch.tensor(5.0)).cutoff == 5.0
+    with pytest.raises(TypeError, match="integer"):
+        HIPNN(hidden_channels=64.0)  # type: ignore[arg-type]
+
+
+def test_energies_of_half_precision_positions_are_float32(small_model: Build) -> None:
+    """Total energies are beyond what half precision can hold."""
+    model = small_model(torch.float32)
+    model.set_e0([-9e4] * len(model.species), sigma_e=1.0)
+    energy = model(torch.tensor([1, 1]), torch.tensor([[0.0, 0, 0], [0.75, 0, 0]]).half())
+    assert energy.dtype == torch.float32 and float(energy) == pytest.approx(-1.8e5, rel=1e-3)

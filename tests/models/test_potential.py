@@ -467,3 +467,59 @@ def test_stress_needs_three_periodic_directions(small_model: Build, molecules: B
         potential(data.z, data.pos, None, data.cell, True, None, images)
     with pytest.raises(ValueError, match="images"):
         potential(data.z, data.pos, edge_index=edges, images=images)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("training", [False, True])
+def test_in_inference_mode(
+    small_model: Build, molecules: Batch, kernel: Kernel, training: bool
+) -> None:
+    potential = HIPNNPotential(small_model(kernel=kernel)).train(training)
+    given = (molecules.z, molecules.pos, molecules.batch)
+    expected = potential(*given, create_graph=False)
+    with torch.inference_mode():
+        found = potential(molecules.z, molecules.pos + 0, molecules.batch)
+    torch.testing.assert_close(found.forces, expected.forces)
+    assert not found.energy.requires_grad
+
+
+@pytest.mark.parametrize("of_each", ["bool", "three"])
+def test_cells_of_a_batch(small_model: Build, of_each: str) -> None:
+    """PyG joins what belongs to each structure: three flags are not three directions."""
+    potential, items = HIPNNPotential(small_model()), []
+    for number in range(3):
+        atoms = bulk("C") * (2, 1, 1)
+        atoms.rattle(0.05, seed=number)
+        z, pos = torch.tensor(atoms.numbers), torch.tensor(atoms.positions)
+        flags: Any = number != 1
+        cell = torch.tensor(atoms.cell.array)
+        if of_each == "three":
+            flags = torch.tensor([True, number != 1, True])
+        items.append(Data(z=z, pos=pos, cell=cell, pbc=flags))
+    expected = [float(potential(item, stress=False).energy) for item in items]
+    found = potential(Batch.from_data_list(items), stress=False).energy.flatten()
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    for item in items:
+        item.pbc = torch.tensor([True, True, True])
+    control = [float(potential(item, stress=False).energy) for item in items]
+    assert abs(control[1] - expected[1]) > 1e-3 > abs(control[0] - expected[0])
+
+
+def test_an_empty_structure_at_the_end_stops(small_model: Build, molecules: Batch) -> None:
+    water = molecules[2]
+    empty = Data(z=water.z[:0], pos=water.pos[:0])
+    with pytest.raises(StructureError, match="molecule 1 of the batch has no atoms"):
+        HIPNNPotential(small_model())(Batch.from_data_list([water, empty]))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_forces_have_the_dtype_of_the_positions(small_model: Build, kernel: Kernel) -> None:
+    atoms = bulk("C") * (2, 1, 1)
+    atoms.rattle(0.05, seed=0)
+    z, pos = torch.tensor(atoms.numbers), torch.tensor(atoms.positions)
+    cell = torch.tensor(atoms.cell.array)
+    potential = HIPNNPotential(small_model(kernel=kernel))
+    expected = potential(z, pos, cell=cell)
+    found = potential(z, pos.float(), cell=cell.float())
+    assert found.forces.dtype == torch.float32 and found.energy.dtype == torch.float64
+    torch.testing.assert_close(found.forces, expected.forces.float(), rtol=1e-4, atol=1e-4)

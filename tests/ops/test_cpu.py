@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -138,3 +140,36 @@ def test_two_processes_at_once(good: Path, cache: Path, compiler: Callable[[str]
     (file,) = cache.iterdir()
     assert file.read_bytes() == good.read_bytes()
     assert log.read_text() == "run\nrun\n"
+
+
+FEWER_THREADS = """
+import torch
+from hipnn_pyg import HIPNN
+
+def gradients(kernel, atoms, seed):
+    torch.manual_seed(seed)
+    z, pos = torch.tensor([1, 6] * (atoms // 2)), 9 * torch.rand(atoms, 3, dtype=torch.float64)
+    torch.manual_seed(0)
+    model = HIPNN((1, 6), 8, num_sensitivities=5, kernel=kernel, validate=False).double()
+    pos.requires_grad_()
+    model(z, pos).sum().backward()
+    return [pos.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+for seed in (1, 2):  # leave other numbers in the buffers
+    gradients("fused", 60, seed)
+for one, other in zip(gradients("fused", 40, 3), gradients("reference", 40, 3), strict=True):
+    torch.testing.assert_close(one, other)
+print("equal")
+"""
+
+
+def test_fewer_threads_than_asked_for() -> None:
+    """OpenMP may give a smaller team: what absent threads left behind is not added."""
+    limits = {"OMP_NUM_THREADS": "2", "OMP_THREAD_LIMIT": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", FEWER_THREADS],
+        env={**os.environ, **limits},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == "equal", result.stderr

@@ -286,3 +286,19 @@ def test_nothing_is_kept_where_no_gradient_follows(monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         assert torch.equal(model(z, pos), energy)
     assert kept == [("interact", False), ("dense", False)] * 2
+
+
+@pytest.mark.parametrize("dtype, digits", [(torch.float32, 3e-6), (torch.float64, 1e-14)])
+@pytest.mark.parametrize("level", [-18.0, -8.0, -2.5, 0.0, 5.0])
+def test_slope_of_small_activations(dtype: torch.dtype, digits: float, level: float) -> None:
+    """Where softplus is small its slope is as small: no digits are lost."""
+    torch.manual_seed(0)
+    weights: list[Tensor | None] = [torch.zeros(8, 8), torch.full((8,), level)]
+    weights += [torch.rand(8, 8), torch.zeros(8), None]
+    weights = [None if w is None else w.to(dtype) for w in weights]
+    z, received = torch.zeros(5, 8, dtype=dtype), torch.rand(5, 8, dtype=dtype).requires_grad_()
+    (slope,) = torch.autograd.grad(ops.dense(z, received, weights, layers).sum(), received)
+    exact = [None if w is None else w.double() for w in weights]
+    given = received.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(layers(z.double(), given, *exact).sum(), given)
+    torch.testing.assert_close(slope.double(), expected, rtol=digits, atol=0)

@@ -1,0 +1,212 @@
+"""Models that users changed: what they put in is called, whatever the kernel."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+
+from hipnn_pyg import HIPNN, HIPNNPotential
+from hipnn_pyg.graph import Pairs
+from hipnn_pyg.models import direct
+from hipnn_pyg.nn import OnSite
+
+Build = Callable[..., HIPNN]
+Change = Callable[[HIPNN], object]
+
+
+class Silu(OnSite):
+    """Another activation function."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.residual(nn.functional.silu(self.W(z)), z)
+
+
+class Doubled(nn.Module):
+    """Stands for an adapter: it has the weights of the map that it wraps."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = inner.weight, inner.bias
+
+    def forward(self, z: Tensor) -> Tensor:
+        return 2 * nn.functional.linear(z, self.weight, self.bias)
+
+
+def shift_by_one(module: nn.Module, given: object, result: Tensor) -> Tensor:
+    return result + 1
+
+
+def put_silu(model: HIPNN) -> None:
+    layer = Silu(6, 6).to(model.blocks[1].onsite[0].W.weight.dtype)
+    layer.load_state_dict(model.blocks[1].onsite[0].state_dict())
+    model.blocks[1].onsite[0] = layer
+
+
+def put_forward(model: HIPNN) -> None:
+    layer = model.blocks[0].onsite[0]
+    layer.forward = types.MethodType(lambda self, z: z + 1, layer)
+
+
+CHANGES: dict[str, Change] = {
+    "hook of a layer": lambda m: m.blocks[1].onsite[0].register_forward_hook(shift_by_one),
+    "hook of a map": lambda m: m.blocks[0].interaction.W.register_forward_hook(shift_by_one),
+    "hook of sensitivities": lambda m: m.blocks[0].interaction.sensitivity.register_forward_hook(
+        lambda module, given, s: 2 * s
+    ),
+    "hook before": lambda m: m.blocks[1].onsite.register_forward_pre_hook(lambda _, z: z[0] + 1),
+    "hook of a readout": lambda m: m.blocks[0].readout.register_forward_hook(shift_by_one),
+    "subclass": put_silu,
+    "adapter": lambda m: setattr(m.blocks[1].onsite[0], "W", Doubled(m.blocks[1].onsite[0].W)),
+    "another layer": lambda m: m.blocks[0].onsite.append(nn.LayerNorm(6, dtype=torch.float64)),
+    "own forward": put_forward,
+    "spectral norm": lambda m: nn.utils.spectral_norm(m.blocks[0].interaction.W),
+}
+
+
+def energies(model: HIPNN, molecules: Batch) -> Tensor:
+    return model(molecules.z, molecules.pos, molecules.batch).detach()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_layers_are_called(change: str, small_model: Build, molecules: Batch) -> None:
+    fused, plain = small_model(kernel="fused"), small_model(kernel="reference")
+    before = energies(fused, molecules)
+    assert direct.serves(fused)
+    for model in (fused, plain):
+        torch.manual_seed(3)
+        CHANGES[change](model)
+    assert not direct.serves(fused)
+    expected = energies(plain, molecules)
+    torch.testing.assert_close(energies(fused, molecules), expected)
+    predicted = HIPNNPotential(fused)(molecules.z, molecules.pos, molecules.batch)
+    torch.testing.assert_close(predicted.energy, expected)
+    slopes = HIPNNPotential(plain)(molecules.z, molecules.pos, molecules.batch).forces
+    torch.testing.assert_close(predicted.forces, slopes)
+    assert float((expected - before).abs().max()) > 1e-3  # control
+
+
+def test_a_removed_hook_gives_the_kernels_back(small_model: Build, molecules: Batch) -> None:
+    model = small_model(kernel="fused")
+    before = energies(model, molecules)
+    handle = model.blocks[0].onsite[0].register_forward_hook(shift_by_one)
+    assert not direct.serves(model)
+    handle.remove()
+    assert direct.serves(model)
+    torch.testing.assert_close(energies(model, molecules), before, rtol=0, atol=0)
+
+
+class Raised(HIPNN):
+    """Every atom has one unit of energy more."""
+
+    def atom_terms(self, species: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        terms, features = super().atom_terms(species, pairs)
+        return terms + torch.tensor([1.0, 0.0, 0.0]), features
+
+
+def test_a_subclass_of_the_model_is_called(small_model: Build, molecules: Batch) -> None:
+    model = small_model(kernel="fused")
+    raised = Raised(**model.hyperparameters, kernel="fused").double().eval()
+    raised.load_state_dict(model.state_dict())
+    predicted = HIPNNPotential(raised)(molecules.z, molecules.pos, molecules.batch).energy
+    torch.testing.assert_close(predicted, energies(raised, molecules))
+    atoms = torch.bincount(molecules.batch).unsqueeze(1)
+    torch.testing.assert_close(predicted, energies(model, molecules) + atoms)
+
+
+@pytest.mark.parametrize("name", ["blocks.1.onsite.0", "blocks.0.interaction.W"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_mixed_dtypes_are_refused(
+    name: str, kind: torch.dtype, small_model: Build, molecules: Batch
+) -> None:
+    """Kernels read memory by address: of another dtype it would be another number."""
+    other = torch.float64 if kind == torch.float32 else torch.float32
+    model = small_model(kind, kernel="fused")
+    model.get_submodule(name).to(other)
+    with pytest.raises((RuntimeError, TypeError), match="dtype|float"):
+        energies(model, molecules)
+    with pytest.raises((RuntimeError, TypeError), match="dtype|float"):
+        HIPNNPotential(model)(molecules.z, molecules.pos, molecules.batch)
+
+
+def test_a_readout_of_another_dtype(small_model: Build, molecules: Batch) -> None:
+    model = small_model(torch.float32, kernel="fused")
+    expected = energies(model, molecules)
+    model.blocks[0].readout.double()
+    torch.testing.assert_close(energies(model, molecules), expected, rtol=1e-5, atol=1e-5)
+    predicted = HIPNNPotential(model)(molecules.z, molecules.pos, molecules.batch)
+    torch.testing.assert_close(predicted.energy, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_with_gaps_in_memory(small_model: Build, molecules: Batch) -> None:
+    model = small_model(kernel="fused")
+    expected = energies(model, molecules)
+    for linear in (model.blocks[0].onsite[0].W, model.blocks[1].interaction.W):
+        linear.weight.data = linear.weight.data.t().contiguous().t()
+        assert not linear.weight.is_contiguous()
+    torch.testing.assert_close(energies(model, molecules), expected)
+
+
+# -- settings ----------------------------------------------------------------------------------
+
+
+def test_what_makes_the_model_cannot_be_changed(small_model: Build) -> None:
+    model = small_model()
+    for name, value in (("cutoff", 4.0), ("species", (1,)), ("hierarchical", False)):
+        with pytest.raises(AttributeError, match=name):
+            setattr(model, name, value)
+    with pytest.raises(ValueError, match="padded"):
+        model.kernel = "Padded"  # type: ignore[assignment]
+    model.kernel = "padded"
+    assert model.kernel == "padded" and model.cutoff == 3.0
+
+
+# -- transforms --------------------------------------------------------------------------------
+
+
+def test_traced(small_model: Build, molecules: Batch) -> None:
+    model = small_model(kernel="auto")
+    water = molecules[2]
+    traced = torch.jit.trace(model, (water.z, water.pos))
+    moved = water.pos + 0.05 * torch.randn_like(water.pos)
+    torch.testing.assert_close(traced(water.z, moved), model(water.z, moved))
+    assert float((traced(water.z, moved) - model(water.z, water.pos)).abs()) > 1e-4  # control
+    with pytest.raises(RuntimeError, match="padded"):
+        torch.jit.trace(small_model(kernel="fused"), (water.z, water.pos))
+
+
+def test_function_transforms(small_model: Build, molecules: Batch) -> None:
+    model, water = small_model(kernel="auto"), molecules[2]
+    expected = -HIPNNPotential(model)(water.z, water.pos).forces
+
+    def energy(pos: Tensor) -> Tensor:
+        return model(water.z, pos).sum()
+
+    torch.testing.assert_close(torch.func.grad(energy)(water.pos).detach(), expected)
+    along = torch.randn_like(water.pos)
+    _, slope = torch.func.jvp(energy, (water.pos,), (along,))
+    torch.testing.assert_close(slope.detach(), (along * expected).sum())
+    hessian = torch.func.hessian(energy)(water.pos)
+    slow = torch.autograd.functional.hessian(energy, water.pos)
+    torch.testing.assert_close(hessian.detach(), slow.detach())
+    with pytest.raises(RuntimeError, match='kernel="padded"'):
+        torch.autograd.functional.hessian(energy, water.pos, vectorize=True)
+    model.kernel = "padded"
+    fast = torch.autograd.functional.hessian(energy, water.pos, vectorize=True)
+    torch.testing.assert_close(fast.detach(), slow.detach())
+
+
+def test_forward_derivatives(small_model: Build, molecules: Batch) -> None:
+    from torch.autograd import forward_ad
+
+    model, water = small_model(kernel="auto"), molecules[2]
+    along = torch.randn_like(water.pos)
+    expected = -(along * HIPNNPotential(model)(water.z, water.pos).forces).sum()
+    with forward_ad.dual_level():
+        energy = model(water.z, forward_ad.make_dual(water.pos, along))
+        slope = forward_ad.unpack_dual(energy).tangent
+    torch.testing.assert_close(slope.sum().detach(), expected)
