@@ -35,7 +35,7 @@ from hipnn_pyg import HIPNN, PackedLoader, PackedMolecules, RadiusGraph
 from hipnn_pyg.data.sets import QM9Set
 from hipnn_pyg.data.splits import random_split
 from hipnn_pyg.train import error_statistics
-from hipnn_pyg.train.trainer import running_average
+from hipnn_pyg.train.recipe import running_average
 
 
 class ScaledSchNet(SchNet):

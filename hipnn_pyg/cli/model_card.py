@@ -100,13 +100,14 @@ def command(settings: dict[str, Any]) -> str:
 
 
 def _training(card: dict[str, Any], settings: dict[str, Any]) -> str:
-    """How one model was trained: command, recipe, best epoch, time, hardware, version, date."""
+    """How one model was trained: command, recipe, best epoch, its time (a share, of models trained
+    at once), hardware, version, date."""
     seconds, unknown = card.get("training_seconds"), "not on record"
     time = unknown if seconds is None else f"{seconds / 60:.0f} minutes"
     trained = card.get("trained_on", {})
     return (
         f"`{command(settings)}`: recipe {card.get('recipe')}, best epoch {card.get('epoch')}; "
-        f"time of training: {time}; hardware: {trained.get('machine', unknown)}; torch "
+        f"time to there: {time}; hardware: {trained.get('machine', unknown)}; torch "
         f"{trained.get('torch', unknown)}; date: {trained.get('date', unknown)}"
     )
 

@@ -67,9 +67,10 @@ def load(arguments: Namespace) -> Atoms:
             f"--precision must be model, float32 or float64, not {arguments.precision!r}"
         )
     atoms = read_structure(arguments.structure, arguments.index)
-    models = [each for name in arguments.model for each in member_folders(model_folder(name))]
+    names = arguments.model
+    several = [each for name in names for each in member_folders(model_folder(name))]
     atoms.calc = HIPNNCalculator(
-        models[0] if len(models) == 1 else models,
+        names[0] if len(names) == 1 else several,
         usable_device(arguments.device),
         None if arguments.precision == "model" else arguments.precision,
         arguments.skin,

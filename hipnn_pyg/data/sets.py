@@ -89,7 +89,16 @@ class MD17Set:
     forces: bool = False
 
     def load(self) -> tuple[PackedMolecules, Tensor]:
-        """All frames, checked, and their indices."""
+        """All frames, checked, and their indices.
+
+        Raises:
+            ValueError: a trajectory that comes split into training and test files.
+        """
+        if "CCSD" in self.molecule:
+            raise ValueError(
+                f"MD17 {self.molecule!r} comes in a training and a test file, the commands split "
+                "one: use hipnn_pyg.data.md17.load_md17(root, name, train=True)"
+            )
         frames, labels = load_md17(self.root, self.molecule), MD17_FORCES if self.forces else None
         packed = PackedMolecules.pack(frames, MD17_ENERGY, forces=labels)
         return packed, torch.arange(len(packed))

@@ -21,16 +21,18 @@ from torch import Tensor
 from hipnn_pyg.checks import MIN_DISTANCE, StructureError
 from hipnn_pyg.interfaces.loading import NotAPotentialError, check_is_potential, load_potential
 from hipnn_pyg.interfaces.skin import VerletList, changes
-from hipnn_pyg.models.files import check_alike
+from hipnn_pyg.models.files import check_alike, member_folders
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.neighborhood import Neighborhood, neighborhood
 from hipnn_pyg.models.potential import HIPNNPotential, Prediction
 from hipnn_pyg.models.pretrained import model_folder
+from hipnn_pyg.uncertainty.error_bars import ErrorBars
 from hipnn_pyg.units import ENERGY_UNITS
 
 __all__ = ["HIPNNCalculator", "NotAPotentialError", "check_is_potential"]
 
 PROPERTIES = ("energy", "free_energy", "energies", "forces", "stress", "nonhierarchicality")
+ERROR_BARS = ("q90", "unlike_training")
 
 
 class HIPNNCalculator(BaseCalculator):
@@ -39,10 +41,14 @@ class HIPNNCalculator(BaseCalculator):
     Results: ``energy`` and ``free_energy`` (the same), ``energies`` (per atom), ``forces``,
     ``stress`` (fully periodic structures), and beside ASE's own ``nonhierarchicality`` (R, Eq. 18).
     Several models are averaged, R included, and add ``energy_std`` and ``forces_std``, sample
-    standard deviations (n - 1) over the models.
+    standard deviations (n - 1) over the models. A folder with error bars (``hipnn calibrate``) adds
+    ``q90`` (eV, the error is smaller for 90 % of structures like the calibration's) and
+    ``unlike_training`` (true where that is no promise). These two are computed only when asked for,
+    ``calc.get_property("q90", atoms)``: they cost another pass through the network.
 
     Args:
-        model: a model, its file, or several of either. A model is copied.
+        model: a model, its folder, the folder of an ensemble, a name of a model that comes with the
+            package, or several of these. A model is copied.
         device: where it runs.
         dtype: of the network, ``"float32"`` or ``"float64"``; None for the model's own. Positions
             and energy sums are float64 in any case.
@@ -71,15 +77,26 @@ class HIPNNCalculator(BaseCalculator):
         min_distance: float = MIN_DISTANCE,
     ) -> None:
         super().__init__()
-        members = [model] if isinstance(model, (HIPNN, str, Path)) else list(model)
+        members: list[HIPNN | str | Path]
+        self.error_bars: ErrorBars | None = None
+        if isinstance(model, (str, Path)):
+            folder = model_folder(model)
+            found = member_folders(folder)
+            members, self.ensemble = [*found], len(found) > 1
+            self.error_bars = ErrorBars.load(folder, found)
+        elif isinstance(model, HIPNN):
+            members, self.ensemble = [model], False
+        else:
+            members, self.ensemble = list(model), True
         if not members:
             raise ValueError("no model was given: pass at least one")
         check_alike([model_folder(m) for m in members if not isinstance(m, HIPNN)], ["target"])
         models = [load_potential(member, device, dtype, i_know) for member in members]
         self.implemented_properties = list(PROPERTIES)
-        self.ensemble = not isinstance(model, (HIPNN, str, Path))
         if self.ensemble:
             self.implemented_properties += ["energy_std", "forces_std"]
+        if self.error_bars is not None and "given" in self.error_bars.calibrations:
+            self.implemented_properties += ERROR_BARS
         self.potentials = [HIPNNPotential(each, compile, min_distance) for each in models]
         self.to_ev = [ENERGY_UNITS[each.energy_unit] for each in models]
         self.device = torch.device(device)
@@ -135,7 +152,20 @@ class HIPNNCalculator(BaseCalculator):
                 f"{np.abs(results['forces']).max()} eV/Å, not finite: look for atoms that are too "
                 "close, or for weights of the model that are not finite"
             )
+        if any(name in properties for name in ERROR_BARS):
+            results |= self._judged(results, pos)
         self.results = results
+
+    def _judged(self, results: dict[str, Any], pos: Tensor) -> dict[str, Any]:
+        """The error bar in eV and the flag, of the structure that the results are of."""
+        assert self.error_bars is not None
+        statistics, unit = self.error_bars.statistics, self.to_ev[0]
+        distance = statistics.distances_near(self.potentials[0].model, self._near[0], pos)
+        r = torch.tensor([results["nonhierarchicality"]])
+        spread = torch.tensor([results["energy_std"] / unit]) if self.ensemble else None
+        judged = self.error_bars.judge("given", r, spread, distance)
+        q90 = float(judged.half_width[0, self.error_bars.levels.index(0.9)])
+        return {"q90": q90 * unit, "unlike_training": bool(judged.unlike_training[0])}
 
     def export_properties(self) -> Properties:
         """The results that have a name in ASE, for ``atoms.get_properties``."""

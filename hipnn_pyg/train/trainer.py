@@ -48,14 +48,12 @@ from hipnn_pyg.train.interrupts import interrupts
 from hipnn_pyg.train.loss import LossTerms
 from hipnn_pyg.train.objective import loss_of
 from hipnn_pyg.train.processes import check_agreement, connect, sum_over_processes, watch
-from hipnn_pyg.train.recipe import recipe, running_average
+from hipnn_pyg.train.recipe import recipe
 from hipnn_pyg.train.sharded import ShardedStep
 from hipnn_pyg.train.step import Gradient, TrainingStep, compiled_gradient
 from hipnn_pyg.train.stopping import TrainingStopped, failures_elsewhere
 from hipnn_pyg.train.validation import Validation, score, summed_validation, validation_sums
 from hipnn_pyg.units import ENERGY_UNITS
-
-__all__ = ["Trainer", "TrainingStopped", "running_average"]
 
 LOOK_EVERY = 20
 """Steps between looks at whether another process was asked to stop: each waits for the GPU."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +15,18 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
 from hipnn_pyg import HIPNN, ModelFileError, StructureError, load_model, save_model
 from hipnn_pyg.cli import calibrate, main
+from hipnn_pyg.cli.model_card import model_card
 from hipnn_pyg.data.molecules import from_smiles
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.models import files, pretrained, pretrained_models
-from hipnn_pyg.models.files import member_folders
+from hipnn_pyg.models.files import member_folders, read_card
 from hipnn_pyg.uncertainty import CalibratedModel
 from hipnn_pyg.uncertainty.structures import drugs
 from hipnn_pyg.units import convert
@@ -374,6 +378,20 @@ def test_folder_holds_what_a_user_needs(folder: Path) -> None:
     model = json.loads((folder / "model.json").read_text())
     assert model["split_sha256"] in card and "hipnn train" in card
     assert f"{mae:.3f}" in card and report["calibration_split_sha256"] in card
+
+
+@pytest.mark.parametrize("name", pretrained_models())
+def test_cards_are_what_is_written_now(name: str) -> None:
+    """From the files beside them and the commands that they name."""
+    folder = pretrained.PRETRAINED / name
+    text, settings = (folder / "card.md").read_text(), []
+    for line in re.findall(r"`hipnn train ([^`]*)`", text):
+        dataset, *words = shlex.split(line)
+        pairs = zip(words[::2], words[1::2], strict=True)
+        settings.append({"dataset": dataset, **{k[2:]: yaml.safe_load(v) for k, v in pairs}})
+    cards = [read_card(member) for member in member_folders(folder)]
+    report = json.loads((folder / "calibration.json").read_text())
+    assert model_card(name, cards, settings, report) == text
 
 
 def test_from_pretrained(with_tiny: None, shipped: Path) -> None:

@@ -208,3 +208,9 @@ def test_published_figures() -> None:
 )
 def test_no_figure_for_another_experiment(molecules: MoleculeSet, network: Network) -> None:
     assert paper_figures(molecules, network) == {}
+
+
+def test_split_files_of_coupled_cluster_stop(tmp_path: Path, capsys: Capture) -> None:
+    argv = ["train", "md17", "--molecule", "benzene CCSD(T)", "--root", str(tmp_path)]
+    assert main([*argv, "--run", str(tmp_path / "run")]) == 1
+    assert "load_md17(root, name, train=True)" in capsys.readouterr().err

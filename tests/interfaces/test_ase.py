@@ -24,11 +24,15 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS, FIRE, LBFGS
 from ase.vibrations import Vibrations
 from torch._dynamo.utils import counters
+from torch_geometric.data import Data
 
 from hipnn_pyg import HIPNN, StructureError, save_model
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.interfaces.loading import NotAPotentialError
+from hipnn_pyg.models.files import member_folders
 from hipnn_pyg.models.potential import HIPNNPotential
+from hipnn_pyg.models.pretrained import model_folder
+from hipnn_pyg.uncertainty import CalibratedModel
 from hipnn_pyg.units import Hartree, kcal_per_mol
 
 Build = Callable[..., HIPNN]
@@ -178,6 +182,49 @@ def test_an_ensemble_and_its_spread(small_model: Build) -> None:
     assert "energy_std" not in alone[0]
     atoms.calc = HIPNNCalculator(models[:1])
     assert atoms.get_potential_energy() and atoms.calc.results["energy_std"] == 0
+
+
+# -- error bars --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["qm9-u0", "qm9-u0-ensemble"])
+def test_error_bars_are_those_of_predict(name: str) -> None:
+    """In eV, and only when asked for."""
+    calibrated = CalibratedModel.load(name)
+    calculator = HIPNNCalculator(name, i_know=True)
+    flags = []
+    for stretch in (0.0, 0.3):  # the second is unlike all training data
+        atoms = molecule("CH3CH2OH")
+        atoms.set_distance(0, 1, atoms.get_distance(0, 1) + stretch, fix=0)
+        atoms.calc = calculator
+        data = Data(z=torch.tensor(atoms.numbers), pos=torch.tensor(atoms.positions))
+        expected = calibrated.predict([data])
+        energy = atoms.get_potential_energy()
+        assert "q90" not in calculator.results
+        q90 = calculator.get_property("q90", atoms)
+        flags.append(calculator.get_property("unlike_training", atoms))
+        assert energy == pytest.approx(float(expected.energy), rel=1e-6)
+        assert q90 == pytest.approx(float(expected.q90), rel=1e-3)
+        assert expected.unlike_training is not None
+        assert flags[-1] is bool(expected.unlike_training[0])
+        assert atoms.get_forces().shape == (9, 3)
+    assert flags == [False, True]
+    in_kcal = HIPNNCalculator(name, i_know=True)
+    in_kcal.to_ev = [0.5 * unit for unit in in_kcal.to_ev]  # control: the unit counts
+    assert in_kcal.get_property("q90", atoms) == pytest.approx(0.5 * q90, rel=1e-3)
+
+
+def test_the_folder_of_an_ensemble_is_averaged() -> None:
+    atoms = molecule("CH3OH")
+    atoms.calc = HIPNNCalculator("qm9-u0-ensemble", i_know=True)
+    energy = atoms.get_potential_energy()
+    folders = member_folders(model_folder("qm9-u0-ensemble"))
+    atoms.calc = HIPNNCalculator(folders, i_know=True)
+    assert atoms.get_potential_energy() == energy and atoms.calc.results["energy_std"] > 1e-4
+    with pytest.raises(PropertyNotImplementedError):  # of the members, not of their folder
+        atoms.calc.get_property("q90", atoms)
+    atoms.calc = HIPNNCalculator(folders[1], i_know=True)
+    assert atoms.get_potential_energy() != energy  # control
 
 
 # -- what ASE does with it ---------------------------------------------------------------------
