@@ -7,14 +7,14 @@ A file is what ``hipnn evaluate RUN --forces --json FILE`` wrote, or what ``exam
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hipnn_pyg.reproduce.groups import mean
 from hipnn_pyg.reproduce.report import Table
+from hipnn_pyg.reproduce.tables import number
 
 MOLECULES = ("benzene", "malonaldehyde", "toluene")
 METHODS = {
@@ -85,13 +85,8 @@ def read_run(path: Path) -> Run:
 
 
 def estimate(values: Sequence[float]) -> str:
-    """Mean; from three splits on with the sample standard deviation / sqrt(number)."""
-    if not values:
-        return NOT_RUN
-    text = f"{statistics.mean(values):.3f}"
-    if len(values) >= 3:
-        text += f" ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
-    return text
+    """Mean over the splits, from three on with its error bar."""
+    return number(mean(values), 3) if values else NOT_RUN
 
 
 def forces(folder: Path) -> str:
@@ -102,7 +97,7 @@ def forces(folder: Path) -> str:
     """
     runs = [read_run(path) for path in sorted(folder.glob("*.json"))]
     counted = Counter((run.method, run.molecule, run.seed) for run in runs)
-    if twice := [run for run, number in counted.items() if number > 1]:
+    if twice := [run for run, times in counted.items() if times > 1]:
         raise ValueError(f"{folder} has two results of {twice[0]}: keep one, or train other seeds")
     rows, notes = [], []
     for molecule in MOLECULES:
@@ -118,10 +113,10 @@ def forces(folder: Path) -> str:
         those = [run for run in runs if run.method == method and run.molecule in MOLECULES]
         if those:
             minutes = sorted({round(run.minutes) for run in those})
-            span = " to ".join(str(number) for number in dict.fromkeys((minutes[0], minutes[-1])))
+            span = " to ".join(map(str, dict.fromkeys((minutes[0], minutes[-1]))))
             seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in those}))
             of_each = {run.molecule: run.sensitivities for run in those if run.sensitivities}
-            sizes = ", ".join(f"{molecule} {number}" for molecule, number in of_each.items())
+            sizes = ", ".join(f"{molecule} {size}" for molecule, size in of_each.items())
             sizes = f"; sensitivities: {sizes}" if len(set(of_each.values())) > 1 else ""
             notes.append(
                 f"{name}: {span} minutes of training; seeds {seeds}{sizes}; {those[-1].trained}."

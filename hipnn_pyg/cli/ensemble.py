@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,8 @@ from hipnn_pyg.cli.prepare import prepare
 from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.data.sets import MoleculeSet
 from hipnn_pyg.models.hipnn import HIPNN
+from hipnn_pyg.reproduce.groups import mean
+from hipnn_pyg.reproduce.tables import number as figure
 from hipnn_pyg.train.config import Network, Training
 from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
 from hipnn_pyg.train.trainer import Trainer
@@ -94,12 +94,5 @@ def report(members: Sequence[Trainer]) -> Table:
         table.add_row(f"{number}", f"{member.config.seed}", *figures, *of_epochs)
     table.add_section()
     columns = [[member.best_row[column] for member in members] for column in errors.values()]
-    table.add_row("mean", "", *(_mean(column) for column in columns))
+    table.add_row("mean", "", *(figure(mean(column), 4) for column in columns))
     return table
-
-
-def _mean(values: Sequence[float]) -> str:
-    text = f"{statistics.mean(values):.4f}"
-    if len(values) >= 3:
-        text += f" ± {statistics.stdev(values) / math.sqrt(len(values)):.4f}"
-    return text

@@ -222,10 +222,10 @@ def force_statistics(prediction: Tensor, target: Tensor, unit: str) -> ForceStat
         target: ``[N, 3]``.
         unit: energy unit of both, per Å.
     """
-    return summed_force_statistics(force_sums(prediction, target, unit))
+    return summed_force_statistics(force_statistics_sums(prediction, target, unit))
 
 
-def force_sums(prediction: Tensor, target: Tensor, unit: str) -> Tensor:
+def force_statistics_sums(prediction: Tensor, target: Tensor, unit: str) -> Tensor:
     """What :func:`summed_force_statistics` needs; adds up over parts of a data set.
 
     Args:

@@ -14,7 +14,7 @@ from hipnn_pyg.train.config import Training
 from hipnn_pyg.train.metrics import (
     ErrorStatistics,
     ForceStatistics,
-    force_sums,
+    force_statistics_sums,
     predict,
     predict_forces,
     statistics_sums,
@@ -68,7 +68,7 @@ def validation_sums(model: HIPNN | None, molecules: PackedMolecules | None, forc
     labels = molecules.gather(torch.arange(len(molecules))).forces
     assert labels is not None
     of_energies = statistics_sums(prediction.energy, target, unit)
-    return torch.cat((of_energies, force_sums(predicted, labels, unit)))
+    return torch.cat((of_energies, force_statistics_sums(predicted, labels, unit)))
 
 
 def summed_validation(sums: Tensor, unit: str) -> Validation:
