@@ -350,6 +350,9 @@ class PackedLoader:
         batch_size: molecules per mini-batch.
         shuffle: a new random partition every epoch.
         seed: of the shuffling; epoch e always has the partition that (seed, e) gives.
+
+    Raises:
+        ValueError: a batch size below 1.
     """
 
     def __init__(

@@ -41,7 +41,11 @@ class QM9Set:
     num_validation: int = 1_000
 
     def load(self) -> tuple[PackedMolecules, Tensor]:
-        """All molecules, checked, and those that may be drawn from."""
+        """All molecules, checked, and those that may be drawn from.
+
+        Raises:
+            ValueError: QM9 has no such target.
+        """
         if self.target not in QM9_TARGETS:
             raise ValueError(f"QM9 has no target {self.target!r}: choose from {[*QM9_TARGETS]}")
         dataset = load_qm9(self.root, self.source)
@@ -125,7 +129,11 @@ class FileSet:
     forces: bool = False
 
     def load(self) -> tuple[PackedMolecules, Tensor]:
-        """All structures, checked, and their indices."""
+        """All structures, checked, and their indices.
+
+        Raises:
+            StructureError: one without an energy, or forces, to learn.
+        """
         structures: list[Data] = read_structures(self.path)
         wanted = {"energy": "energy=... in the comment line, in eV"}
         if self.forces:

@@ -436,6 +436,7 @@ class HIPNN(nn.Module):
 
         Raises:
             StructureError: bad input, see :mod:`hipnn_pyg.checks`.
+            ValueError: ``shift`` without ``edge_index``.
         """
         if self.validate:
             check_graphs(z, pos, batch, num_graphs, edge_index, shift)

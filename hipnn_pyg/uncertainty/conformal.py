@@ -52,6 +52,9 @@ def fewest(level: float) -> int:
 
     Args:
         level: p, between 0 and 1.
+
+    Raises:
+        ValueError: a level outside of these.
     """
     if not 0 < level < 1:
         raise ValueError(f"a level must lie between 0 and 1, not {level}")
