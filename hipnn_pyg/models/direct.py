@@ -18,10 +18,10 @@ from hipnn_pyg.models.hipnn import HIPNN, Block
 from hipnn_pyg.nn import (
     EnergyReadout,
     ReferenceEnergy,
-    alike,
     as_built,
     dense_weights,
-    written_out,
+    layers_as_built,
+    unchanged,
 )
 from hipnn_pyg.ops import cpu, takes
 from hipnn_pyg.ops.devices import layer_kernels
@@ -83,11 +83,10 @@ def serves(model: HIPNN) -> bool:
         return False
     if any(getattr(getattr(model, name), "__func__", None) is not own for name, own in OWN.items()):
         return False
-    return as_built(model.reference, ReferenceEnergy) and all(
-        as_built(block, Block)
-        and as_built(block.readout, EnergyReadout)
-        and alike(weight, [block.readout.weight, block.readout.bias])
-        and written_out(block.interaction, block.onsite, weight)
+    return unchanged(model.reference, ReferenceEnergy) and all(
+        unchanged(block, Block)
+        and as_built(block.readout, EnergyReadout, weight)
+        and layers_as_built(block.interaction, block.onsite, weight)
         for block in model.blocks
     )
 

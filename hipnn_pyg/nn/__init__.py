@@ -3,12 +3,12 @@
 from hipnn_pyg.nn.cutoff import cosine_cutoff
 from hipnn_pyg.nn.environment import EnvironmentSum
 from hipnn_pyg.nn.fused import (
-    alike,
     as_built,
     dense_weights,
     fused_layers,
     has_kernels,
-    written_out,
+    layers_as_built,
+    unchanged,
 )
 from hipnn_pyg.nn.interaction import Interaction
 from hipnn_pyg.nn.onsite import OnSite
@@ -25,13 +25,13 @@ __all__ = [
     "ReferenceEnergy",
     "Residual",
     "Sensitivity",
-    "alike",
     "as_built",
     "cosine_cutoff",
     "dense_weights",
     "fused_layers",
     "glorot_",
     "has_kernels",
+    "layers_as_built",
     "nonhierarchicality",
-    "written_out",
+    "unchanged",
 ]

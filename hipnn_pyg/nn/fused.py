@@ -15,6 +15,18 @@ from hipnn_pyg.nn.onsite import OnSite
 from hipnn_pyg.nn.residual import Linear, Residual
 from hipnn_pyg.nn.sensitivity import Sensitivity, sensitivities
 
+PARTS: dict[type[nn.Module], dict[str, type[nn.Module]]] = {
+    Interaction: {
+        "sensitivity": Sensitivity,
+        "environment_sum": EnvironmentSum,
+        "W": Linear,
+        "residual": Residual,
+    },
+    OnSite: {"W": Linear, "residual": Residual},
+    Residual: {"W": Linear, "M": Linear},
+}
+"""What the layers are made of; the kernels compute no other."""
+
 
 def has_kernels(interaction: Interaction, onsite: nn.Module, z: Tensor, pairs: Pairs) -> bool:
     """Whether the compiled layers take this input, and compute what these layers would.
@@ -25,55 +37,54 @@ def has_kernels(interaction: Interaction, onsite: nn.Module, z: Tensor, pairs: P
         z: features.
         pairs: edges, with their pattern for the kernels.
     """
-    return pairs.pattern is not None and ops.takes(z) and written_out(interaction, onsite, z)
+    return pairs.pattern is not None and ops.takes(z) and layers_as_built(interaction, onsite, z)
 
 
-def written_out(interaction: Interaction, onsite: nn.Module, like: Tensor) -> bool:
-    """Whether the kernels compute these layers: as built, all weights of one kind.
+def layers_as_built(interaction: nn.Module, onsite: nn.Module, like: Tensor) -> bool:
+    """:func:`as_built` of an interaction layer and the on-site layers after it."""
+    return (
+        as_built(interaction, Interaction, like)
+        and unchanged(onsite, nn.Sequential)
+        and all(as_built(layer, OnSite, like) for layer in onsite.__dict__["_modules"].values())
+    )
 
-    A layer of another class, or with hooks, is called instead.
+
+def as_built(module: nn.Module, kind: type[nn.Module], like: Tensor) -> bool:
+    """Whether the kernels compute what a layer does: unchanged in all its parts, its weights of
+    one dtype, on one device and without gaps in memory.
+
+    Asked in every call: modules are looked up past ``nn.Module``'s slow attributes.
 
     Args:
-        interaction: Eqs. 8, 9.
-        onsite: the on-site layers.
+        module: the layer.
+        kind: its class.
         like: a tensor whose dtype and device the weights must have.
     """
-    functions = interaction.sensitivity
-    built = as_built(interaction, Interaction) and as_built(functions, Sensitivity)
-    if not (built and as_built(interaction.environment_sum, EnvironmentSum)):
+    if not unchanged(module, kind):
         return False
-    if not as_built(onsite, nn.Sequential):
-        return False
-    own: list[OnSite] = []
-    for layer in onsite.children():
-        if not (isinstance(layer, OnSite) and as_built(layer, OnSite)):
+    own = module.__dict__
+    for w in own["_parameters"].values():
+        if w is not None and not (
+            w.dtype == like.dtype and w.device == like.device and w.is_contiguous()
+        ):
             return False
-        own.append(layer)
-    layers: list[Interaction | OnSite] = [interaction, *own]
-    for layer in layers:
-        residual = layer.residual
-        maps = as_built(layer.W, Linear) and as_built(residual, Residual)
-        if not (maps and as_built(residual.W, Linear)):
-            return False
-        if residual.M is not None and not as_built(residual.M, Linear):
-            return False
-    weights = dense_weights(interaction, own)
-    return alike(like, [interaction.V, functions.mu, functions.sigma, *weights])
+    if kind in PARTS:
+        parts = own["_modules"]
+        for name, part in PARTS[kind].items():
+            if parts.get(name) is not None and not as_built(parts[name], part, like):
+                return False
+    return True
 
 
-def as_built(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of this module would do what its class says, and no more."""
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    hooks = hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module) is kind and not hooks and "forward" not in module.__dict__
-
-
-def alike(like: Tensor, weights: Sequence[Tensor | None]) -> bool:
-    """Whether kernels can read these weights: of one dtype and device, without gaps."""
-    dtype, device = like.dtype, like.device
-    return all(
-        w is None or (w.dtype == dtype and w.device == device and w.is_contiguous())
-        for w in weights
+def unchanged(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of this module does what its class says, and no more: no hooks."""
+    own = module.__dict__
+    return type(module) is kind and not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
     )
 
 
@@ -108,9 +119,10 @@ def dense_weights(interaction: Interaction, onsite: Sequence[OnSite]) -> list[Te
     weights: list[Tensor | None] = []
     stack: list[Interaction | OnSite] = [interaction, *onsite]
     for layer in stack:
-        residual = layer.residual
-        weights += [layer.W.weight, layer.W.bias, residual.W.weight, residual.W.bias]
-        weights.append(None if residual.M is None else residual.M.weight)
+        W, residual = layer.W, layer.residual
+        W_residual, M = residual.W, residual.M
+        weights += [W.weight, W.bias, W_residual.weight, W_residual.bias]
+        weights.append(None if M is None else M.weight)
     return weights
 
 
