@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -76,17 +77,17 @@ def read_inputs(
     found: list[tuple[str, Data | str]] = []
     for text in inputs:
         path = Path(text)
-        if path.is_dir():
+        if text and os.path.isdir(path):  # not path.is_dir(): it fails on a long SMILES
             dataset: Sequence[Data] = StoredDataset(path)
             found += [
                 (str(data.get("name") or f"{text}#{number}"), data)
                 for number, data in enumerate(dataset)
             ]
-        elif path.is_file() and path.suffix in SMILES_FILES:
+        elif os.path.isfile(path) and path.suffix in SMILES_FILES:
             found += read_smiles(path)
-        elif path.is_file():
+        elif os.path.isfile(path):
             structures = read_structures(path)
-            found += [(f"{path.name}#{number}", data) for number, data in enumerate(structures)]
+            found += [(f"{text}#{number}", data) for number, data in enumerate(structures)]
         elif path.suffix in STRUCTURE_FILES:
             raise StructureError(f"{text} does not exist: give a file, a folder or a SMILES")
         else:

@@ -20,9 +20,12 @@ from typing import Literal
 
 import ase.io
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.cli.inputs import HELP, Named, Refused, check, read_inputs
@@ -53,7 +56,7 @@ def add_options(options: ArgumentParser) -> None:
     options.add_argument(
         "--optimize", type=bool, default=True, help="relax conformers made from SMILES (MMFF94)"
     )
-    options.add_argument("--limit", type=int | None, help="first structures only")
+    options.add_argument("--limit", type=PositiveInt | None, help="first structures only")
     options.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
 
 
@@ -70,7 +73,7 @@ def run(arguments: Namespace) -> None:
     if structures:
         rows = predict_rows(model, structures, unit)
         if output is None:
-            Console().print(*as_tables(rows, unit))
+            print_whole(as_tables(rows, unit))
         elif output.suffix == ".csv":
             left = iter(rows)
             lines = [next(left) if isinstance(r, Named) else error_row(r) for r in read]
@@ -189,20 +192,29 @@ def _as_table(rows: Sequence[Row], title: str, unit: str) -> Table:
     table = Table(
         title=title, caption=caption, box=SIMPLE, pad_edge=False, collapse_padding=True
     )  # so that an ensemble's rows fit 80 columns
-    name_width = min(8, max(len(str(row["name"])) for row in rows[:SHOWN]))
-    for heading in ["name", energy, *others] + ["flag"] * judged:
-        justify: Literal["left", "right"] = "left" if heading in ("name", "flag") else "right"
-        width = name_width if heading == "name" else None
-        table.add_column(
-            heading, justify=justify, overflow="fold", no_wrap=heading != "name", min_width=width
-        )
+    headings = ["name", energy, *others] + ["flag"] * judged
+    lines = []
     for row in rows[:SHOWN]:
         cells = [f"{row['energy']:.{digits}f}", *(f"{row[name]:.{short}f}" for name in others)]
         if judged:
             cells[0] += f" ± {row['q90']:.{digits}f}"
             cells.append("unlike" if row["unlike_training"] else "")
-        table.add_row(str(row["name"]), *cells)
+        lines.append([str(row["name"]), *cells])
+    for heading, *column in zip(headings, *lines, strict=True):
+        whole = max(map(len, [heading, *column]))  # digits are never cut off, names are folded
+        least = min(8, whole) if heading == "name" else whole
+        justify: Literal["left", "right"] = "left" if heading in ("name", "flag") else "right"
+        table.add_column(heading, justify=justify, overflow="fold", min_width=least)
+    for line in lines:
+        table.add_row(*map(Text, line))
     return table
+
+
+def print_whole(tables: Sequence[Table]) -> None:
+    """Print with all digits and columns, where a terminal is narrower wider than it."""
+    wide = Console(width=10_000)
+    least = max(Measurement.get(wide, wide.options, table).minimum for table in tables)
+    Console(width=max(Console().width, least)).print(*tables)
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -226,6 +238,11 @@ def write_extxyz(path: Path, structures: Sequence[Named], rows: Sequence[Row], u
         }
         atoms = to_atoms(structure.data, energy=energies.pop("energy"))
         rest = row.keys() - energies - {"energy", "unit"}
-        atoms.info |= energies | {key: row[key] for key in row if key in rest}
+        words = {key: row[key] for key in row if key in rest}
+        # ASE's reader takes backslashes for escapes and looks for numbers in plain words
+        atoms.info |= energies | {
+            key: value.replace("\\", "\\\\") if isinstance(value, str) else value
+            for key, value in words.items()
+        }
         images.append(atoms)
     ase.io.write(path, images, format="extxyz")

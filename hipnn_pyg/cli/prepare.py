@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor
 
+from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.cli.hardware import hardware
 from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.data.packed import PackedMolecules
-from hipnn_pyg.data.sets import MoleculeSet, describe, split
+from hipnn_pyg.data.sets import FileSet, MoleculeSet, describe, split
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.models.files import ModelFileError, copy_model, load_model, read_card
@@ -78,11 +81,22 @@ def prepare(
     for machine_path in ("root", "path"):
         provenance.pop(machine_path, None)
     provenance["split_sha256"] = parts.checksum
+    if isinstance(molecules, FileSet):
+        provenance["structures_sha256"] = packed.sha256
     if start is None:
         species = sorted(set(packed.z.tolist()))
+        learned = packed.subset(parts.train)
+        if unseen := sorted(set(species) - set(learned.atomic_numbers().tolist())):
+            warnings.warn(
+                f"{', '.join(chemical_symbols[number] for number in unseen)} occurs in no training "
+                "structure: its energy stays 0, predictions with it mean nothing; train on more "
+                "structures, with another --seed, or leave these out",
+                HIPNNWarning,
+                stacklevel=2,
+            )
         model = HIPNN(species=species, **asdict(network))
         assert training.energy_scale is not None
-        model.fit_e0(packed.subset(parts.train), packed.spec, training.energy_scale)
+        model.fit_e0(learned, packed.spec, training.energy_scale)
     else:
         kept = folder.start if resume and folder.start.exists() else model_folder(start)
         card = read_card(kept)

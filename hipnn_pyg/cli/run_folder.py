@@ -14,7 +14,7 @@ import yaml
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import SETS, MoleculeSet, describe
 from hipnn_pyg.data.splits import Split
-from hipnn_pyg.models.files import ModelFileError, atomic_write
+from hipnn_pyg.models.files import ModelFileError, atomic_write, read_card
 from hipnn_pyg.train.checkpoint import MAY_CHANGE
 from hipnn_pyg.train.config import Network, Training
 
@@ -198,12 +198,23 @@ class RunFolder:
 
         Args:
             root: another folder for the data set than the one in the configuration.
+
+        Raises:
+            ModelFileError: a file of other structures than those that were split: its test set
+                might hold training structures.
         """
         settings = self.read_config()
         if root is not None:
             settings["path" if settings["dataset"] == "file" else "root"] = root
         chosen: MoleculeSet = of_class(SETS[settings["dataset"]], settings)
         packed, _ = chosen.load()
+        card = read_card(self.path) if (self.path / "model.json").is_file() else {}
+        known = card.get("structures_sha256")
+        if known not in (None, packed.sha256):
+            raise ModelFileError(
+                f"{settings['path']} does not hold the structures that {self.path} was trained on, "
+                "or not in their order: its test set would have training structures; restore it"
+            )
         return chosen, packed, Split.load(self.split)
 
 

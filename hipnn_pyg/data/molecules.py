@@ -31,8 +31,8 @@ def from_smiles(smiles: str, seed: int = 0, optimize: bool = True) -> Data:
         ``Data`` with ``z`` ``[N]``, ``pos`` ``[N, 3]`` in Å and ``smiles``.
 
     Raises:
-        StructureError: the SMILES cannot be parsed, has several fragments, cannot be embedded,
-            or MMFF94 has no parameters for it or does not converge.
+        StructureError: the SMILES cannot be parsed, has several fragments, a charge or an unpaired
+            electron, cannot be embedded, or MMFF94 has no parameters for it or does not converge.
         ImportError: RDKit is not installed.
     """
     try:
@@ -49,6 +49,7 @@ def from_smiles(smiles: str, seed: int = 0, optimize: bool = True) -> Data:
                 f"SMILES {smiles!r}: {fragments} fragments, whose distance a SMILES does not say; "
                 f"give each '.'-separated part by itself"
             )
+        _check_neutral(mol, smiles)
         mol = Chem.AddHs(mol)
         _embed(mol, smiles, seed)
         if optimize:
@@ -118,6 +119,17 @@ def from_atoms(atoms: Atoms) -> Data:
     return data
 
 
+def _check_neutral(mol: Any, smiles: str) -> None:
+    """A model sees elements and positions, so that an ion would get a neutral molecule's energy."""
+    charge = sum(atom.GetFormalCharge() for atom in mol.GetAtoms())
+    unpaired = sum(atom.GetNumRadicalElectrons() for atom in mol.GetAtoms())
+    if charge or unpaired:
+        raise StructureError(
+            f"SMILES {smiles!r} has charge {charge:+d} and {unpaired} unpaired electrons: models "
+            "know neither, and their training molecules are neutral and closed-shell"
+        )
+
+
 def read_structures(path: str | Path) -> list[Data]:
     """Read every structure of a file in any format ASE knows (xyz, extxyz, cif, db, traj, ...).
 
@@ -133,6 +145,8 @@ def read_structures(path: str | Path) -> list[Data]:
 
     if not Path(path).exists():
         raise FileNotFoundError(f"no structure file {path}")
+    if Path(path).suffix == ".sdf":  # of which ASE reads the first record only
+        return _of_sdf(path)
     try:
         frames = ase.io.read(path, index=":")
     except ImportError:
@@ -150,6 +164,23 @@ def read_structures(path: str | Path) -> list[Data]:
             structures.append(from_atoms(atoms))
         except StructureError as error:
             raise StructureError(f"{path}, structure {number}: {error}") from error
+    return structures
+
+
+def _of_sdf(path: str | Path) -> list[Data]:
+    """Every record of an SDF file, with all the atoms that it lists."""
+    from rdkit import Chem, rdBase
+
+    structures = []
+    with rdBase.BlockLogs():
+        for number, mol in enumerate(Chem.SDMolSupplier(str(path), sanitize=False, removeHs=False)):
+            where = f"{path}, record {number}"
+            if mol is None or not mol.GetNumConformers():
+                raise StructureError(f"{where}: RDKit cannot read it, or it has no positions")
+            z = _atomic_numbers([atom.GetAtomicNum() for atom in mol.GetAtoms()], where)
+            structures.append(Data(z=z, pos=_real(mol.GetConformer().GetPositions())))
+    if not structures:
+        raise StructureError(f"{path} holds no structure")
     return structures
 
 

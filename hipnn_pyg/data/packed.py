@@ -5,6 +5,8 @@ Collating a list of ``Data`` objects costs more than a training step; indexing c
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import RandomSampler, SequentialSampler, Subset
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.datasets import MD17
 from torch_geometric.loader import DataLoader
@@ -123,7 +125,8 @@ class PackedMolecules:
         """Pack a PyG dataset, a list of ``Data`` or a ``DataLoader``.
 
         An ``InMemoryDataset`` without transform is already packed and is only re-indexed; of a
-        ``DataLoader`` over a dataset the dataset is taken (in its own order). The energies of PyG's
+        ``DataLoader`` over a dataset the dataset is taken (in its own order; of what a sampler
+        draws, once, in that order). The energies of PyG's
         ``MD17``, which it stores as float32, are read again from the raw file in float64.
 
         Args:
@@ -147,9 +150,9 @@ class PackedMolecules:
                 raise ValueError("these molecules were packed without forces: pack the source anew")
             return source
         if isinstance(source, DataLoader):
-            source = source.dataset
+            source = _of_loader(source)
         source = _indexed(source)
-        if isinstance(source, InMemoryDataset) and source.transform is None:
+        if isinstance(source, InMemoryDataset) and _gives_what_it_stores(source):
             packed = cls._of_in_memory(source, target, forces)
         else:
             packed = cls._of_items(source, target, forces)
@@ -209,6 +212,17 @@ class PackedMolecules:
         atoms = (torch.cat(z), torch.cat(pos), number)
         all_cells = PackedCells.join(cells, [len(one) for one in counts])
         return cls(*atoms, torch.cat(energies), start, target, joined, labels, all_cells)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the molecules in their order: sizes, elements, positions, target and forces."""
+        _, _, atoms = rows_of(torch.arange(len(self)), self.counts, self.start)
+        parts = [self.counts, self.z[atoms], self.pos[atoms], self.target]
+        parts += [] if self.forces is None else [self.forces[atoms]]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def check(self) -> None:
         """Check every molecule; raises :class:`~hipnn_pyg.checks.StructureError`."""
@@ -329,10 +343,27 @@ def _indexed(source: Any) -> Any:
     return whole[list(source.indices)] if isinstance(whole, InMemoryDataset) else source
 
 
+def _of_loader(loader: DataLoader) -> Any:
+    """What a loader draws from: the dataset, or the part of it that a sampler names."""
+    if isinstance(loader.sampler, (SequentialSampler, RandomSampler)):
+        return loader.dataset
+    return Subset(loader.dataset, [int(index) for index in loader.sampler])
+
+
+def _gives_what_it_stores(dataset: InMemoryDataset) -> bool:
+    """Whether indexing gives the stored molecules, and nothing that a class or transform makes."""
+    kind = type(dataset)
+    own = kind.get is InMemoryDataset.get and kind.__getitem__ is InMemoryDataset.__getitem__
+    return own and dataset.transform is None
+
+
 def _float64_energies(dataset: MD17, stored: Tensor) -> Tensor:
     """Energies of PyG's MD17 without the rounding of its float32 (0.008 to 0.03 kcal/mol)."""
     try:
-        return md17_energies(dataset)
+        energies = md17_energies(dataset)
+        if torch.equal(energies.float(), stored.float()):
+            return energies
+        return stored  # a transform made others of them
     except (DatasetUnavailableError, ValueError) as error:
         warnings.warn(f"MD17 energies stay float32: {error}", HIPNNWarning, stacklevel=3)
         return stored

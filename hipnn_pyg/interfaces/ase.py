@@ -131,13 +131,12 @@ class HIPNNCalculator(BaseCalculator):
             PropertyNotImplementedError: stress without periodicity in three directions.
             StructureError: bad input, see :mod:`hipnn_pyg.checks`, or a result that is not finite.
         """
-        self.results = {}
-        periodic = bool(atoms.pbc.all())
-        if "stress" in properties and not periodic:
+        if "stress" in properties and not bool(atoms.pbc.all()):
             raise PropertyNotImplementedError(
                 "stress needs a cell and periodicity in all three directions, not pbc "
                 f"{atoms.pbc.tolist()}"
             )
+        self.results = {}
         if not self._near or not self.neighbors.holds(atoms):
             self.search(atoms)
         pos = torch.as_tensor(atoms.positions, device=self.device)

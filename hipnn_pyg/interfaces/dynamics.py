@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -130,7 +131,8 @@ class Simulator:
         """
         asked: list[bool] = []
         before, began = self.seconds, time.monotonic()
-        saved, first = began, self.integrator.nsteps
+        first = self.integrator.nsteps
+        saved = began if first else -math.inf  # one that has begun can be resumed
         bar = tqdm(total=steps, initial=first, unit="step", disable=not self.progress)
         try:
             with interrupts(lambda: asked.append(True)):
@@ -190,13 +192,14 @@ class Simulator:
 
     def _log(self) -> None:
         results, step = self.calculator.results, self.integrator.nsteps
+        potential = self.atoms.get_potential_energy()  # that of constraints such as Hookean, too
         kinetic = self.atoms.get_kinetic_energy()
         row = {
             "step": step,
             "time_ps": step * self.settings.timestep * 1e-3,
-            "potential_eV": results["energy"],
+            "potential_eV": potential,
             "kinetic_eV": kinetic,
-            "total_eV": results["energy"] + kinetic,
+            "total_eV": potential + kinetic,
             "temperature_K": temperature(self.atoms, kinetic),
             "R": results["nonhierarchicality"],
         }

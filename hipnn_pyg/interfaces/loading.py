@@ -73,6 +73,7 @@ def load_potential(
         ValueError: its energy unit is unknown.
     """
     if isinstance(model, HIPNN):
+        check_is_potential(getattr(model, "card", {}), i_know)
         model = copy.deepcopy(model)
     else:
         folder = model_folder(model)

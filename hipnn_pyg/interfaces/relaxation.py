@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.interfaces.simulation import SimulationStopped
-from hipnn_pyg.interfaces.simulation_files import frame
+from hipnn_pyg.interfaces.simulation_files import frame, refuse_results
 from hipnn_pyg.train.interrupts import interrupts
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"LBFGS": LBFGS, "BFGS": BFGS, "FIRE": FIRE}
@@ -55,6 +55,10 @@ class Relaxation:
         if not 0 < self.fmax < math.inf or self.steps < 1:
             raise ValueError(
                 f"fmax must be positive (eV/Å) and steps at least 1, not {self.fmax}, {self.steps}"
+            )
+        if self.pressure and not self.cell:
+            raise ValueError(
+                f"pressure = {self.pressure} GPa acts on the cell: relax it too (--cell true)"
             )
 
 
@@ -97,8 +101,7 @@ def relax(atoms: Atoms, settings: Relaxation, folder: str | Path, progress: bool
     """
     folder = Path(folder)
     last = folder / "last.extxyz"
-    if last.exists():
-        raise FileExistsError(f"{folder} holds results: choose another --run folder")
+    refuse_results(folder)
     moving: Any = _with_cell(atoms, settings) if settings.cell else atoms
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = OPTIMIZERS[settings.optimizer](moving, logfile=str(folder / "relax.log"))

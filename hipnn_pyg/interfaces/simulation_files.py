@@ -68,10 +68,7 @@ class SimulationFiles:
         Raises:
             FileExistsError: the folder holds a simulation.
         """
-        if self.checkpoint.exists():
-            raise FileExistsError(
-                f"{self.folder} holds a simulation: go on with --resume, or choose another --run"
-            )
+        refuse_results(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         atomic_write({self.settings: json.dumps(settings, indent=2).encode()})
         self._log, self._trajectory = (open(p, "w", newline="") for p in self._growing)
@@ -185,6 +182,26 @@ class SimulationFiles:
         for file in (self._log, self._trajectory):
             if file is not None:
                 file.close()
+
+
+def refuse_results(folder: Path) -> None:
+    """A simulation and a relaxation do not write over one another, nor over their own results.
+
+    Args:
+        folder: of the new one.
+
+    Raises:
+        FileExistsError: the folder has results.
+    """
+    if (folder / "checkpoint.npz").exists():
+        raise FileExistsError(
+            f"{folder} holds a simulation: go on with --resume, or choose another --run"
+        )
+    for name in ("trajectory.extxyz", "last.extxyz", "relax.log"):
+        if (folder / name).exists() and (folder / name).stat().st_size:
+            raise FileExistsError(
+                f"{folder} holds results ({name}): choose another --run, or delete them"
+            )
 
 
 def frame(atoms: Atoms, **info: float) -> Atoms:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch._dynamo.config as dynamo
 import torch.fx.experimental._config as sizes
+from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 
@@ -53,7 +54,10 @@ def compiled_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
                 f"{str(error).splitlines()[0]}): use compile=False"
             ) from error
         if not verified:
-            _verify(result, function(*arguments))
+            first = arguments[0]
+            weights = first.parameters() if isinstance(first, nn.Module) else [first]
+            single = any(weight.dtype == torch.float32 for weight in weights)
+            _verify(result, function(*arguments), 5e-5 if single else 1e-7)
             verified = True
         return result
 
@@ -65,9 +69,13 @@ def _independent_sizes() -> AbstractContextManager[None]:
     return sizes.patch(use_duck_shape=False)  # type: ignore[attr-defined]
 
 
-def _verify(result: Any, expected: Any) -> None:
+def _verify(result: Any, expected: Any, limit: float) -> None:
+    """To a limit relative to the largest number, or to 10 where forces are small: sums in float64
+    carry a network's rounding."""
     try:
-        torch.testing.assert_close(result, expected)
+        for one, other in zip(result, expected, strict=True):
+            scale = 0.0 if other is None or not other.numel() else float(other.abs().max())
+            torch.testing.assert_close(one, other, rtol=limit, atol=limit * max(scale, 10.0))
     except AssertionError as error:
         raise RuntimeError(
             f"the compiled potential differs from the uncompiled one: {error}; use compile=False"

@@ -164,6 +164,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> HIPNN:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ModelFileError(f"{path} does not fit model.json beside it: {error}") from error
+    model.card = card
     return model.to(device).eval()
 
 

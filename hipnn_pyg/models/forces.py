@@ -79,7 +79,8 @@ class Forces(nn.Module):
         keep = keeps_graph(self, create_graph)
         with torch.enable_grad():
             pos = leaf(pos, keep)
-            energy = self.model(z, pos, batch)
+            molecule = torch.zeros_like(z, dtype=torch.long) if batch is None else batch
+            energy = self.model(z, pos, molecule)  # PyG's ViSNet wants it
             if isinstance(energy, tuple):
                 energy = energy[0]
             (slope,) = gradient(energy, (pos,), keep, isolated=_all_single(z, batch))

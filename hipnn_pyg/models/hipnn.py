@@ -166,6 +166,8 @@ class HIPNN(nn.Module):
         self.backend = backend
         self.validate = validate
         self.warn_unfitted = True
+        self.card: dict[str, Any] = {}
+        """What the file says that the model was read from."""
 
         index = torch.full((max(self.species) + 2,), -1)  # 0 and the last: no species
         index[torch.tensor(self.species)] = torch.arange(len(self.species))

@@ -29,11 +29,16 @@ MAY_CHANGE = {
 
 def settings_of(trainer: Trainer) -> dict[str, Any]:
     """What a run must share with the one that it goes on with."""
-    atoms = hashlib.sha256(trainer.train.counts.numpy().tobytes())
-    atoms.update(trainer.train.atomic_numbers().cpu().numpy().tobytes())
+    train = trainer.train
+    atoms = hashlib.sha256(train.counts.numpy().tobytes())
+    atoms.update(train.atomic_numbers().cpu().numpy().tobytes())
     settings = {k: v for k, v in asdict(trainer.config).items() if k not in MAY_CHANGE}
     network = trainer.model.hyperparameters
-    return {**settings, **network, "training molecules (SHA-256)": atoms.hexdigest()}
+    hashes = {
+        "training molecules (SHA-256)": atoms.hexdigest(),
+        "training positions and labels (SHA-256)": train.sha256,
+    }
+    return {**settings, **network, **hashes}
 
 
 def check_settings(path: Path, state: dict[str, Any], trainer: Trainer) -> None:

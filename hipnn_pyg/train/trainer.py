@@ -97,6 +97,7 @@ class Trainer:
         self.forces = train.forces is not None and config.force_weight != 0
         _check(model, train, validation, self.forces)
         self.folder = None if folder is None else Path(folder)
+        self.begun = False  # whether the run in the folder is this one
         self.provenance = provenance or {}
         self.fabric = connect(config, self.folder)
         self.device = self.fabric.device
@@ -158,6 +159,7 @@ class Trainer:
         """Train (on); returns the model with the best validation MAE, in evaluation mode.
 
         Raises:
+            FileExistsError: the folder holds another run.
             TrainingStopped: on Ctrl-C or SIGTERM, after a checkpoint; on a loss that is not finite;
                 when another process of the run has failed.
         """
@@ -173,7 +175,18 @@ class Trainer:
         return self.finish()
 
     def start(self) -> None:
-        """Before the first step (after :meth:`resume`): the clock starts."""
+        """Before the first step (after :meth:`resume`): the clock starts.
+
+        Raises:
+            FileExistsError: the folder holds another run.
+        """
+        if not self.begun and self.folder is not None and (self.folder / "checkpoint.pt").exists():
+            raise FileExistsError(
+                f"{self.folder} holds a run: call resume() to go on with it, or choose another "
+                "folder"
+            )
+        self.begun = True
+        self.model.card = {}  # what a file said of it holds no longer
         self._counted_at = time.monotonic()
         if self.sharded is not None:
             done = self.epoch * self.steps_per_epoch + self.step
@@ -431,6 +444,7 @@ class Trainer:
         state = load_checkpoint(path, self.device)
         check_settings(path, state, self)
         restore_run(self, state)
+        self.begun = True
         self.captured = None  # it holds the optimizer's old state
         if self.best_epoch:
             self.best_state = load_model(self.folder, self.device).state_dict()

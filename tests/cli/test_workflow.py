@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from PIL import Image
 from torch_geometric.data import Data, InMemoryDataset
 
@@ -26,10 +29,12 @@ from hipnn_pyg.cli.plot import _errors
 from hipnn_pyg.cli.prepare import _check_start
 from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.data.sets import FileSet
-from hipnn_pyg.data.splits import Split
+from hipnn_pyg.data.splits import Split, random_split
 from hipnn_pyg.data.targets import MD17_ENERGY, QM9_TARGETS
 from hipnn_pyg.ops import KernelUnavailableError
 from hipnn_pyg.train import Network
+
+from .conftest import train_options, write_molecules
 
 EV_IN_KCAL = 23.060547830619
 
@@ -386,7 +391,7 @@ def test_predict_file_to_extxyz(trained: Path, xyz: Path, tmp_path: Path) -> Non
         np.testing.assert_allclose(atoms.positions, original.positions, atol=1e-6)
         assert atoms.get_potential_energy() == pytest.approx(energy, rel=1e-5)  # eV, always
         assert sum(atoms.info[f"E{n}"] for n in range(3)) == pytest.approx(energy, rel=1e-5)
-    assert [atoms.info["name"] for atoms in after] == [f"three.xyz#{n}" for n in range(3)]
+    assert [atoms.info["name"] for atoms in after] == [f"{xyz}#{n}" for n in range(3)]
 
     assert main(["predict", "--model", str(trained), str(output), "--output",
                  str(tmp_path / "out.csv"), "--limit", "2"]) == 0  # fmt: skip
@@ -566,3 +571,83 @@ def test_periodic_input_is_refused(trained: Path, tmp_path: Path, capsys: Captur
     ase.io.write(path, atoms)
     assert main(["predict", "--model", str(trained), str(path)]) == 1
     assert "periodic" in one_line(capsys, "predict")
+
+
+# --- what must not pass in silence --------------------------------------------------------------
+
+
+def test_another_file_of_the_same_name_is_refused(
+    copy: Path, tmp_path: Path, molecule_file: Path, training: Training, capsys: Capture
+) -> None:
+    """The split is one of places in the file: other frames there may have been trained on."""
+    images = ase.io.read(molecule_file, index=":")
+    ase.io.write(tmp_path / "same.extxyz", images)
+    ase.io.write(tmp_path / "turned.extxyz", images[::-1])
+    assert main(["evaluate", str(copy), "--root", str(tmp_path / "same.extxyz")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(copy), "--root", str(tmp_path / "turned.extxyz")]) == 1
+    assert "does not hold the structures" in one_line(capsys, "evaluate")
+    energies = [atoms.get_potential_energy() for atoms in images]
+    for atoms, energy in zip(images, energies, strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy + 0.1)
+    ase.io.write(tmp_path / "shifted.extxyz", images)
+    assert main(training(copy, *SAME, "--path", str(tmp_path / "shifted.extxyz"))) == 1
+    assert "positions and labels" in one_line(capsys, "train")
+
+
+def test_an_element_without_training_structures_is_named(tmp_path: Path, capsys: Capture) -> None:
+    images = ase.io.read(write_molecules(tmp_path / "some.extxyz"), index=":")
+    rare = molecule("CH3SH")
+    rare.calc = SinglePointCalculator(rare, energy=-11_000.0)
+    for place, warns in ((random_split(201, 160, 20, seed=0).test[0], True), (0, False)):
+        frames = [*images]
+        frames.insert(int(place) if warns else 0, rare)
+        if not warns:
+            frames = images
+        path = tmp_path / f"rare{warns}.extxyz"
+        ase.io.write(path, frames)
+        run = tmp_path / f"run{warns}"
+        assert main(train_options(path, run, "--epochs", "1", "--batch_size", "32")) == 0
+        assert ("S occurs in no training structure" in capsys.readouterr().err) == warns
+
+
+def test_predict_prints_all_digits_and_names(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Neither a narrow terminal nor brackets in a SMILES take anything away."""
+    monkeypatch.setenv("COLUMNS", "40")
+    smiles = ["C1CC[NH]C1", "C" * 300]  # the second cannot be embedded, and is no file name
+    assert main(["predict", "--model", str(trained), *smiles, "C", "--unit", "meV"]) == 1
+    shown = capsys.readouterr()
+    lines = [line.strip() for line in shown.out.splitlines()]
+    rows = [line.split() for line in lines if line.startswith(("C1CC", "C "))]
+    assert "1 of 3 structures" in shown.err or "structures have no energy" in shown.err
+    assert all(re.fullmatch(r"-?\d+\.\d+", number) for row in rows for number in row[1:])
+    assert {len(row) for row in rows} == {6}  # name, energy, E0, E1, E2, R
+    assert "[NH]" in "".join(shown.out.split())
+
+
+@pytest.mark.parametrize("smiles", ["CC[O-]", "C[NH3+]", "C[CH2]", ""])
+def test_ions_and_radicals_have_no_energy(smiles: str, trained: Path, capsys: Capture) -> None:
+    assert main(["predict", "--model", str(trained), smiles]) == 1
+    assert "SMILES" in one_line(capsys, "predict")
+
+
+def test_every_record_of_an_sdf_file(trained: Path, tmp_path: Path) -> None:
+    images = [molecule(name) for name in ("CH3OH", "H2O", "CH3CH2OH")]
+    for number, atoms in enumerate(images):
+        ase.io.write(tmp_path / f"{number}.sdf", atoms, format="sdf")
+    text = "".join((tmp_path / f"{number}.sdf").read_text() for number in range(3))
+    (tmp_path / "all.sdf").write_text(text)
+    output = tmp_path / "out.csv"
+    command = ["predict", "--model", str(trained), str(tmp_path / "all.sdf")]
+    assert main([*command, "--output", str(output)]) == 0
+    found = [float(row["energy"]) for row in read_csv(output)]
+    np.testing.assert_allclose(found, energies(trained, images), rtol=1e-4)
+
+
+def test_names_survive_extxyz(trained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.extxyz"
+    smiles = "C/C=C\\C"
+    assert main(["predict", "--model", str(trained), smiles, "--output", str(output)]) == 0
+    assert ase.io.read(output).info["name"] == smiles

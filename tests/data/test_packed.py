@@ -9,6 +9,7 @@ import ase.build
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import SubsetRandomSampler
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.loader import DataLoader
 
@@ -262,3 +263,34 @@ def test_angstrom_does_not_warn(items: list[Data]) -> None:
         assert len(PackedMolecules.pack(items, ENERGY)) == 11
         hydrogens = [item for item in items if item.num_nodes == 1]  # no neighbours, no distance
         assert len(PackedMolecules.pack(hydrogens, ENERGY)) == 2
+
+
+class Hundredfold(InMemory):
+    """What indexing gives is not what is stored."""
+
+    def get(self, index: int) -> Data:
+        data = super().get(index)
+        data.energy = 100 * data.energy
+        return data
+
+
+def test_what_a_dataset_gives_is_packed(items: list[Data]) -> None:
+    packed = PackedMolecules.pack(Hundredfold(items), ENERGY)
+    torch.testing.assert_close(packed.target, 100 * PackedMolecules.pack(items, ENERGY).target)
+
+
+def test_what_a_sampler_draws_is_packed(items: list[Data]) -> None:
+    chosen = [7, 2, 5]
+    sampler = SubsetRandomSampler(chosen, torch.Generator().manual_seed(0))
+    packed = PackedMolecules.pack(DataLoader(items, batch_size=2, sampler=sampler), ENERGY)
+    whole = PackedMolecules.pack(items, ENERGY).target
+    assert sorted(packed.target.tolist()) == sorted(whole[chosen].tolist())
+
+
+def test_a_hash_tells_molecules_apart(items: list[Data]) -> None:
+    packed = PackedMolecules.pack(items, ENERGY)
+    assert PackedMolecules.pack(InMemory(items), ENERGY).sha256 == packed.sha256
+    parts = packed.subset(torch.arange(11)), packed.subset(torch.arange(11).flip(0))
+    assert parts[0].sha256 == packed.sha256 != parts[1].sha256
+    for change in ({"pos": items[3].pos + 1e-4}, {"energy": items[3].energy + 1e-9}):
+        assert PackedMolecules.pack(replaced(items, 3, **change), ENERGY).sha256 != packed.sha256

@@ -637,3 +637,26 @@ def test_others_are_taken(model: HIPNN, tmp_path: Path, card: dict[str, Any]) ->
 def test_no_model_stops() -> None:
     with pytest.raises(ValueError, match="no model"):
         HIPNNCalculator([])
+
+
+def test_a_model_in_memory_is_refused_as_its_file_is() -> None:
+    with pytest.raises(NotAPotentialError, match="zero-point"):
+        HIPNNCalculator(HIPNN.from_pretrained("qm9-u0"))
+    assert HIPNNCalculator(HIPNN.from_pretrained("qm9-u0"), i_know=True).potentials
+
+
+def test_stress_of_a_molecule_leaves_the_results(model: HIPNN) -> None:
+    atoms = molecule("CH3OH")
+    atoms.calc = HIPNNCalculator(model)
+    forces = atoms.get_forces()
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.get_stress()
+    assert np.array_equal(atoms.calc.results["forces"], forces)
+
+
+def test_float32_compiles() -> None:
+    atoms = molecule("CH3OH")
+    atoms.calc = HIPNNCalculator("qm9-u0", i_know=True)
+    expected = atoms.get_forces()
+    atoms.calc = HIPNNCalculator("qm9-u0", i_know=True, compile=True)
+    np.testing.assert_allclose(atoms.get_forces(), expected, atol=1e-4)

@@ -21,7 +21,7 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import molecule
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, Hookean
 
 from hipnn_pyg import HIPNN, StructureError
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
@@ -397,3 +397,16 @@ def test_memory_does_not_grow(model: HIPNN, tmp_path: Path) -> None:
     assert tensors[1] <= tensors[0] and sizes[1] - sizes[0] < 6_000  # 50 bytes a step
     assert (tmp_path / "trajectory.extxyz").stat().st_size > 60_000
     assert json.loads((tmp_path / "settings.json").read_text())["save_every"] == 2
+
+
+def test_the_energy_of_constraints_is_part_of_the_total(model: HIPNN, tmp_path: Path) -> None:
+    atoms = ethanol(model)
+    atoms.set_constraint(Hookean(0, 1, 5.0, 1.3))
+    settings = {"timestep": 0.2, "log_every": 1, "temperature": 100.0}
+    simulate(atoms, tmp_path, 60, **settings)
+    log = rows(tmp_path)
+    assert log[-1]["total_eV"] == pytest.approx(atoms.get_total_energy(), rel=1e-10)
+    spread = np.std([row["total_eV"] for row in log])
+    spring = [row["potential_eV"] for row in log]
+    assert spread < 0.02 * np.ptp(spring)
+    assert abs(log[-1]["potential_eV"] - atoms.calc.results["energy"]) > 1e-3  # control

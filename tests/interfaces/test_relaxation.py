@@ -15,8 +15,9 @@ from ase.constraints import FixAtoms
 
 from hipnn_pyg import HIPNN
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
+from hipnn_pyg.interfaces.dynamics import Simulator
 from hipnn_pyg.interfaces.relaxation import OPTIMIZERS, Relaxation, Relaxed, relax
-from hipnn_pyg.interfaces.simulation import SimulationStopped
+from hipnn_pyg.interfaces.simulation import Simulation, SimulationStopped
 
 Build = Callable[..., HIPNN]
 
@@ -113,3 +114,21 @@ def test_what_must_not_go_on(model: HIPNN, tmp_path: Path) -> None:
     for settings in {"optimizer": "Newton"}, {"fmax": 0.0}, {"steps": 0}:
         with pytest.raises(ValueError, match=next(iter(settings))):
             Relaxation(**settings)
+
+
+def test_relaxations_and_simulations_leave_one_another_alone(model: HIPNN, tmp_path: Path) -> None:
+    run(some(model, "H2O"), tmp_path / "relaxed", steps=3)
+    kept = (tmp_path / "relaxed" / "trajectory.extxyz").read_bytes()
+    with pytest.raises(FileExistsError, match="choose another --run"):
+        Simulator(some(model, "H2O"), Simulation(), tmp_path / "relaxed", progress=False)
+    assert (tmp_path / "relaxed" / "trajectory.extxyz").read_bytes() == kept
+    simulator = Simulator(some(model, "H2O"), Simulation(), tmp_path / "moved", progress=False)
+    simulator.run(3)
+    with pytest.raises(FileExistsError, match="--resume"):
+        run(some(model, "H2O"), tmp_path / "moved")
+
+
+def test_pressure_wants_a_cell() -> None:
+    with pytest.raises(ValueError, match="--cell true"):
+        Relaxation(pressure=10.0)
+    assert Relaxation(pressure=10.0, cell=True).pressure == 10.0

@@ -139,4 +139,4 @@ def test_a_wrong_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(RuntimeError, match="differs"):
-        compiled_gradient(square_slope)(torch.ones(3), False)
+        compiled_gradient(square_slope)(torch.ones(3).double(), False)

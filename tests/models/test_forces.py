@@ -137,3 +137,18 @@ def test_structures_it_cannot_see_stop(molecules: Batch) -> None:
         model(Batch.from_data_list([water, Data(z=water.z[:0], pos=water.pos[:0])]))
     with pytest.raises(StructureError, match="pos is None"):
         model(Data(z=water.z))
+
+
+def test_one_structure_without_a_batch(molecules: Batch) -> None:
+    """PyG's ViSNet needs to be told that all atoms belong to it."""
+    seen = []
+
+    class Asked(nn.Module):
+        def forward(self, z: Tensor, pos: Tensor, batch: Tensor) -> Tensor:
+            seen.append(batch)
+            return pos.square().sum().view(1, 1)
+
+    water = molecules[2]
+    forces = Forces(Asked())(water.z, water.pos).forces
+    assert seen[0].tolist() == [0, 0, 0]
+    torch.testing.assert_close(forces, -2 * water.pos)

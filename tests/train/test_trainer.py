@@ -157,6 +157,9 @@ def test_foreign_species_are_refused(parts: Parts, settings: Settings) -> None:
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive, not nan"),
+        ({"lambda_l2": -5.0}, "lambda_l2 must not be negative, not -5"),
+        ({"average_decay": 1.5}, "average_decay must be between 0 and 1, not 1.5"),
+        ({"decay": 5.0}, "decay must be between 0 and 1, not 5"),
     ],
 )
 def test_impossible_settings(change: dict[str, float], message: str) -> None:
@@ -299,6 +302,7 @@ def test_full_disk_keeps_the_old_checkpoint(
     files = ("checkpoint.pt", "model.safetensors", "model.json", "metrics.csv")
     before = {name: (tmp_path / name).read_bytes() for name in files}
     trainer = Trainer(new_model(seed=1), *parts, settings(epochs=1), tmp_path, progress=False)
+    trainer.begun = True  # as if the files were its own
     with monkeypatch.context() as patch:
         fill_the_disk(patch)
         with pytest.raises(OSError, match="No space left on device.*file is intact"):
@@ -312,3 +316,18 @@ def test_full_disk_keeps_the_old_checkpoint(
     assert resumed.epoch == 1
     save_model(trainer.model, tmp_path)  # control: with space the file changes
     assert (tmp_path / "model.safetensors").read_bytes() != before["model.safetensors"]
+
+
+def test_a_run_is_not_overwritten(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    """A script that is run again after an interrupt stops before its first step."""
+    config = settings(epochs=2)
+    Trainer(new_model(), *parts, config, tmp_path, progress=False).fit()
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    again = Trainer(new_model(), *parts, config, tmp_path, progress=False)
+    with pytest.raises(FileExistsError, match=r"resume\(\)"):
+        again.fit()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    again.resume()
+    assert again.fit() is not None and again.epoch == 2
