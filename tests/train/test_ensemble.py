@@ -392,7 +392,7 @@ def test_a_member_that_fails_is_named_and_the_others_go_on(
     together = ensemble(tmp_path / "run", batched, epochs=2)
     bad = together.members[1]
     molecule = int(bad.next_batch()[0])
-    bad.train = PackedMolecules(**{**vars(bad.train), "target": bad.train.target.clone()})
+    bad.train = replace(bad.train, target=bad.train.target.clone())
     bad.train.target[molecule] = torch.nan
     with pytest.raises(TrainingStopped, match="member 1: the loss of batch 0 of epoch 1") as error:
         together.fit()
