@@ -3,7 +3,7 @@ const draw = () => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const box = document.getElementById("viewer");
   const element = (id) => document.getElementById(id);
-  const viewer = $3Dmol.createViewer(box, { backgroundColor: "white", backgroundAlpha: 0 });
+  const viewer = $3Dmol.createViewer(box, { backgroundColor: "black", backgroundAlpha: 0 });
   viewer.addModel(data.xyz, "xyz");
   const atoms = viewer.selectedAtoms({});
   let chosen = null;
