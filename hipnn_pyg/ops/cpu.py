@@ -117,11 +117,12 @@ def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
         if isinstance(a, Tensor):
             if a.dtype not in (dtype, torch.int64, torch.float64) or not a.is_contiguous():
                 raise TypeError(f"{name} wants contiguous {dtype} and int64 tensors, not {a.dtype}")
-            if not a.data_ptr() and a.numel():
+            address = a.data_ptr()
+            if not address and a.numel():
                 raise TypeError(
                     f"{name} wants plain tensors, not {type(a).__name__} without memory"
                 )
-            a = a.data_ptr()
+            a = address
         values.append(a)
     kernels = library()
     function = getattr(kernels, f"{name}_{SUFFIX[dtype]}")
