@@ -116,9 +116,8 @@ class Training:
         for name, least in smallest.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        smallest = {"lambda_l2": 0, "lambda_r": 0}
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
+        for name in ("lambda_l2", "lambda_r"):
+            if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         for name in ("average_decay", "decay"):
             if not 0 <= getattr(self, name) <= 1:
