@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler, SequentialSampler, Subset
-from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data import Batch, Data, InMemoryDataset
 from torch_geometric.datasets import MD17
 from torch_geometric.loader import DataLoader
 
@@ -372,7 +372,7 @@ def _float64_energies(dataset: MD17, stored: Tensor) -> Tensor:
 class PackedLoader:
     """Iterate mini-batches of packed molecules, with the fields of PyG's ``DataLoader`` batches.
 
-    Each item is a ``Data`` with ``z``, ``pos``, ``batch``, ``ptr``, the target under its own key
+    Each item is a ``Batch`` with ``z``, ``pos``, ``batch``, ``ptr``, the target under its own key
     (float64, ``[G]``), likewise the forces if there are any (target's unit per Å, ``[N, 3]``), and
     ``cell [G, 3, 3]`` and ``pbc [G, 3]`` of periodic structures.
 
@@ -404,12 +404,12 @@ class PackedLoader:
         """Indices of each mini-batch of an epoch."""
         return partition(len(self.molecules), self.batch_size, self.shuffle, self.seed, epoch)
 
-    def __iter__(self) -> Iterator[Data]:
+    def __iter__(self) -> Iterator[Batch]:
         batches = self.partition(self.epoch)
         self.epoch += 1
         for index in batches:
             item = self.molecules.gather(index)
-            data = Data(z=item.z, pos=item.pos, batch=item.batch, ptr=item.ptr)
+            data = Batch(z=item.z, pos=item.pos, batch=item.batch, ptr=item.ptr)
             data[self.molecules.spec.key] = item.target
             if self.molecules.force_labels is not None:
                 data[self.molecules.force_labels.key] = item.forces

@@ -111,14 +111,12 @@ class Training:
     def __post_init__(self) -> None:
         smallest = {"batch_size": 1, "warmup_steps": 0, "average_every": 1, "num_nodes": 1}
         smallest |= {"energy_weight": 0, "force_weight": 0, "validate_every": 1}
+        smallest |= {"lambda_l2": 0, "lambda_r": 0}
         if self.devices != "auto":
             smallest["devices"] = 1
         for name, least in smallest.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("lambda_l2", "lambda_r"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         for name in ("average_decay", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")

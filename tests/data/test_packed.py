@@ -69,7 +69,7 @@ def test_same_fields_as_pygs_loader(items: list[Data], source: Callable, batch_s
         for name in ("z", "pos", "batch", "ptr", "energy"):
             assert torch.equal(first[name], second[name]), name
             assert first[name].dtype == second[name].dtype, name
-        assert first.num_nodes == second.num_nodes
+        assert first.num_nodes == second.num_nodes and first.num_graphs == second.num_graphs
 
 
 def test_target_comes_under_its_own_key(items: list[Data]) -> None:

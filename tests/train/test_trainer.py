@@ -157,7 +157,7 @@ def test_foreign_species_are_refused(parts: Parts, settings: Settings) -> None:
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive, not nan"),
-        ({"lambda_l2": -5.0}, "lambda_l2 must not be negative, not -5"),
+        ({"lambda_l2": -5.0}, "lambda_l2 must be at least 0, not -5"),
         ({"average_decay": 1.5}, "average_decay must be between 0 and 1, not 1.5"),
         ({"decay": 5.0}, "decay must be between 0 and 1, not 5"),
     ],
