@@ -16,6 +16,8 @@ member-1 ..., for hipnn evaluate, predict and plot. Examples:
 from __future__ import annotations
 
 from argparse import SUPPRESS
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -77,18 +79,34 @@ class ConfigFile(ActionConfigFile):
 
 
 class Options(ArgumentParser):
-    """Options whose defaults are those for forces where ``--forces`` is among them, and the network
-    of the model to begin with where ``--start`` names one."""
+    """Options whose defaults are those for forces where ``forces`` is chosen, and the network of
+    the model to begin with where ``start`` names one: as an argument or in a ``--config`` file."""
 
     def parse_args(self, args: Any = None, *more: Any, **others: Any) -> Any:
         """As ArgumentParser's."""
-        if "--forces" in (args or ()):
+        chosen = _chosen(args or ())
+        if chosen.get("forces"):
             self.set_defaults(FORCES)
-        for number, argument in enumerate(args or ()):
-            name, given, value = argument.partition("=")
-            if name == "--start":
-                self.set_defaults(_network_of(value if given else "".join(args[number + 1 :][:1])))
+        if chosen.get("start"):
+            self.set_defaults(_network_of(str(chosen["start"])))
         return super().parse_args(args, *more, **others)
+
+
+def _chosen(args: Sequence[str]) -> dict[str, Any]:
+    """What arguments, and files among them, say of ``forces`` and ``start``; the last counts."""
+    chosen: dict[str, Any] = {}
+    for number, argument in enumerate(args):
+        name, given, value = argument.partition("=")
+        value = value if given else "".join(args[number + 1 : number + 2])
+        if name == "--forces":
+            chosen["forces"] = True
+        elif name == "--start":
+            chosen["start"] = value
+        elif name == "--config" and Path(value).is_file():
+            with suppress(OSError, yaml.YAMLError):  # reported when it is parsed
+                settings = yaml.safe_load(Path(value).read_text())
+                chosen |= settings if isinstance(settings, dict) else {}
+    return chosen
 
 
 def _network_of(name: str) -> dict[str, Any]:

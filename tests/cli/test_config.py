@@ -71,6 +71,28 @@ def test_print_config(
 
 
 @pytest.mark.parametrize(
+    ("text", "channels", "onsite"),
+    [
+        ("forces: true\n", 64, 2),  # as --forces
+        ("forces: true\nhidden_channels: 7\n", 7, 2),
+        ("forces: false\n", 20, 0),  # Table III's model
+        ("start: qm9-u0\n", 80, 3),  # as --start qm9-u0
+        ("seed: 1\n", 20, 0),
+    ],
+)
+def test_defaults_follow_what_a_file_chooses(
+    text: str, channels: int, onsite: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(text)
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "md17", "--config", str(config), "--print_config"])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert exit.value.code == 0
+    assert (settings["hidden_channels"], settings["num_onsite"]) == (channels, onsite)
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         ("hidden_chanels: 3\n", "hidden_chanels"),
