@@ -1,6 +1,6 @@
 """Units: eV and Å inside; every constant and conversion comes from ``ase.units`` (CODATA 2018).
 
-Each constant is its value in eV (energies) or Å (lengths).
+Each constant is its value in eV (energies), Å (lengths) or eV/Å^3 (stress).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ kJ_per_mol: float = _codata["kJ"] / _codata["mol"]
 Angstrom: float = _codata["Angstrom"]
 Bohr: float = _codata["Bohr"]
 nm: float = _codata["nm"]
+GPa: float = _codata["GPa"]
 
 ENERGY_UNITS = {
     "eV": eV,

@@ -85,6 +85,8 @@ def report(members: Sequence[Trainer]) -> Table:
     errors = {f"validation MAE ({unit})": "validation_mae"}
     if members[0].forces:
         errors[f"of forces ({unit}/Å)"] = "validation_force_mae"
+    if members[0].stress:
+        errors["of stress (GPa)"] = "validation_stress_mae"
     table = Table(title=f"{len(members)} models")
     for heading in ("model", "seed", *errors, "best epoch", "epochs"):
         table.add_column(heading, justify="right")

@@ -1,6 +1,7 @@
 """Print a run's errors on its test set, beside the paper's: MAE, RMSE, % above 1 kcal/mol.
 
-Forces are tested where they were learned, and with --forces wherever the data set has them.
+Forces and stress are tested where they were learned, forces with --forces wherever the data set has
+them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from hipnn_pyg.train.metrics import (
     error_statistics,
     force_statistics,
     predict,
-    predict_forces,
+    predict_stress,
+    stress_statistics,
 )
 
 Part = Literal["test", "validation", "train"]
@@ -44,11 +46,13 @@ class Evaluation(NamedTuple):
         energy: of the energies, kcal/mol where the target is an energy.
         forces: of the force components, kcal/mol/Å; None where they were not looked at.
         paper: the paper's figures for the energies, as text.
+        stress: of the stress components, GPa; None where stress was not looked at.
     """
 
     energy: ErrorStatistics
     forces: ForceStatistics | None
     paper: dict[str, str]
+    stress: ForceStatistics | None = None
 
 
 def add_options(options: ArgumentParser) -> None:
@@ -102,14 +106,17 @@ def evaluate(
     if not len(index):
         raise ValueError(f"{path} has no {part} molecules: choose another --part")
     chosen = packed.subset(index)
-    target, unit, of_forces = chosen.target.cpu(), model.energy_unit, None
+    target, unit, of_forces, of_stress = chosen.target.cpu(), model.energy_unit, None, None
     if packed.forces is None:
         prediction = predict(model, chosen)
     else:
-        prediction, predicted = predict_forces(model, chosen)
+        learned = chosen.stress is not None and bool(torch.isfinite(chosen.stress).any())
+        prediction, predicted, stress = predict_stress(model, chosen, stress=learned)
         labels = chosen.gather(torch.arange(len(chosen))).forces
         assert labels is not None
         of_forces = force_statistics(predicted, labels, unit)
+        if learned and chosen.stress is not None:
+            of_stress = stress_statistics(stress, chosen.stress, unit)
     statistics = error_statistics(prediction.energy, target, unit)
     predictions = io.BytesIO()
     np.savez_compressed(
@@ -130,9 +137,11 @@ def evaluate(
         results["seconds"] = float(history(folder)["seconds"][-1])  # of the whole training
     if of_forces is not None:
         results["forces"] = of_forces._asdict()
+    if of_stress is not None:
+        results["stress"] = of_stress._asdict()
     text = json.dumps(results, indent=2).encode()
     atomic_write({folder.predictions: predictions.getvalue(), folder.results: text})
-    return Evaluation(statistics, of_forces, paper)
+    return Evaluation(statistics, of_forces, paper, of_stress)
 
 
 def _with_forces(molecules: MoleculeSet) -> PackedMolecules:
@@ -151,7 +160,7 @@ def paper_figures(molecules: MoleculeSet, network: Network) -> dict[str, str]:
 
 def report(evaluation: Evaluation, part: str) -> Table:
     """The table that ``hipnn evaluate`` prints."""
-    statistics, forces, paper = evaluation
+    statistics, forces, paper, stress = evaluation
     table = Table(title=f"{part} set, {statistics.num:,} molecules")
     for heading in ("statistic", "this run", "paper"):
         table.add_column(heading, justify="left" if heading == "statistic" else "right")
@@ -170,4 +179,7 @@ def report(evaluation: Evaluation, part: str) -> Table:
     if forces is not None:
         table.add_row(f"force MAE ({forces.unit})", f"{forces.mae:.3f}", "-")
         table.add_row(f"force RMSE ({forces.unit})", f"{forces.rmse:.3f}", "-")
+    if stress is not None:
+        table.add_row(f"stress MAE ({stress.unit})", f"{stress.mae:.3f}", "-")
+        table.add_row(f"stress RMSE ({stress.unit})", f"{stress.rmse:.3f}", "-")
     return table

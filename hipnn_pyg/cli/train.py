@@ -10,6 +10,7 @@ member-1 ..., for hipnn evaluate, predict and plot. Examples:
   hipnn train md17 --molecule benzene
   hipnn train md17 --molecule "revised benzene" --forces
   hipnn train file --path structures.extxyz --num_train 900 --num_validation 100
+  hipnn train file --path crystals.extxyz --num_train 90 --num_validation 10 --forces --stress
   hipnn train file --path mine.extxyz --num_train 90 --num_validation 10 --start qm9-u0
 """
 
@@ -147,8 +148,14 @@ def add_options(parser: ArgumentParser) -> None:
                 action="store_true",
                 help="learn the forces, too; with other defaults: see --forces --help",
             )
+        if kind is FileSet:
+            options.add_argument(
+                "--stress",
+                action="store_true",
+                help="with --forces: learn the stress, too, of the structures that have it",
+            )
         for group in (kind, Network, Training):
-            options.add_class_arguments(group, skip={"forces"})
+            options.add_class_arguments(group, skip={"forces", "stress"})
         options.set_defaults(DEFAULTS[kind])
         sets.add_subcommand(name, options, help=HELP[name])
 
@@ -210,6 +217,8 @@ def train(
         forces = ""
         if trainer.forces:
             forces = f", of forces {trainer.best_row['validation_force_mae']:.4f} kcal/mol/Å,"
+        if trainer.stress:
+            forces += f" of stress {trainer.best_row['validation_stress_mae']:.4f} GPa,"
         print(
             f"best validation MAE {trainer.best_mae:.4f} {trainer.metric_unit}{forces} in epoch "
             f"{trainer.best_epoch} of {trainer.epoch}, {trainer.seconds:.0f} s of training; "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -91,13 +92,14 @@ def _relax(mol: Mol, smiles: str) -> None:
 def from_atoms(atoms: Atoms) -> Data:
     """Convert an ASE structure.
 
-    Positions and cell get torch's default dtype. Energy and forces are taken over if a calculator
-    holds them for exactly this structure; nothing is computed.
+    Positions and cell get torch's default dtype. Energy, forces and stress are taken over if a
+    calculator holds them for exactly this structure; nothing is computed.
 
     Returns:
         ``Data`` with ``z`` ``[N]`` and ``pos`` ``[N, 3]`` in Å; ``cell`` ``[1, 3, 3]`` in Å (rows
         are the lattice vectors) and ``pbc`` ``[1, 3]`` if it is periodic in any direction;
-        ``energy`` ``[1]`` in eV (float64) and ``force`` ``[N, 3]`` in eV/Å if known.
+        ``energy`` ``[1]`` in eV (float64), ``force`` ``[N, 3]`` in eV/Å and, if it is periodic in
+        all directions, ``stress`` ``[1, 3, 3]`` in eV/Å^3 if known.
 
     Raises:
         StructureError: no atoms, an unknown element, a position or cell that is not finite, or
@@ -111,11 +113,14 @@ def from_atoms(atoms: Atoms) -> Data:
         _check_cell(atoms, label)
         data.cell = _real(atoms.cell.array).unsqueeze(0)
         data.pbc = torch.tensor(atoms.pbc).unsqueeze(0)
-    energy, forces = (_known_result(atoms, name) for name in ("energy", "forces"))
+    energy, forces, stress = (_known_result(atoms, name) for name in ("energy", "forces", "stress"))
     if energy is not None:
         data.energy = torch.tensor([float(energy)], dtype=torch.float64)
     if forces is not None:
         data.force = _real(forces)
+    if stress is not None and atoms.pbc.all():
+        full = voigt_6_to_full_3x3_stress(stress) if np.shape(stress) == (6,) else stress
+        data.stress = _real(full).reshape(1, 3, 3)
     return data
 
 

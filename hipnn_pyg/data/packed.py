@@ -31,6 +31,7 @@ from hipnn_pyg.data.forces import ForceLabels, check_forces
 from hipnn_pyg.data.md17 import md17_energies
 from hipnn_pyg.data.periodic import BatchCells, PackedCells, PackedEdges, cells_of
 from hipnn_pyg.data.ragged import rows_of
+from hipnn_pyg.data.stress import StressLabels, check_stress
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.data.unavailable import DatasetUnavailableError
 from hipnn_pyg.graph import Pairs, edge_distances, radius_graph, radius_graph_pbc
@@ -54,6 +55,8 @@ class MoleculeBatch(NamedTuple):
         forces: in the target's unit per Å, ``[N, 3]``; None without force labels.
         pairs: all pairs inside the molecules, if whoever drew the mini-batch made them.
         cells: of periodic structures; None where nothing is periodic.
+        stress: in the target's unit per Å^3, float64, ``[G, 3, 3]``, NaN where a structure has
+            none; None without stress labels.
     """
 
     z: Tensor
@@ -66,6 +69,7 @@ class MoleculeBatch(NamedTuple):
     forces: Tensor | None = None
     pairs: Pairs | None = None
     cells: BatchCells | None = None
+    stress: Tensor | None = None
 
 
 def edges_of(batch: MoleculeBatch) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -102,6 +106,9 @@ class PackedMolecules:
         forces: in the target's unit per Å, ``[A, 3]``; None without force labels.
         force_labels: what the force labels are called.
         cells: of periodic structures; None where nothing is periodic.
+        stress: in the target's unit per Å^3, float64, ``[M, 3, 3]``, NaN where a structure has
+            none; None without stress labels.
+        stress_labels: what the stress labels are called.
     """
 
     z: Tensor
@@ -113,6 +120,8 @@ class PackedMolecules:
     forces: Tensor | None = None
     force_labels: ForceLabels | None = None
     cells: PackedCells | None = None
+    stress: Tensor | None = None
+    stress_labels: StressLabels | None = None
 
     @classmethod
     def pack(
@@ -121,6 +130,7 @@ class PackedMolecules:
         target: Target,
         validate: bool = True,
         forces: ForceLabels | None = None,
+        stress: StressLabels | None = None,
     ) -> PackedMolecules:
         """Pack a PyG dataset, a list of ``Data`` or a ``DataLoader``.
 
@@ -134,11 +144,13 @@ class PackedMolecules:
             target: which number is learned.
             validate: check every molecule (:mod:`hipnn_pyg.checks`).
             forces: the force labels and their unit; None to leave forces alone.
+            stress: the stress labels and their unit, of structures that have any; None to leave
+                stress alone.
 
         Raises:
             StructureError: no molecules, or a bad one.
-            ValueError: forces beside energies of unknown unit; molecules that were packed with
-                another target.
+            ValueError: forces or stress beside energies of unknown unit; molecules that were
+                packed with another target, or without such labels.
         """
         if isinstance(source, PackedMolecules):
             if source.spec != target:
@@ -146,16 +158,22 @@ class PackedMolecules:
                     f"these molecules were packed with {source.spec}, not {target}: name the "
                     "former, or pack the source anew"
                 )
-            if forces is not None and source.forces is None:
-                raise ValueError("these molecules were packed without forces: pack the source anew")
+            for labels, own, what in (
+                (forces, source.forces, "forces"),
+                (stress, source.stress, "stress"),
+            ):
+                if labels is not None and own is None:
+                    raise ValueError(
+                        f"these molecules were packed without {what}: pack the source anew"
+                    )
             return source
         if isinstance(source, DataLoader):
             source = _of_loader(source)
         source = _indexed(source)
         if isinstance(source, InMemoryDataset) and _gives_what_it_stores(source):
-            packed = cls._of_in_memory(source, target, forces)
+            packed = cls._of_in_memory(source, target, forces, stress)
         else:
-            packed = cls._of_items(source, target, forces)
+            packed = cls._of_items(source, target, forces, stress)
         if isinstance(source, MD17) and target.key == "energy":
             packed = replace(packed, target=_float64_energies(source, packed.target))
         if validate:
@@ -164,7 +182,11 @@ class PackedMolecules:
 
     @classmethod
     def _of_in_memory(
-        cls, dataset: InMemoryDataset, target: Target, labels: ForceLabels | None
+        cls,
+        dataset: InMemoryDataset,
+        target: Target,
+        labels: ForceLabels | None,
+        of_stress: StressLabels | None,
     ) -> PackedMolecules:
         if not len(dataset):
             raise StructureError("the dataset holds no molecules: give at least one")
@@ -180,16 +202,27 @@ class PackedMolecules:
             forces = labels.select(stored) * labels.factor(target.unit)
         atoms = (stored.z, stored.pos, counts)
         cells = cells_of(stored, len(counts))
-        packed = cls(*atoms, energies, start, target, forces, labels, cells)
+        stress = None
+        if of_stress is not None:
+            stress = of_stress.select(stored, len(counts)) * of_stress.factor(target.unit)
+        packed = cls(
+            *(*atoms, energies, start, target, forces, labels, cells),
+            stress=stress,
+            stress_labels=of_stress,
+        )
         indices = torch.as_tensor(list(dataset.indices()))
         everything = len(indices) == len(counts) and bool((indices.diff() == 1).all())
         return packed if everything else packed.subset(indices)
 
     @classmethod
     def _of_items(
-        cls, source: Iterable[Data], target: Target, labels: ForceLabels | None
+        cls,
+        source: Iterable[Data],
+        target: Target,
+        labels: ForceLabels | None,
+        of_stress: StressLabels | None,
     ) -> PackedMolecules:
-        z, pos, counts, energies, forces = [], [], [], [], []
+        z, pos, counts, energies, forces, stress = [], [], [], [], [], []
         cells: dict[int, PackedCells] = {}
         for item in source:
             z.append(item.z)
@@ -199,26 +232,35 @@ class PackedMolecules:
                 check_graphs(item.z, item.pos, item.batch)
                 sizes = item.batch.bincount()
             counts.append(sizes)
-            if (found := cells_of(item, len(counts[-1]), len(counts) - 1)) is not None:
-                cells[len(counts) - 1] = found
+            if (own := cells_of(item, len(counts[-1]), len(counts) - 1)) is not None:
+                cells[len(counts) - 1] = own
             energies.append(target.select(item).double())
             if labels is not None:
                 forces.append(labels.select(item) * labels.factor(target.unit))
+            if of_stress is not None:
+                found = of_stress.select(item, len(counts[-1]))
+                stress.append(found * of_stress.factor(target.unit))
         if not z:
             raise StructureError("the dataset holds no molecules: give at least one")
         number = torch.cat(counts).cpu()
         start = number.cumsum(0) - number
-        joined = torch.cat(forces) if forces else None
         atoms = (torch.cat(z), torch.cat(pos), number)
-        all_cells = PackedCells.join(cells, [len(one) for one in counts])
-        return cls(*atoms, torch.cat(energies), start, target, joined, labels, all_cells)
+        return cls(
+            *(*atoms, torch.cat(energies), start, target),
+            forces=torch.cat(forces) if forces else None,
+            force_labels=labels,
+            cells=PackedCells.join(cells, [len(one) for one in counts]),
+            stress=torch.cat(stress) if stress else None,
+            stress_labels=of_stress,
+        )
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the molecules in their order: sizes, elements, positions, target and forces."""
+        """Of the molecules in their order: sizes, elements, positions, target, forces, stress."""
         _, _, atoms = rows_of(torch.arange(len(self)), self.counts, self.start)
         parts = [self.counts, self.z[atoms], self.pos[atoms], self.target]
         parts += [] if self.forces is None else [self.forces[atoms]]
+        parts += [] if self.stress is None else [self.stress]
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part.cpu().contiguous().numpy().tobytes())
@@ -232,6 +274,8 @@ class PackedMolecules:
         check_targets(self.target, len(self))
         if self.cells is not None:
             read_lattice(self.cells.cell, self.cells.pbc, len(self), self.pos)
+        if self.stress is not None:
+            check_stress(self.stress, None if self.cells is None else self.cells.pbc)
         for molecules in torch.arange(len(self)).split(_CHECK_BLOCK):
             block = self.gather(molecules)
             if block.forces is not None:
@@ -272,6 +316,7 @@ class PackedMolecules:
             start=self.start.to(device),
             forces=None if self.forces is None else self.forces.to(device),
             cells=None if self.cells is None else self.cells.to(device),
+            stress=None if self.stress is None else self.stress.to(device),
         )
 
     def subset(self, index: Tensor) -> PackedMolecules:
@@ -288,6 +333,7 @@ class PackedMolecules:
             target=self.target[there],
             start=self.start[there],
             cells=None if self.cells is None else self.cells.subset(index),
+            stress=None if self.stress is None else self.stress[there],
         )
 
     def with_edges(self, cutoff: float) -> PackedMolecules:
@@ -315,11 +361,13 @@ class PackedMolecules:
         ptr, batch, atoms = rows_of(index, self.counts, self.start)
         forces = None if self.forces is None else self.forces[atoms]
         pairs = (batch, ptr, largest, num_edges)
-        labels = (self.target[index.to(self.device)], forces)
-        cells = None
+        there = index.to(self.device)
+        labels = (self.target[there], forces)
+        cells, stress = None, None if self.stress is None else self.stress[there]
         if self.cells is not None:
             cells = self.cells.gather(index, ptr[:-1], self.pos.dtype)
-        return MoleculeBatch(self.z[atoms], self.pos[atoms], *pairs, *labels, cells=cells)
+        z, pos = self.z[atoms], self.pos[atoms]
+        return MoleculeBatch(z, pos, *pairs, *labels, cells=cells, stress=stress)
 
 
 def _nearest_distances(block: MoleculeBatch, within: float = 3.0) -> Tensor:
@@ -374,7 +422,8 @@ class PackedLoader:
 
     Each item is a ``Batch`` with ``z``, ``pos``, ``batch``, ``ptr``, the target under its own key
     (float64, ``[G]``), likewise the forces if there are any (target's unit per Å, ``[N, 3]``), and
-    ``cell [G, 3, 3]`` and ``pbc [G, 3]`` of periodic structures.
+    ``cell [G, 3, 3]`` and ``pbc [G, 3]`` of periodic structures, and their stress if there are
+    labels (target's unit per Å^3, ``[G, 3, 3]``, NaN where a structure has none).
 
     Args:
         molecules: the packed molecules.
@@ -415,6 +464,8 @@ class PackedLoader:
                 data[self.molecules.force_labels.key] = item.forces
             if item.cells is not None:
                 data.cell, data.pbc = item.cells.cell, item.cells.pbc
+            if self.molecules.stress_labels is not None:
+                data[self.molecules.stress_labels.key] = item.stress
             yield data
 
 

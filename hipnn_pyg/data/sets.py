@@ -18,6 +18,7 @@ from hipnn_pyg.data.molecules import read_structures
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.qm9 import load_qm9, qm9_kept
 from hipnn_pyg.data.splits import Split, random_split
+from hipnn_pyg.data.stress import ASE_STRESS
 from hipnn_pyg.data.targets import ASE_ENERGY, MD17_ENERGY, QM9_TARGETS
 
 
@@ -110,7 +111,7 @@ class MD17Set:
 
 @dataclass(frozen=True)
 class FileSet:
-    """Structures with energies from any file ASE reads (extxyz, db, traj ...; eV and eV/Å),
+    """Structures with energies from any file ASE reads (extxyz, db, traj ...; eV, eV/Å, eV/Å^3),
     molecules or periodic.
 
     Where compositions differ, subtract free-atom energies first: sigma_E is the spread of the
@@ -121,19 +122,24 @@ class FileSet:
         num_train: training structures.
         num_validation: validation structures; the rest is the test set.
         forces: learn the forces, too.
+        stress: with forces: learn the stress, too, of the structures that have it.
     """
 
     path: str
     num_train: int
     num_validation: int
     forces: bool = False
+    stress: bool = False
 
     def load(self) -> tuple[PackedMolecules, Tensor]:
         """All structures, checked, and their indices.
 
         Raises:
-            StructureError: one without an energy, or forces, to learn.
+            StructureError: one without an energy, or forces, to learn; no stress in any.
+            ValueError: stress without forces.
         """
+        if self.stress and not self.forces:
+            raise ValueError("stress is learned beside forces: give --forces with --stress")
         structures: list[Data] = read_structures(self.path)
         wanted = {"energy": "energy=... in the comment line, in eV"}
         if self.forces:
@@ -145,8 +151,13 @@ class FileSet:
                     f"{self.path}, structure {bare[0]}: no {name} to learn; write one that ASE "
                     f"finds (extxyz: {how}) or leave the structure out"
                 )
-        labels = ASE_FORCES if self.forces else None
-        packed = PackedMolecules.pack(structures, ASE_ENERGY, forces=labels)
+        if self.stress and not any("stress" in data for data in structures):
+            raise StructureError(
+                f"{self.path}: no structure has a stress to learn; write one that ASE finds "
+                "(extxyz: stress=... in the comment line, in eV/Å^3), or leave --stress out"
+            )
+        labels = (ASE_FORCES if self.forces else None, ASE_STRESS if self.stress else None)
+        packed = PackedMolecules.pack(structures, ASE_ENERGY, True, *labels)
         return packed, torch.arange(len(packed))
 
 

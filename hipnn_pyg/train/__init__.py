@@ -12,6 +12,8 @@ from hipnn_pyg.train.metrics import (
     force_statistics,
     predict,
     predict_forces,
+    predict_stress,
+    stress_statistics,
 )
 from hipnn_pyg.train.schedule import PlateauAnnealing, WarmupCosine
 from hipnn_pyg.train.trainer import Trainer, TrainingStopped
@@ -36,4 +38,6 @@ __all__ = [
     "force_statistics",
     "predict",
     "predict_forces",
+    "predict_stress",
+    "stress_statistics",
 ]

@@ -102,10 +102,14 @@ def best_model(trainer: Trainer, validation: Validation) -> dict[str, Any]:
         "validation_unit": validation.energy.unit,
         "target": trainer.train.spec.name,
         "trained_on_forces": trainer.forces,
+        "trained_on_stress": trainer.stress,
     }
     if validation.forces is not None:
         facts["validation_force_mae"] = validation.forces.mae
         facts["validation_force_unit"] = validation.forces.unit
+    if validation.stress is not None:
+        facts["validation_stress_mae"] = validation.stress.mae
+        facts["validation_stress_unit"] = validation.stress.unit
     return facts
 
 

@@ -57,6 +57,7 @@ class Training:
         lambda_r: weight of the non-hierarchicality term (Eq. 17).
         energy_weight: with forces: weight of the energies' error, relative to sigma_E.
         force_weight: with forces: weight of the forces' error, relative to their root mean square.
+        stress_weight: with stress: weight of its error, relative to its root mean square.
         validate_every: epochs between two validations (fast only).
         t_init: paper: epochs before annealing may begin.
         t_patience: paper: epochs without a new best before the learning rate falls.
@@ -90,6 +91,7 @@ class Training:
     lambda_r: float = 1e-2
     energy_weight: float = 1.0
     force_weight: float = 1.0
+    stress_weight: float = 0.3
     validate_every: int = 1
     t_init: int = 100
     t_patience: int = 50
@@ -111,7 +113,7 @@ class Training:
     def __post_init__(self) -> None:
         smallest = {"batch_size": 1, "warmup_steps": 0, "average_every": 1, "num_nodes": 1}
         smallest |= {"energy_weight": 0, "force_weight": 0, "validate_every": 1}
-        smallest |= {"lambda_l2": 0, "lambda_r": 0}
+        smallest |= {"stress_weight": 0, "lambda_l2": 0, "lambda_r": 0}
         if self.devices != "auto":
             smallest["devices"] = 1
         for name, least in smallest.items():

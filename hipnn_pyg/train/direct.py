@@ -5,10 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hipnn_pyg.data.packed import MoleculeBatch, edges_of
+from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.models import direct
 from hipnn_pyg.ops import cpu
-from hipnn_pyg.train.force_loss import HIPNNForceLoss, PairForces, force_errors, force_sums
+from hipnn_pyg.train.force_loss import (
+    HIPNNForceLoss,
+    PairForces,
+    force_errors,
+    force_sums,
+    stress_errors,
+    stress_sums,
+)
 from hipnn_pyg.train.loss import HIPNNLoss, LossTerms, batch_pairs
 from hipnn_pyg.train.static import StaticLoss
 
@@ -62,9 +69,14 @@ class DirectGradient:
         sums = torch.cat((sums, sums.new_full((1,), count)))
         if isinstance(loss, HIPNNForceLoss):
             slope = direct.distance_slopes(model, passes, torch.ones_like(terms))
-            pull = PairForces(pairs, pos, edges_of(batch)[1])
-            force_error = force_errors(pull(slope), batch)
+            pull = PairForces(pairs, pos, batch)
+            force_error = force_errors(pull.forces(slope), batch)
             sums = torch.cat((sums, force_sums(force_error)))
+            if loss.stress:
+                stress = pull.stress(slope)
+                assert stress is not None
+                stress_error = stress_errors(stress, batch)
+                sums = torch.cat((sums, stress_sums(stress_error, batch)))
         weights = torch.mul(self.penalised, self.vector, out=self.decay)
         l2 = torch.linalg.vector_norm(weights).square()
         found = loss.terms(sums, l2)
@@ -72,7 +84,11 @@ class DirectGradient:
         dterms = cpu.error_sums_backward(terms, batch.ptr, error, dsums)
         if isinstance(loss, HIPNNForceLoss):
             dforces = dsums[3] * force_error.sign() + 2 * dsums[4] * force_error
-            along = pull.back(dforces.to(pos.dtype))
+            dstress = None
+            if loss.stress:
+                dstress = dsums[5] * stress_error.sign() + 2 * dsums[6] * stress_error
+                dstress = dstress.to(pos.dtype)
+            along = pull.back(dforces.to(pos.dtype), dstress)
             direct.force_backward(model, passes, along, dterms, self.slopes)
         else:
             direct.backward(model, passes, dterms, self.slopes)

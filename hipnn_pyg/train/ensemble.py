@@ -321,8 +321,10 @@ def _check_alike(members: Sequence[Member], batched: bool) -> None:
             "lambda_l2": (member.config.lambda_l2, first.config.lambda_l2),
             "lambda_r": (member.config.lambda_r, first.config.lambda_r),
             "choice between energies and forces": (member.forces, first.forces),
+            "choice to learn stress": (member.stress, first.stress),
             "energy_weight": (member.config.energy_weight, first.config.energy_weight),
             "force_weight": (member.config.force_weight, first.config.force_weight),
+            "stress_weight": (member.config.stress_weight, first.config.stress_weight),
         }
         if batched:
             pairs["batch_size"] = (member.config.batch_size, first.config.batch_size)

@@ -1,4 +1,4 @@
-"""The loss of energies and forces: the paper's (Eq. 14) with a force error of the same form."""
+"""The loss of energies, forces and stress: the paper's (Eq. 14) with errors of the same form."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ class ForceLossTerms(NamedTuple):
         r: mean non-hierarchicality (Eqs. 17, 18), dimensionless.
         force_mae: mean absolute error of the force components, energy unit / Å.
         force_rmse: their root-mean-square error, energy unit / Å.
+        stress_mae: mean absolute error of the stress components, energy unit / Å^3; 0 where stress
+            is not learned, or no structure has any.
+        stress_rmse: their root-mean-square error, energy unit / Å^3.
     """
 
     loss: Tensor
@@ -41,6 +44,8 @@ class ForceLossTerms(NamedTuple):
     r: Tensor
     force_mae: Tensor
     force_rmse: Tensor
+    stress_mae: Tensor
+    stress_rmse: Tensor
 
 
 def force_kernel(model: HIPNN, device: torch.device) -> Kernel:
@@ -70,41 +75,90 @@ def force_scale(molecules: PackedMolecules) -> float:
     return sigma_f
 
 
+def stress_scale(molecules: PackedMolecules) -> float:
+    """sigma_S: root mean square of all stress components, energy unit / Å^3.
+
+    Raises:
+        StructureError: no structure has any, or all are 0.
+    """
+    stress = torch.zeros(0) if molecules.stress is None else molecules.stress
+    known = stress[torch.isfinite(stress)]
+    sigma_s = float(known.square().mean().sqrt()) if len(known) else 0.0
+    if not sigma_s > 0:
+        raise StructureError(
+            f"of the {len(molecules)} training structures none has stress, or all of it is 0: give "
+            "labels that are not, or train without"
+        )
+    return sigma_s
+
+
 class PairForces:
-    r"""Forces from :math:`\partial E / \partial r` of each pair, and back.
+    r"""Forces and stress from :math:`\partial E / \partial r` of each pair, and back.
 
     .. math:: F_i = \sum_{j} \left(\frac{\partial E}{\partial r_{ij}}
-        + \frac{\partial E}{\partial r_{ji}}\right) \frac{r_{ij}}{|r_{ij}|}
+        + \frac{\partial E}{\partial r_{ji}}\right) \frac{r_{ij}}{|r_{ij}|}, \qquad
+        \sigma = \frac{1}{V} \sum_{j \to i} \frac{\partial E}{\partial r_{ij}}
+        \frac{r_{ij} \otimes r_{ij}}{|r_{ij}|}
 
     Args:
         pairs: in either layout, of periodic structures as edges.
         pos: positions in Å, ``[N, 3]``.
-        shift: periodic-image vectors of the edges in Å, ``[E, 3]``; None for molecules.
+        batch: the mini-batch that they are of.
     """
 
-    def __init__(self, pairs: Pairs, pos: Tensor, shift: Tensor | None = None) -> None:
+    def __init__(self, pairs: Pairs, pos: Tensor, batch: MoleculeBatch) -> None:
         i = pairs.i
         if i is None:
             i = torch.arange(pos.size(0), device=pos.device).unsqueeze(1).expand_as(pairs.j)
         r_ij = pos[pairs.j] - pos[i]
+        shift = edges_of(batch)[1]
         if shift is not None:
             r_ij = r_ij + shift.to(pos)
         self.direction = (r_ij / pairs.r.detach().unsqueeze(-1)).view(-1, 3)  # unused places: 0
-        self.i, self.j = i.reshape(-1), pairs.j.reshape(-1)
-        self.none = torch.zeros_like(pos)
+        self.i, self.j, self.r_ij = i.reshape(-1), pairs.j.reshape(-1), r_ij.view(-1, 3)
+        self.none, self.batch = torch.zeros_like(pos), batch
 
-    def __call__(self, slope: Tensor) -> Tensor:
+    def forces(self, slope: Tensor) -> Tensor:
         """Forces ``[N, 3]`` from the derivatives in the distances, in the pairs' layout."""
         pull = slope.reshape(-1, 1) * self.direction
         return self.none.index_add(0, self.i, pull).index_add(0, self.j, pull, alpha=-1)
 
-    def back(self, dforces: Tensor) -> Tensor:
-        """The gradient in the derivatives, ``[E]``, from that in the forces, ``[N, 3]``."""
-        return ((dforces[self.i] - dforces[self.j]) * self.direction).sum(1)
+    def stress(self, slope: Tensor) -> Tensor | None:
+        """Stress ``[G, 3, 3]`` likewise; None without labels, without meaning where no label is."""
+        if self.batch.stress is None:
+            return None
+        pull = slope.reshape(-1, 1) * self.direction
+        virial = self.none.new_zeros(self.batch.target.numel(), 3, 3)
+        virial = virial.index_add(0, self._graph, pull.unsqueeze(2) * self.r_ij.unsqueeze(1))
+        return virial / self._volume
+
+    def back(self, dforces: Tensor, dstress: Tensor | None = None) -> Tensor:
+        """The gradient in the derivatives, ``[E]``, from those in forces and stress."""
+        along = ((dforces[self.i] - dforces[self.j]) * self.direction).sum(1)
+        if dstress is None:
+            return along
+        of_each = (dstress / self._volume)[self._graph]
+        return along + torch.einsum("ea,eab,eb->e", self.direction, of_each, self.r_ij)
+
+    @property
+    def _graph(self) -> Tensor:
+        """Structure of each pair."""
+        return self.batch.batch[self.i]
+
+    @property
+    def _volume(self) -> Tensor:
+        """In Å^3, ``[G, 1, 1]``; 1 where a structure has none."""
+        volume = self.none.new_ones(self.batch.target.numel(), 1, 1)
+        if (cells := self.batch.cells) is None:
+            return volume
+        own = torch.linalg.det(cells.cell).abs().to(volume).view(-1, 1, 1)
+        return torch.where(cells.pbc.all(1).view(-1, 1, 1), own, volume)
 
 
-def terms_and_forces(model: HIPNN, kernel: str, batch: MoleculeBatch) -> tuple[Tensor, Tensor]:
-    """E_i^n and forces, differentiable in the model's parameters (not in the positions).
+def terms_and_forces(
+    model: HIPNN, kernel: str, batch: MoleculeBatch
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """E_i^n, forces and stress, differentiable in the model's parameters (not in the positions).
 
     Args:
         model: the model.
@@ -112,7 +166,8 @@ def terms_and_forces(model: HIPNN, kernel: str, batch: MoleculeBatch) -> tuple[T
         batch: packed molecules, checked.
 
     Returns:
-        ``(terms [N, orders + 1] float64, forces [N, 3])`` in the energy unit (/ Å).
+        ``(terms [N, orders + 1] float64, forces [N, 3], stress [G, 3, 3])`` in the energy unit
+        (/ Å, / Å^3); stress is None without labels.
     """
     pos = batch.pos.to(model.blocks[0].interaction.V.dtype)
     if batch.cells is not None and kernel == "padded":
@@ -121,7 +176,8 @@ def terms_and_forces(model: HIPNN, kernel: str, batch: MoleculeBatch) -> tuple[T
     r = pairs.r.detach().requires_grad_()
     terms, _ = model.atom_terms(model.species_index(batch.z), pairs._replace(r=r))
     (slope,) = torch.autograd.grad(terms.sum(), (r,), create_graph=True, materialize_grads=True)
-    return terms, PairForces(pairs, pos, edges_of(batch)[1])(slope)
+    pull = PairForces(pairs, pos, batch)
+    return terms, pull.forces(slope), pull.stress(slope)
 
 
 def force_errors(forces: Tensor, batch: MoleculeBatch) -> Tensor:
@@ -136,16 +192,32 @@ def force_sums(errors: Tensor) -> Tensor:
     return torch.stack((errors.abs().sum(), errors.square().sum(), count))
 
 
+def stress_errors(stress: Tensor, batch: MoleculeBatch) -> Tensor:
+    """Predicted minus labelled stress components, float64, ``[G, 3, 3]``; 0 where no label is."""
+    assert batch.stress is not None
+    errors = stress.double() - batch.stress
+    return torch.where(torch.isnan(batch.stress), 0.0, errors)
+
+
+def stress_sums(errors: Tensor, batch: MoleculeBatch) -> Tensor:
+    """As :func:`force_sums`, of :func:`stress_errors`."""
+    assert batch.stress is not None
+    count = (~torch.isnan(batch.stress)).sum().to(errors)
+    return torch.stack((errors.abs().sum(), errors.square().sum(), count))
+
+
 class HIPNNForceLoss(HIPNNLoss):
-    r"""The loss of a mini-batch with forces.
+    r"""The loss of a mini-batch with forces and, where it is learned, stress.
 
     .. math:: L = \frac{w_E}{\sigma_E} (\mathrm{MAE}_E + \mathrm{RMSE}_E)
         + \frac{w_F}{\sigma_F} (\mathrm{MAE}_F + \mathrm{RMSE}_F)
+        + \frac{w_S}{\sigma_S} (\mathrm{MAE}_S + \mathrm{RMSE}_S)
         + \lambda_{L2} (\ldots) + \lambda_R \langle R \rangle
 
     The paper learns energies only. Forces get an error of the form of Eqs. 12 to 15: MAE and RMSE
     over the 3N components of the mini-batch, relative to sigma_F, the root mean square of the
-    training forces. With w_E = 1 and w_F = 0 it is Eq. 14.
+    training forces; stress likewise, over the 9 components of each structure that has a label.
+    With w_E = 1 and w_F = w_S = 0 it is Eq. 14.
 
     Args:
         model: the model.
@@ -154,12 +226,12 @@ class HIPNNForceLoss(HIPNNLoss):
         force_weight: w_F, dimensionless.
         lambda_l2: weight of the L2 term.
         lambda_r: weight of the R term; ignored without hierarchy.
+        sigma_s: sigma_S (energy unit / Å^3), see :func:`stress_scale`; None without stress.
+        stress_weight: w_S, dimensionless.
 
     Raises:
-        ValueError: a negative weight, or both 0.
+        ValueError: a negative weight, or those of energies and forces both 0.
     """
-
-    num_sums = 7
 
     def __init__(
         self,
@@ -169,6 +241,8 @@ class HIPNNForceLoss(HIPNNLoss):
         force_weight: float = 1.0,
         lambda_l2: float = 1e-6,
         lambda_r: float = 1e-2,
+        sigma_s: float | None = None,
+        stress_weight: float = 0.3,
     ) -> None:
         super().__init__(model, lambda_l2, lambda_r)
         if min(energy_weight, force_weight) < 0 or energy_weight + force_weight == 0:
@@ -176,11 +250,18 @@ class HIPNNForceLoss(HIPNNLoss):
                 f"energy_weight = {energy_weight} and force_weight = {force_weight}: both must be "
                 "at least 0, and one of them positive"
             )
+        if stress_weight < 0:
+            raise ValueError(f"stress_weight must be at least 0, not {stress_weight}")
         self.energy_weight, self.force_weight = energy_weight, force_weight
+        self.stress_weight, self.stress = stress_weight, sigma_s is not None
+        self.num_sums = 10 if self.stress else 7
         self.kernel = force_kernel(model, model.reference.weight.device)
         self.sigma_f: Tensor
         scale = model.reference.sigma_e.new_full((), sigma_f)
         self.register_buffer("sigma_f", scale, persistent=False)
+        self.sigma_s: Tensor
+        scale = torch.full_like(scale, 1.0 if sigma_s is None else sigma_s)
+        self.register_buffer("sigma_s", scale, persistent=False)
 
     def forward(  # type: ignore[override]
         self, batch: MoleculeBatch, l2: Tensor | None = None
@@ -193,32 +274,48 @@ class HIPNNForceLoss(HIPNNLoss):
 
         Returns:
             The sums of :func:`~hipnn_pyg.train.loss.error_sums`, those of abs(f) and f^2 over
-            the components f of the force errors, and their number; float64, ``[7]``.
+            the components f of the force errors, and their number; with stress its own three;
+            float64, ``[7]`` or ``[10]``.
         """
-        terms, forces = terms_and_forces(self.model, self.kernel, batch)
-        of_forces = force_sums(force_errors(forces, batch))
-        return torch.cat((sums_of_terms(terms, batch), of_forces))
+        terms, forces, stress = terms_and_forces(self.model, self.kernel, batch)
+        sums = [sums_of_terms(terms, batch), force_sums(force_errors(forces, batch))]
+        if self.stress:
+            assert stress is not None
+            sums.append(stress_sums(stress_errors(stress, batch), batch))
+        return torch.cat(sums)
 
     def terms(self, sums: Tensor, l2: Tensor) -> ForceLossTerms:  # type: ignore[override]
         """The loss from the sums over a mini-batch, see :meth:`sums`.
 
         Args:
-            sums: of the whole mini-batch, ``[7]``.
+            sums: of the whole mini-batch, see :meth:`sums`.
             l2: the L2 term.
         """
-        absolute, square, r, count, absolute_f, square_f, count_f = sums.unbind()
+        absolute, square, r, count, absolute_f, square_f, count_f = sums[:7].unbind()
         (mae, rmse), r = mean_and_root(absolute, square, count), r / count
         force_mae, force_rmse = mean_and_root(absolute_f, square_f, count_f)
         loss = self.energy_weight * (mae + rmse) / self.model.reference.sigma_e
         loss = loss + self.force_weight * (force_mae + force_rmse) / self.sigma_f
+        stress_mae = stress_rmse = torch.zeros_like(mae)
+        if self.stress:
+            absolute_s, square_s, count_s = sums[7:].unbind()  # of none: 0
+            stress_mae, stress_rmse = mean_and_root(absolute_s, square_s, count_s.clamp(min=1))
+            loss = loss + self.stress_weight * (stress_mae + stress_rmse) / self.sigma_s
         loss = loss + self.lambda_l2 * l2 + self.lambda_r * r
-        return ForceLossTerms(loss, mae, rmse, l2, r, force_mae, force_rmse)
+        of_forces = (force_mae, force_rmse, stress_mae, stress_rmse)
+        return ForceLossTerms(loss, mae, rmse, l2, r, *of_forces)
 
     def slopes(self, terms: LossTerms, sums: Tensor) -> Tensor:
-        """As :meth:`HIPNNLoss.slopes`, then in the sums of abs(f) and f^2, ``[5]``."""
+        """As :meth:`HIPNNLoss.slopes`, then in the sums of abs(f) and f^2, then in those of
+        stress: ``[5]`` or ``[7]``."""
         assert isinstance(terms, ForceLossTerms)
+        absolute, square, of_r = super().slopes(terms, sums).unbind()
+        parts = [self.energy_weight * torch.stack((absolute, square)), of_r.view(1)]
         scale = float(sums[6]) * float(self.sigma_f)
         of_forces = sums.new_tensor(error_slopes(float(terms.force_rmse), scale))
-        absolute, square, of_r = super().slopes(terms, sums).unbind()
-        of_energies = self.energy_weight * torch.stack((absolute, square))
-        return torch.cat((of_energies, of_r.view(1), self.force_weight * of_forces))
+        parts.append(self.force_weight * of_forces)
+        if self.stress:
+            scale = max(float(sums[9]), 1.0) * float(self.sigma_s)
+            of_stress = sums.new_tensor(error_slopes(float(terms.stress_rmse), scale))
+            parts.append(self.stress_weight * of_stress)
+        return torch.cat(parts)

@@ -1,4 +1,5 @@
-"""Predictions over a data set, the paper's three statistics of their errors, and the forces'."""
+"""Predictions over a data set, the paper's three statistics of their errors, and those of forces
+and stress."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from hipnn_pyg.checks import StructureError, check_species
 from hipnn_pyg.data.packed import PackedMolecules, edges_of
+from hipnn_pyg.data.periodic import BatchCells
+from hipnn_pyg.data.stress import StressLabels
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.self_check import self_check
 from hipnn_pyg.units import ENERGY_UNITS, convert
@@ -45,7 +48,7 @@ def predict(model: HIPNN, molecules: PackedMolecules, batch_size: int = 256) -> 
     Raises:
         StructureError: no molecules, or species that the model does not know.
     """
-    energy, orders, r, _ = _predict(model, molecules, batch_size, forces=False)
+    energy, orders, r, _, _ = _predict(model, molecules, batch_size, forces=False)
     return Predictions(energy, orders, r)
 
 
@@ -65,14 +68,37 @@ def predict_forces(
     Raises:
         StructureError: no molecules, or species that the model does not know.
     """
-    energy, orders, r, forces = _predict(model, molecules, batch_size, forces=True)
-    return Predictions(energy, orders, r), forces
+    predictions, forces, _ = predict_stress(model, molecules, batch_size, stress=False)
+    return predictions, forces
+
+
+def predict_stress(
+    model: HIPNN, molecules: PackedMolecules, batch_size: int = 256, stress: bool = True
+) -> tuple[Predictions, Tensor, Tensor]:
+    """As :func:`predict_forces`, and by the same gradient the stress of periodic structures.
+
+    Args:
+        model: the model; its mode is left as it was.
+        molecules: moved to the model's device.
+        batch_size: molecules per pass.
+        stress: whether to compute it.
+
+    Returns:
+        ``(predictions, forces, stress)``: the last dE/d(strain) / volume, energy unit / Å^3, on the
+        CPU, ``[M, 3, 3]``, NaN where a structure is not periodic in three directions; ``[0]`` if
+        not computed.
+
+    Raises:
+        StructureError: no molecules, or species that the model does not know.
+    """
+    energy, orders, r, forces, of_cells = _predict(model, molecules, batch_size, True, stress)
+    return Predictions(energy, orders, r), forces, of_cells
 
 
 def _predict(
-    model: HIPNN, molecules: PackedMolecules, batch_size: int, forces: bool
+    model: HIPNN, molecules: PackedMolecules, batch_size: int, forces: bool, stress: bool = False
 ) -> list[Tensor]:
-    """Energies, orders, R and forces (``[0]`` if not asked for)."""
+    """Energies, orders, R, forces and stress (``[0]`` if not asked for)."""
     if not len(molecules):
         raise StructureError("there are no molecules to predict: give at least one")
     device = model.reference.weight.device
@@ -86,11 +112,24 @@ def _predict(
             batch = molecules.gather(index)
             pos = batch.pos.requires_grad_(forces)
             edge_index, shift = edges_of(batch)
-            out = model.energy_terms(batch.z, pos, batch.batch, edge_index, shift, index.numel())
+            strain = pos.new_zeros(index.numel(), 3, 3).requires_grad_(stress)
+            where, moved = pos, shift
+            if stress:
+                where = pos + torch.einsum("na,nab->nb", pos, strain[batch.batch])
+            if stress and edge_index is not None and shift is not None:
+                of_edge = strain[batch.batch[edge_index[1]]]
+                moved = shift + torch.einsum("ea,eab->eb", shift.to(pos), of_edge)
+            out = model.energy_terms(batch.z, where, batch.batch, edge_index, moved, index.numel())
             terms = out.terms.detach()
             orders = terms.new_zeros(index.numel(), terms.size(1)).index_add(0, batch.batch, terms)
-            pull = -_slope(out.energy, pos) if forces else orders.new_empty(0)
-            part = (out.energy.detach()[:, 0], orders, out.nonhierarchicality.detach(), pull)
+            pull = virial = orders.new_empty(0)
+            if forces:
+                slope, virial = _slopes(out.energy, pos, strain)
+                pull = -slope
+            part = (
+                *(out.energy.detach()[:, 0], orders, out.nonhierarchicality.detach(), pull),
+                _per_volume(virial, batch.cells) if stress else orders.new_empty(0),
+            )
             parts.append([tensor.cpu() for tensor in part])
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 
@@ -113,12 +152,23 @@ def _evaluating(model: HIPNN) -> Iterator[None]:
         model.validate = validate
 
 
-def _slope(energy: Tensor, pos: Tensor) -> Tensor:
-    """dE/dpos, ``[N, 3]``; 0 where autograd sees no path: no atom has a neighbour."""
+def _slopes(energy: Tensor, pos: Tensor, strain: Tensor) -> tuple[Tensor, Tensor]:
+    """dE/dpos ``[N, 3]`` and dE/d(strain) ``[G, 3, 3]``, whose gradient may not be asked for; 0
+    where autograd sees no path: no atom has a neighbour."""
     if not energy.requires_grad:
-        return torch.zeros_like(pos)
-    (slope,) = torch.autograd.grad(energy.sum(), (pos,), materialize_grads=True)
-    return slope
+        return torch.zeros_like(pos), torch.zeros_like(strain)
+    inputs = (pos, strain) if strain.requires_grad else (pos,)
+    slopes = torch.autograd.grad(energy.sum(), inputs, materialize_grads=True)
+    return slopes[0], slopes[1] if strain.requires_grad else strain
+
+
+def _per_volume(virial: Tensor, cells: BatchCells | None) -> Tensor:
+    """Symmetric stress ``[G, 3, 3]``; NaN where a structure has none."""
+    if cells is None:
+        return torch.full_like(virial, torch.nan)
+    volume = torch.linalg.det(cells.cell).abs().view(-1, 1, 1)
+    full = cells.pbc.all(1).view(-1, 1, 1)
+    return torch.where(full, (virial + virial.mT) / (2 * volume), torch.nan)
 
 
 class ErrorStatistics(NamedTuple):
@@ -199,13 +249,13 @@ def summed_statistics(sums: Tensor, unit: str) -> ErrorStatistics:
 
 
 class ForceStatistics(NamedTuple):
-    """Statistics of the errors of force components over a data set.
+    """Statistics of the errors of the components of forces, or of stress, over a data set.
 
     Attributes:
         mae: mean absolute error.
         rmse: root-mean-square error.
         unit: of both.
-        num: components, 3 for each atom.
+        num: components, 3 for each atom or 9 for each structure.
     """
 
     mae: float
@@ -239,11 +289,33 @@ def force_statistics_sums(prediction: Tensor, target: Tensor, unit: str) -> Tens
     """
     factor = convert(1.0, unit, "kcal/mol")
     error = (prediction.cpu().double() - target.cpu().double()) * factor
-    count = error.new_tensor(error.numel())
-    return torch.stack((error.abs().sum(), error.square().sum(), count))
+    return _component_sums(error)
 
 
-def summed_force_statistics(sums: Tensor) -> ForceStatistics:
+def _component_sums(error: Tensor) -> Tensor:
+    return torch.stack((error.abs().sum(), error.square().sum(), error.new_tensor(error.numel())))
+
+
+def summed_force_statistics(sums: Tensor, unit: str = "kcal/mol/Å") -> ForceStatistics:
     """The statistics from the sums over a data set, ``[3]``."""
     absolute, square, num = sums.tolist()
-    return ForceStatistics(absolute / num, math.sqrt(square / num), "kcal/mol/Å", int(num))
+    return ForceStatistics(absolute / num, math.sqrt(square / num), unit, int(num))
+
+
+def stress_statistics(prediction: Tensor, target: Tensor, unit: str) -> ForceStatistics:
+    """MAE and RMSE of stress components, in GPa, over the structures that have a label.
+
+    Args:
+        prediction: ``[M, 3, 3]``.
+        target: ``[M, 3, 3]``, NaN where a structure has none.
+        unit: energy unit of both, per Å^3.
+    """
+    return summed_force_statistics(stress_statistics_sums(prediction, target, unit), "GPa")
+
+
+def stress_statistics_sums(prediction: Tensor, target: Tensor, unit: str) -> Tensor:
+    """As :func:`force_statistics_sums`, of :func:`stress_statistics`: in GPa, ``[3]``."""
+    target = target.cpu().double()
+    known = ~torch.isnan(target)
+    error = prediction.cpu().double()[known] - target[known]
+    return _component_sums(error / StressLabels("GPa").factor(unit))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.train.config import Training
-from hipnn_pyg.train.force_loss import HIPNNForceLoss, force_scale
+from hipnn_pyg.train.force_loss import HIPNNForceLoss, force_scale, stress_scale
 from hipnn_pyg.train.loss import HIPNNLoss
 from hipnn_pyg.train.static import StaticLoss
 
 
 def loss_of(
-    config: Training, model: HIPNN, forces: PackedMolecules | None, static: bool
+    config: Training, model: HIPNN, forces: PackedMolecules | None, stress: bool, static: bool
 ) -> HIPNNLoss:
     """The loss of energies alone, also of padded mini-batches, or that of energies and forces.
 
@@ -19,10 +19,12 @@ def loss_of(
         config: its weights.
         model: on its device.
         forces: the training molecules if their forces are learned, else None.
+        stress: whether their stress is, too.
         static: whether the step is captured.
     """
     regularisation = (config.lambda_l2, config.lambda_r)
     if forces is not None:
         weights = (config.energy_weight, config.force_weight)
-        return HIPNNForceLoss(model, force_scale(forces), *weights, *regularisation)
+        of_stress = (stress_scale(forces) if stress else None, config.stress_weight)
+        return HIPNNForceLoss(model, force_scale(forces), *weights, *regularisation, *of_stress)
     return (StaticLoss if static else HIPNNLoss)(model, *regularisation)

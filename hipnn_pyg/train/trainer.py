@@ -67,7 +67,8 @@ class Trainer:
         train: training molecules.
         validation: validation molecules, for early stopping and the choice of the best model.
         config: settings. Forces are learned where ``train`` has force labels and
-            ``force_weight`` is not 0.
+            ``force_weight`` is not 0, stress where it has stress labels beside them and
+            ``stress_weight`` is not 0.
         folder: run folder for checkpoint, model files, ``metrics.csv`` and TensorBoard logs;
             None keeps everything in memory.
         provenance: kept in the model file (data set, split ...).
@@ -75,8 +76,8 @@ class Trainer:
 
     Raises:
         StructureError: species that the model does not know.
-        ValueError: no molecules, validation molecules without the forces to be learned, or energies
-            in another unit than the model's.
+        ValueError: no molecules, validation molecules without the forces or stress to be learned,
+            or energies in another unit than the model's.
     """
 
     alone = True
@@ -95,7 +96,8 @@ class Trainer:
         self.config = config = (config or Training()).resolved()
         assert config.epochs is not None
         self.forces = train.forces is not None and config.force_weight != 0
-        _check(model, train, validation, self.forces)
+        self.stress = self.forces and train.stress is not None and config.stress_weight != 0
+        _check(model, train, validation, self.forces, self.stress)
         self.folder = None if folder is None else Path(folder)
         self.begun = False  # whether the run in the folder is this one
         self.provenance = provenance or {}
@@ -129,7 +131,7 @@ class Trainer:
         self.metric_unit = "kcal/mol" if train.spec.unit in ENERGY_UNITS else train.spec.unit
         self.best_mae = math.inf
         self.best_epoch = 0
-        logged = 4 if self.forces else 3
+        logged = 3 + self.forces + self.stress
         self.totals = torch.zeros(logged, dtype=torch.float64, device=self.device)  # since a row
         self.best_state = copy.deepcopy(model.state_dict())
         self.history: list[dict[str, float]] = []
@@ -275,7 +277,7 @@ class Trainer:
             self.average.update(self.objective.vector)
         logged = (terms.loss, terms.mae, terms.r)
         if isinstance(terms, ForceLossTerms):
-            logged += (terms.force_mae,)
+            logged += (terms.force_mae, terms.stress_mae)[: 1 + self.stress]
         self.totals += torch.stack(logged)
         self._watch(terms.loss)
         self._checkpoint_if_due()
@@ -303,7 +305,7 @@ class Trainer:
             "train_loss": means[0],
             "train_mae": means[1],
             "train_r": means[2],
-            **({"train_force_mae": means[3]} if self.forces else {}),
+            **dict(zip(("train_force_mae", "train_stress_mae"), means[3:], strict=False)),
             **self.last.row,
             "compiled_graphs": self.graphs,
         }
@@ -341,7 +343,8 @@ class Trainer:
         """Errors over the validation molecules, each predicted by one process."""
         part = self._share(torch.arange(len(self.validation)))
         mine = self.validation if self.sharded is None else self.validation.subset(part)
-        sums = validation_sums(judged, mine if len(mine) else None, self.forces)
+        mine_or_none = mine if len(mine) else None
+        sums = validation_sums(judged, mine_or_none, self.forces, self.stress)
         if self.sharded is not None:
             sums = sum_over_processes(sums, self.device)
         return summed_validation(sums, self.train.spec.unit)
@@ -460,7 +463,8 @@ class Trainer:
     def _set_up_step(self) -> None:
         """What gives loss and gradient: one graph, or a DDP module where there are processes."""
         forces = self.train if self.forces else None
-        self.objective = TrainingStep(loss_of(self.config, self.model, forces, self.captures))
+        loss = loss_of(self.config, self.model, forces, self.stress, self.captures)
+        self.objective = TrainingStep(loss)
         if self.config.precision == "bf16":
             self.objective.direct = None  # whose products are its own
         self.frozen = self.objective.frozen
@@ -484,8 +488,10 @@ class Trainer:
         return progress_bar(self.epochs * size, done, f"{self.epochs} epochs", self.progress)
 
 
-def _check(model: HIPNN, train: PackedMolecules, validation: PackedMolecules, forces: bool) -> None:
-    """Stop before molecules that are missing, unknown to the model, or without their forces."""
+def _check(
+    model: HIPNN, train: PackedMolecules, validation: PackedMolecules, forces: bool, stress: bool
+) -> None:
+    """Stop before molecules that are missing, unknown to the model, or without what is learned."""
     for name, molecules in (("train", train), ("validation", validation)):
         if not len(molecules):
             raise ValueError(f"there are no {name} molecules: make num_{name} at least 1")
@@ -498,3 +504,8 @@ def _check(model: HIPNN, train: PackedMolecules, validation: PackedMolecules, fo
             )
     if forces and validation.forces is None:
         raise ValueError("training molecules have forces, validation molecules none: pack both")
+    if stress and (validation.stress is None or bool(torch.isnan(validation.stress).all())):
+        raise ValueError(
+            "training structures have stress, validation structures none: take more of them, or "
+            "stress_weight=0"
+        )

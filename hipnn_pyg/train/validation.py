@@ -16,8 +16,9 @@ from hipnn_pyg.train.metrics import (
     ForceStatistics,
     force_statistics_sums,
     predict,
-    predict_forces,
+    predict_stress,
     statistics_sums,
+    stress_statistics_sums,
     summed_force_statistics,
     summed_statistics,
 )
@@ -29,10 +30,12 @@ class Validation(NamedTuple):
     Attributes:
         energy: of the energies.
         forces: of the force components; None where forces are not learned.
+        stress: of the stress components; None where stress is not learned.
     """
 
     energy: ErrorStatistics
     forces: ForceStatistics | None
+    stress: ForceStatistics | None = None
 
     @property
     def row(self) -> dict[str, float]:
@@ -41,34 +44,44 @@ class Validation(NamedTuple):
         if self.forces is not None:
             row["validation_force_mae"] = self.forces.mae
             row["validation_force_rmse"] = self.forces.rmse
+        if self.stress is not None:
+            row["validation_stress_mae"] = self.stress.mae
+            row["validation_stress_rmse"] = self.stress.rmse
         return row
 
     def __str__(self) -> str:
-        of_forces = f", {self.forces.mae:.3f} {self.forces.unit}" if self.forces else ""
-        return f"{self.energy.mae:.3f} {self.energy.unit}{of_forces}"
+        each = [part for part in (self.energy, self.forces, self.stress) if part is not None]
+        return ", ".join(f"{part.mae:.3f} {part.unit}" for part in each)
 
 
-def validation_sums(model: HIPNN | None, molecules: PackedMolecules | None, forces: bool) -> Tensor:
+def validation_sums(
+    model: HIPNN | None, molecules: PackedMolecules | None, forces: bool, stress: bool = False
+) -> Tensor:
     """What :func:`summed_validation` needs; adds up over parts of the molecules.
 
     Args:
         model: the model.
         molecules: packed molecules; None for no molecules.
         forces: whether forces are learned.
+        stress: whether stress is learned, too.
 
     Returns:
-        Float64, ``[4]``; ``[7]`` with forces.
+        Float64, ``[4]``; ``[7]`` with forces, ``[10]`` with stress.
     """
     if model is None or molecules is None:
-        return torch.zeros(7 if forces else 4, dtype=torch.float64)
+        return torch.zeros(4 + 3 * forces + 3 * stress, dtype=torch.float64)
     unit, target = molecules.spec.unit, molecules.target
     if not forces:
         return statistics_sums(predict(model, molecules).energy, target, unit)
-    prediction, predicted = predict_forces(model, molecules)
+    prediction, predicted, of_cells = predict_stress(model, molecules, stress=stress)
     labels = molecules.gather(torch.arange(len(molecules))).forces
     assert labels is not None
-    of_energies = statistics_sums(prediction.energy, target, unit)
-    return torch.cat((of_energies, force_statistics_sums(predicted, labels, unit)))
+    sums = [statistics_sums(prediction.energy, target, unit)]
+    sums.append(force_statistics_sums(predicted, labels, unit))
+    if stress:
+        assert molecules.stress is not None
+        sums.append(stress_statistics_sums(of_cells, molecules.stress, unit))
+    return torch.cat(sums)
 
 
 def summed_validation(sums: Tensor, unit: str) -> Validation:
@@ -78,17 +91,18 @@ def summed_validation(sums: Tensor, unit: str) -> Validation:
         sums: as :func:`validation_sums` gives them.
         unit: of the energies.
     """
-    forces = summed_force_statistics(sums[4:]) if len(sums) > 4 else None
-    return Validation(summed_statistics(sums[:4], unit), forces)
+    forces = summed_force_statistics(sums[4:7]) if len(sums) > 4 else None
+    stress = summed_force_statistics(sums[7:], "GPa") if len(sums) > 7 else None
+    return Validation(summed_statistics(sums[:4], unit), forces, stress)
 
 
 def score(row: dict[str, float], config: Training) -> float:
     r"""What is lowest for the best model: the energies' MAE or, with forces,
-    :math:`\sqrt{\mathrm{MAE}_E\, \mathrm{MAE}_F}`.
+    :math:`\sqrt{\mathrm{MAE}_E\, \mathrm{MAE}_F}`; with stress the like of three.
 
-    The geometric mean asks for no unit and no weight between the two: an epoch wins if one error
-    falls by more percent than the other rises, so that neither is bought with the other, whichever
-    dominates the loss. An error whose weight in the loss is 0 has no say.
+    The geometric mean asks for no unit and no weights: an epoch wins if one error falls by more
+    percent than another rises, so that none is bought with another, whichever dominates the loss.
+    An error whose weight in the loss is 0 has no say.
 
     Args:
         row: of ``metrics.csv``; {} where there is no model yet.
@@ -101,6 +115,7 @@ def score(row: dict[str, float], config: Training) -> float:
         return math.inf
     if "validation_force_mae" not in row:
         return row["validation_mae"]
-    if config.energy_weight == 0:
-        return row["validation_force_mae"]
-    return math.sqrt(row["validation_mae"] * row["validation_force_mae"])
+    names = ("validation_force_mae", "validation_stress_mae")
+    errors = [row[name] for name in names if name in row]
+    errors += [row["validation_mae"]] if config.energy_weight else []
+    return float(math.prod(errors) ** (1 / len(errors)))

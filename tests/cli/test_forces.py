@@ -17,6 +17,8 @@ import torch
 import yaml
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
+from ase.units import GPa
 from torch_geometric.datasets import MD17
 
 from hipnn_pyg import radius_graph_pbc
@@ -33,17 +35,24 @@ TINY = (
 
 
 def write_file(path: Path, start: Atoms, number: int = 80) -> Path:
-    """Rattled copies with energies (eV) = -10 - sum over pairs of 3 exp(-r / 1 Å), and forces."""
+    """Rattled copies with energies (eV) = -10 - sum over pairs of 3 exp(-r / 1 Å), forces and, in
+    crystals, stress."""
     images = []
     for count in range(number):
         atoms = start.copy()
         atoms.rattle(0.1, seed=count)
         pos = torch.tensor(atoms.positions).requires_grad_()
+        strain = torch.zeros(3, 3).double().requires_grad_()
         (j, i), shift = radius_graph_pbc(pos, 12.0, torch.tensor(atoms.cell.array), atoms.pbc)
-        r = torch.linalg.vector_norm(pos[j] - pos[i] + shift, dim=1)
+        r_ij = (pos[j] - pos[i] + shift) @ (torch.eye(3) + strain)
+        r = torch.linalg.vector_norm(r_ij, dim=1)
         energy = -10.0 - 1.5 * torch.exp(-r).sum()  # each pair is there twice
-        (slope,) = torch.autograd.grad(energy, pos)
-        atoms.calc = SinglePointCalculator(atoms, energy=float(energy.detach()), forces=-slope)
+        slope, virial = torch.autograd.grad(energy, (pos, strain))
+        labels = {"energy": float(energy.detach()), "forces": -slope.numpy()}
+        if atoms.pbc.all():
+            stress = virial.numpy() / atoms.get_volume()
+            labels["stress"] = full_3x3_to_voigt_6_stress(stress)
+        atoms.calc = SinglePointCalculator(atoms, **labels)
         images.append(atoms)
     ase.io.write(path, images, format="extxyz")
     return path
@@ -180,6 +189,35 @@ def test_file(file: Path, tmp_path: Path, capsys: Capture) -> None:
     assert np.mean(difference) * 23.060548 == pytest.approx(errors[0], rel=1e-4)
 
 
+def test_stress(crystal: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Learned in eV/Å^3, tested in GPa; the calculator gives it back, with ASE's sign and order."""
+    run, blind = tmp_path / "stress", tmp_path / "forces"
+    weight = ("--stress_weight", "10", "--epochs", "30")
+    assert main(file_options(crystal, run, "--forces", "--stress", *weight)) == 0
+    assert "of stress" in capsys.readouterr().out
+    assert main(["evaluate", str(run)]) == 0
+    found = json.loads((run / "results.json").read_text())["stress"]
+    assert found["unit"] == "GPa" and found["num"] == 15 * 9
+    printed = capsys.readouterr().out
+    assert "stress MAE (GPa)" in printed and f"{found['mae']:.3f}" in printed
+    card = read_card(run)
+    assert card["trained_on_stress"] is True and card["validation_stress_unit"] == "GPa"
+    assert main(file_options(crystal, blind, "--forces")) == 0
+    assert read_card(blind)["trained_on_stress"] is False
+
+    def error(run: Path) -> float:
+        found = []
+        for number in np.load(run / "split.npz")["test"].tolist():
+            atoms = ase.io.read(crystal, index=number)
+            label = atoms.get_stress(voigt=False)
+            atoms.calc = HIPNNCalculator(run)
+            found.append(np.abs(atoms.get_stress(voigt=False) - label).mean())
+        return float(np.mean(found)) / GPa
+
+    assert error(run) == pytest.approx(found["mae"], rel=1e-4)
+    assert error(run) < 0.2 * error(blind)  # control: forces alone do not tell the pressure
+
+
 def test_ensemble(water: Path, tmp_path: Path, capsys: Capture) -> None:
     run = tmp_path / "run"
     assert main(file_options(water, run, "--forces", "--ensemble", "3", "--epochs", "1")) == 0
@@ -192,8 +230,13 @@ def test_two_processes_train_what_one_does(
     file: Path, tmp_path: Path, hipnn: Callable[[Sequence[str]], Any]
 ) -> None:
     """Each has its share of every mini-batch; sums, sigma_F and forces are those of all."""
-    assert main(file_options(file, tmp_path / "one", "--forces", "--epochs", "2")) == 0
-    options = file_options(file, tmp_path / "two", "--forces", "--epochs", "2", "--devices", "2")
+    learned = ["--forces", "--epochs", "2"]
+    columns = ["train_loss", "train_force_mae", "validation_mae", "validation_force_mae"]
+    if file.stem == "crystal":
+        learned.append("--stress")
+        columns += ["train_stress_mae", "validation_stress_mae"]
+    assert main(file_options(file, tmp_path / "one", *learned)) == 0
+    options = file_options(file, tmp_path / "two", *learned, "--devices", "2")
     process = hipnn(options)
     _, errors = process.communicate(timeout=150)
     assert process.returncode == 0, errors
@@ -201,7 +244,7 @@ def test_two_processes_train_what_one_does(
         list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("one", "two")
     )
     for ours, theirs in zip(two, one, strict=True):
-        for name in ("train_loss", "train_force_mae", "validation_mae", "validation_force_mae"):
+        for name in columns:
             assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-3), name
 
 
@@ -231,6 +274,7 @@ def test_forces_have_their_own_defaults(water: Path, tmp_path: Path) -> None:
 def test_runs_from_before_there_were_forces(water: Path, tmp_path: Path, capsys: Capture) -> None:
     """Their configurations lack the new settings, which then have the values they had."""
     run, new = tmp_path / "run", ("forces", "energy_weight", "force_weight", "validate_every")
+    new += ("stress", "stress_weight")
     assert main(file_options(water, run)) == 0
     config = yaml.safe_load((run / "config.yaml").read_text())
     old = {name: value for name, value in config.items() if name not in new}
@@ -249,6 +293,8 @@ def test_what_cannot_be(water: Path, tmp_path: Path, capsys: Capture) -> None:
         (file_options(tmp_path / "bare.extxyz", tmp_path / "a", "--forces"), "no force to learn"),
         (file_options(water, tmp_path / "b", "--forces", "--capture", "on"), "--capture on"),
         (file_options(water, tmp_path / "c", "--force_weight", "-1"), "force_weight must be at"),
+        (file_options(water, tmp_path / "d", "--forces", "--stress"), "no structure has a stress"),
+        (file_options(water, tmp_path / "e", "--stress"), "give --forces with --stress"),
     ):
         assert main(options) == 1
         assert message in capsys.readouterr().err

@@ -125,7 +125,7 @@ def test_forces_are_the_potentials(small_model: Callable[..., HIPNN]) -> None:
     batch, model = batch_of(), small_model()
     prediction = HIPNNPotential(model)(batch.z, batch.pos, batch.batch)
     for kernel in KERNELS:
-        terms, forces = terms_and_forces(model, kernel, batch)
+        terms, forces, _ = terms_and_forces(model, kernel, batch)
         torch.testing.assert_close(forces, prediction.forces, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(terms.sum(1), prediction.energies, rtol=1e-12, atol=1e-12)
     assert bool((prediction.forces[9] == 0).all()) and float(prediction.forces.abs().max()) > 0.1
@@ -258,7 +258,7 @@ def test_without_autograd_it_is_the_same(
         torch.testing.assert_close(gradient / scale, slopes / scale, **tolerance)
     # Control: labels that are the model's own forces leave a loss of energies alone.
     batch = batch_of()
-    _, forces = terms_and_forces(step.loss.model, "padded", batch)
+    _, forces, _ = terms_and_forces(step.loss.model, "padded", batch)
     before = step.gradient(step.vector, step.frozen, batch)[0]
     right = batch._replace(forces=forces.detach().double())
     after, gradient = step.gradient(step.vector, step.frozen, right)

@@ -1,0 +1,290 @@
+"""Learning stress beside energies and forces: labels, the loss and its gradient, training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ase.units import GPa
+from torch import Tensor
+from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.loader import DataLoader
+
+from hipnn_pyg import HIPNN, HIPNNPotential, PackedLoader, PackedMolecules
+from hipnn_pyg.checks import StructureError
+from hipnn_pyg.data.forces import ForceLabels
+from hipnn_pyg.data.stress import StressLabels
+from hipnn_pyg.data.targets import Target
+from hipnn_pyg.train import Trainer, Training, predict_stress, stress_statistics
+from hipnn_pyg.train.force_loss import ForceLossTerms, HIPNNForceLoss, stress_scale
+from hipnn_pyg.train.step import TrainingStep
+
+TARGET = Target("energy", "eV", "energy")
+FORCES, STRESS = ForceLabels("eV/Angstrom"), StressLabels("eV/Angstrom^3")
+CUTOFF = 3.6
+CRYSTAL, SLAB, MOLECULE = range(3)
+Make = Callable[..., HIPNN]
+
+
+@pytest.fixture
+def make() -> Make:
+    def model(seed: int = 2, **options: Any) -> HIPNN:
+        torch.manual_seed(seed)
+        sizes = dict(hidden_channels=7, num_onsite=1, num_sensitivities=6, cutoff=CUTOFF)
+        made = HIPNN(species=(1, 6, 8), **(sizes | options)).double()
+        made.set_e0([-1.0, -2.0, -3.0], 0.7)
+        return made
+
+    return model
+
+
+@pytest.fixture
+def structures(make: Make) -> Callable[..., list[Data]]:
+    """In turn a crystal smaller than the cutoff, a slab and a molecule; another model's labels."""
+    teacher = HIPNNPotential(make(seed=5)).eval()
+
+    def found(number: int, kinds: tuple[int, ...] = (CRYSTAL, SLAB, MOLECULE)) -> list[Data]:
+        generator, items = torch.Generator().manual_seed(0), []
+        for count in range(number):
+            noise = 0.15 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
+            pos = torch.tensor([[0.1, 0, 0], [1.3, 1.1, 0.2], [0.4, 1.9, 1.6]]).double() + noise
+            data = Data(z=torch.tensor([1, 6, 8]), pos=pos)
+            kind = kinds[count % len(kinds)]
+            if kind != MOLECULE:
+                data.cell = (2.6 * torch.eye(3).double() + noise).unsqueeze(0)
+                data.pbc = torch.tensor([[True, True, kind == CRYSTAL]])
+            out = teacher(data)
+            data.energy, data.force = out.energy[0], out.forces
+            if out.stress is not None:
+                data.stress = out.stress
+            items.append(data)
+        return items
+
+    return found
+
+
+def pack(items: list[Data], stress: StressLabels | None = STRESS) -> PackedMolecules:
+    return PackedMolecules.pack(items, TARGET, forces=FORCES, stress=stress)
+
+
+# -- labels ----------------------------------------------------------------------------------------
+
+
+def test_packed_labels_follow_their_structures(structures: Callable[..., list[Data]]) -> None:
+    items = structures(7)
+    packed = pack(items)
+    assert packed.stress is not None
+    has = ~torch.isnan(packed.stress).flatten(1).any(1)
+    assert has.tolist() == [number % 3 == CRYSTAL for number in range(7)]
+    chosen = packed.subset(torch.tensor([6, 1, 3])).gather(torch.tensor([2, 0])).stress
+    assert chosen is not None
+    expected = torch.cat([items[3].stress, items[6].stress])
+    torch.testing.assert_close(chosen, expected, rtol=1e-15, atol=0)
+    (batch,) = PackedLoader(packed, 7)
+    assert torch.equal(torch.nan_to_num(batch.stress), torch.nan_to_num(packed.stress))
+    assert pack(items).sha256 == packed.sha256 != pack(items, None).sha256
+
+
+class Crystals(InMemoryDataset):
+    """A PyG data set in memory."""
+
+    def __init__(self, items: list[Data]) -> None:
+        super().__init__()
+        self.data, self.slices = self.collate(items)
+
+
+@pytest.mark.parametrize(
+    "source", [Crystals, lambda items: list(DataLoader(items, 4))], ids=["memory", "batches"]
+)
+def test_every_source_gives_the_same(source: Any, structures: Callable[..., list[Data]]) -> None:
+    items = structures(6, (CRYSTAL,))
+    found, expected = pack(source(items)).stress, pack(items).stress
+    assert found is not None and expected is not None and torch.equal(found, expected)
+
+
+def test_units(structures: Callable[..., list[Data]]) -> None:
+    items = structures(4)
+    expected = pack(items).stress
+    for data in items[::3]:
+        data.stress = data.stress / GPa
+    found = pack(items, StressLabels("GPa")).stress
+    torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-7, atol=0)
+    with pytest.raises(ValueError, match="unit of stress is 'bar'"):
+        StressLabels("bar")
+    with pytest.raises(ValueError, match="beside energies in 'unknown'"):
+        PackedMolecules.pack(items, Target("e", "unknown", "energy"), stress=STRESS)
+
+
+def test_bad_labels_are_named(structures: Callable[..., list[Data]]) -> None:
+    def broken(number: int, stress: Tensor) -> list[Data]:
+        items = structures(4)
+        items[number].stress = stress
+        return items
+
+    good = structures(4)[3].stress
+    partial, skew = good.clone(), good.clone()
+    partial[0, 1, 2] = torch.nan
+    skew[0, 0, 1] += 1
+    for items, words in (
+        (broken(3, partial), "structure 3 .* is not finite"),
+        (broken(3, good * torch.inf), "structure 3 .* is not finite"),
+        (broken(3, skew), "structure 3 .* is not symmetric"),
+        (broken(1, good), "structure 1 .* not periodic in three directions"),
+        (broken(2, good), "structure 2 .* not periodic in three directions"),
+        (broken(3, good[0, 0]), r"shape \[1, 3, 3\], not \[3\]"),
+    ):
+        with pytest.raises(StructureError, match=words):
+            pack(items)
+    assert len(pack(broken(3, good))) == 4
+    with pytest.raises(ValueError, match="packed without stress"):
+        pack(pack(good_items := structures(2), None))  # type: ignore[arg-type]
+    with pytest.raises(StructureError, match="of the 1 training structures none has stress"):
+        stress_scale(pack(good_items).subset(torch.tensor([1])))
+
+
+# -- the loss --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", ["reference", "padded", "auto"])
+def test_predictions_are_the_potentials(
+    kernel: str, make: Make, structures: Callable[..., list[Data]]
+) -> None:
+    model, items = make(kernel=kernel), structures(7)
+    potential = HIPNNPotential(model).eval()
+    _, forces, stress = predict_stress(model, pack(items), batch_size=3)
+    each = [potential(data) for data in items]
+    torch.testing.assert_close(forces, torch.cat([one.forces for one in each]))
+    for found, one in zip(stress, each, strict=True):
+        if one.stress is None:
+            assert bool(torch.isnan(found).all())
+        else:
+            torch.testing.assert_close(found, one.stress[0], rtol=1e-10, atol=1e-12)
+
+
+def step_of(model: HIPNN, weight: float = 0.4, sigma_s: float | None = 0.02) -> TrainingStep:
+    weights = dict(lambda_l2=1e-2, lambda_r=0.1, sigma_s=sigma_s, stress_weight=weight)
+    return TrainingStep(HIPNNForceLoss(model, 0.3, **weights))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernel", ["reference", "padded", "auto"])
+def test_the_gradient_is_that_of_the_readable_layers(
+    kernel: str, make: Make, structures: Callable[..., list[Data]]
+) -> None:
+    batch = pack(structures(9)).with_edges(CUTOFF).gather(torch.tensor([4, 0, 8, 2, 3]))
+    ours, readable = step_of(make(kernel=kernel)), step_of(make(kernel="reference"))
+    assert (ours.direct is not None) == (kernel == "auto")
+    terms, gradient = ours.gradient(ours.vector, ours.frozen, batch)
+    vector = readable.vector.detach().clone()
+    expected, slopes = readable.gradient(vector, readable.frozen, batch)
+    torch.testing.assert_close(tuple(terms), tuple(expected), rtol=1e-10, atol=1e-12)
+    scale = slopes.abs().max()
+    torch.testing.assert_close(gradient / scale, slopes / scale, rtol=1e-9, atol=1e-11)
+    change = torch.randn(len(vector), generator=torch.Generator().manual_seed(0)).double()
+    change *= 1e-6 / change.norm()
+    low, high = (
+        float(readable.evaluate(vector + sign * change, readable.frozen, batch).loss.detach())
+        for sign in (-1, 1)
+    )
+    assert float(slopes @ change) == pytest.approx((high - low) / 2, rel=1e-5)
+
+    bare = step_of(make(kernel=kernel), sigma_s=None)  # control: stress enters the loss
+    without, others = bare.gradient(bare.vector, bare.frozen, batch)
+    assert float((others - gradient).abs().max() / scale) > 1e-3
+    assert isinstance(terms, ForceLossTerms)
+    added = 0.4 * (terms.stress_mae + terms.stress_rmse) / 0.02
+    torch.testing.assert_close(terms.loss, without.loss + added)
+
+
+def test_the_errors_are_those_of_the_potential(
+    make: Make, structures: Callable[..., list[Data]]
+) -> None:
+    items, model = structures(9), make()
+    labelled = [data for data in items if "stress" in data]
+    out = HIPNNPotential(model).eval()
+    error = torch.cat([out(data).stress - data.stress for data in labelled])
+    step = step_of(model)
+    batch = pack(items).with_edges(CUTOFF).gather(torch.arange(9))
+    terms = step.gradient(step.vector, step.frozen, batch)[0]
+    assert isinstance(terms, ForceLossTerms) and error.shape == (3, 3, 3)
+    torch.testing.assert_close(terms.stress_mae, error.abs().mean())
+    torch.testing.assert_close(terms.stress_rmse, error.square().mean().sqrt())
+
+
+def test_parts_of_a_mini_batch_add_up(make: Make, structures: Callable[..., list[Data]]) -> None:
+    """What several processes do, one of them without any stress."""
+    packed, loss = pack(structures(9)).with_edges(CUTOFF), step_of(make()).loss
+    index = torch.arange(9)
+    parts = [loss.sums(packed.gather(part)) for part in (index[index % 3 > 0], index[::3])]
+    whole = loss.sums(packed.gather(index))
+    assert whole.shape == (loss.num_sums,) and parts[0][9] == 0 and whole[9] == 27
+    torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["reference", "auto"])
+def test_a_mini_batch_without_stress(
+    kernel: str, make: Make, structures: Callable[..., list[Data]]
+) -> None:
+    batch = pack(structures(9)).with_edges(CUTOFF).gather(torch.tensor([1, 2, 5]))
+    ours, bare = step_of(make(kernel=kernel)), step_of(make(kernel=kernel), sigma_s=None)
+    found = ours.gradient(ours.vector, ours.frozen, batch)
+    expected = bare.gradient(bare.vector, bare.frozen, batch)
+    torch.testing.assert_close(tuple(found[0]), tuple(expected[0]))
+    torch.testing.assert_close(found[1], expected[1])
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def test_training_learns_and_goes_on(
+    make: Make, structures: Callable[..., list[Data]], tmp_path: Path
+) -> None:
+    """Stress is learned where it is among the labels; two pieces give the bits of one."""
+    packed = pack(structures(60, (CRYSTAL, MOLECULE)))
+    train, validation = packed.subset(torch.arange(40)), packed.subset(torch.arange(40, 60))
+
+    def trainer(folder: Path | None, weight: float = 0.3) -> Trainer:
+        model = make().float().fit_e0(train, TARGET, scale="residual")
+        weights = dict(energy_weight=0.1, stress_weight=weight, learning_rate=1e-2)
+        config = Training(epochs=20, batch_size=5, seed=1, device="cpu", **weights)
+        return Trainer(model, train, validation, config, folder, progress=False)
+
+    whole = trainer(tmp_path / "whole")
+    model = whole.fit()
+    assert validation.stress is not None
+    spread = stress_statistics(torch.zeros_like(validation.stress), validation.stress, "eV").mae
+    last = whole.history[-1]
+    assert last["validation_stress_mae"] < 0.3 * spread
+    assert last["train_stress_mae"] / GPa == pytest.approx(last["validation_stress_mae"], rel=0.5)
+    _, _, stress = predict_stress(model, validation)
+    found = stress_statistics(stress, validation.stress, "eV")
+    assert found.unit == "GPa" and found.num == 10 * 9
+    best = whole.best_row["validation_stress_mae"]
+    assert found.mae == pytest.approx(best, rel=1e-4)
+
+    half = trainer(tmp_path / "half")
+    half.epochs = 8
+    half.fit()
+    rest = trainer(tmp_path / "half")
+    rest.resume()
+    for one, other in zip(rest.fit().parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+    blind = trainer(None, weight=0.0)  # control: the weight is what teaches it
+    assert not blind.stress and "validation_stress_mae" not in blind.fit().card
+    _, _, stress = predict_stress(blind.model, validation)
+    assert stress_statistics(stress, validation.stress, "eV").mae > 1.3 * found.mae
+
+
+def test_validation_needs_stress_too(make: Make, structures: Callable[..., list[Data]]) -> None:
+    packed, config = pack(structures(9)), Training(device="cpu")
+    crystals, others = packed.subset(torch.tensor([0, 3])), packed.subset(torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="validation structures none"):
+        Trainer(make(), crystals, others, config, progress=False)
+    without = replace(config, stress_weight=0.0)
+    assert not Trainer(make(), crystals, others, without, progress=False).stress
+    with pytest.raises(StructureError, match="none has stress"):
+        Trainer(make(), others, crystals, config, progress=False)
