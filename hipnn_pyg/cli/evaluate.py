@@ -11,7 +11,7 @@ import json
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -107,6 +107,7 @@ def evaluate(
         raise ValueError(f"{path} has no {part} molecules: choose another --part")
     chosen = packed.subset(index)
     target, unit, of_forces, of_stress = chosen.target.cpu(), model.energy_unit, None, None
+    components: dict[str, Any] = {}
     if packed.forces is None:
         prediction = predict(model, chosen)
     else:
@@ -115,12 +116,15 @@ def evaluate(
         labels = chosen.gather(torch.arange(len(chosen))).forces
         assert labels is not None
         of_forces = force_statistics(predicted, labels, unit)
+        components |= {"forces": predicted.numpy(), "forces_target": labels.cpu().numpy()}
         if learned and chosen.stress is not None:
             of_stress = stress_statistics(stress, chosen.stress, unit)
+            components |= {"stress": stress.numpy(), "stress_target": chosen.stress.cpu().numpy()}
     statistics = error_statistics(prediction.energy, target, unit)
     predictions = io.BytesIO()
     np.savez_compressed(
         predictions,
+        **components,
         index=index.numpy(),
         target=target.numpy(),
         prediction=prediction.energy.numpy(),

@@ -1,4 +1,5 @@
-"""Draw a run: learning curves, parity, sensitivities (Fig. 2), errors against R (Fig. 3)."""
+"""Draw a run: learning curves, parity (of forces and stress, too), sensitivities (Fig. 2), errors
+against R (Fig. 3)."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import csv
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -17,7 +19,8 @@ from matplotlib.figure import Figure
 
 from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.cli.run_folder import RunFolder
-from hipnn_pyg.models.files import ModelFileError, load_model
+from hipnn_pyg.data.stress import StressLabels
+from hipnn_pyg.models.files import ModelFileError, load_model, read_card
 from hipnn_pyg.nn import Sensitivity, cosine_cutoff
 from hipnn_pyg.plots import (
     error_quantiles,
@@ -61,6 +64,8 @@ def plot(path: Path) -> list[Path]:
         drawings["learning"] = draw_learning
     if folder.predictions.is_file():
         drawings["parity"] = draw_parity
+        for name in components_of(folder):
+            drawings[name] = partial(draw_components, name=name)
         if load_model(path).hierarchical:  # else R counts atoms
             drawings["quantiles"] = draw_quantiles
     folder.plots.mkdir(exist_ok=True)
@@ -82,7 +87,7 @@ def draw_learning(folder: RunFolder) -> Figure:
         rows = list(csv.DictReader(file))
     column = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
     rate = column["learning_rate"]
-    paper = {}
+    paper, unit = {}, str(read_card(folder.path).get("validation_unit", "kcal/mol"))
     if folder.results.is_file():
         mae = json.loads(folder.results.read_text())["paper"].get("mae")
         paper = {"paper": float(mae.split()[0])} if mae else {}
@@ -91,6 +96,15 @@ def draw_learning(folder: RunFolder) -> Figure:
         {
             "validation MAE": column["validation_mae"],
             "validation RMSE": column["validation_rmse"],
+        },
+        unit,
+        also={
+            its_unit: {
+                f"{name} {kind.upper()}": column[f"validation_{name}_{kind}"]
+                for kind in ("mae", "rmse")
+            }
+            for name, its_unit in (("force", f"{unit}/Å"), ("stress", "GPa"))
+            if f"validation_{name}_mae" in column
         },
         learning_rate=np.maximum(rate, 1e-3 * rate.max()),  # a cosine ends at 0
         reference=paper,
@@ -130,6 +144,29 @@ def draw_parity(folder: RunFolder) -> Figure:
     """Predicted against true energies."""
     found = _errors(folder)
     return parity(found.target, found.prediction, found.unit, found.title)
+
+
+def components_of(folder: RunFolder) -> list[str]:
+    """Which of "forces" and "stress" ``hipnn evaluate`` has predicted."""
+    try:
+        with np.load(folder.predictions) as stored:
+            return [name for name in ("forces", "stress") if name in stored]
+    except (OSError, ValueError, BadZipFile):
+        return []  # damaged: draw_parity says so
+
+
+def draw_components(folder: RunFolder, name: str) -> Figure:
+    """Predicted against true components of forces (kcal/mol/Å) or stress (GPa)."""
+    energies = _errors(folder)
+    with np.load(folder.predictions) as stored:
+        target, prediction, unit = (stored[key] for key in (f"{name}_target", name, "unit"))
+    known = ~np.isnan(target)
+    if name == "stress":
+        factor, its_unit = 1 / StressLabels("GPa").factor(str(unit)), "GPa"
+    else:
+        factor, its_unit = convert(1.0, str(unit), "kcal/mol"), "kcal/mol/Å"
+    figures = (factor * target[known], factor * prediction[known])
+    return parity(*figures, its_unit, energies.title)
 
 
 def draw_quantiles(folder: RunFolder) -> Figure:

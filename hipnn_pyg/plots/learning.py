@@ -29,6 +29,7 @@ def learning_curves(
     learning_rate: ArrayLike | None = None,
     reference: Mapping[str, float] | None = None,
     loss: ArrayLike | None = None,
+    also: Mapping[str, Mapping[str, ArrayLike]] | None = None,
 ) -> Figure:
     """Errors per epoch on a logarithmic axis, with loss and learning rate below.
 
@@ -41,9 +42,10 @@ def learning_curves(
             ``{"paper": 0.256}``.
         loss: training loss, [num_epochs], dimensionless (the errors in it are divided by
             sigma_E, Eq. 12); given, it gets a panel of its own.
+        also: unit -> curves in that unit, of forces for example; each unit gets a panel.
 
     Returns:
-        A figure with one to three panels that share the epoch axis.
+        A figure of panels that share the epoch axis.
 
     Raises:
         ValueError: no curve, unequal lengths, or a value that is not finite and positive.
@@ -59,18 +61,21 @@ def learning_curves(
         )
         if value is not None
     }
-    figure = new_figure(2.4 + 1.15 * len(below))
-    ratios = [1.9] + [1.15] * len(below)
+    errors = [(unit, curves), *(also or {}).items()]
+    ratios = [1.9] * len(errors) + [1.15] * len(below)
+    figure = new_figure(0.5 + sum(ratios))
     panels = figure.subplots(len(ratios), sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
 
-    for (label, values), colour in zip(curves.items(), cycle(COLOURS), strict=False):
-        y = finite_array(f"curves[{label!r}]", values, x.shape, above=0)
-        panels[0].plot(x, y, color=colour, linewidth=1.0, label=label)
+    colours = cycle(COLOURS)
+    for ax, (its_unit, its_curves) in zip(panels, errors, strict=False):
+        for label, values in its_curves.items():
+            y = finite_array(f"curves[{label!r}]", values, x.shape, above=0)
+            ax.plot(x, y, color=next(colours), linewidth=1.0, label=label)
+        finish_axes(ax, "", f"Error ({its_unit})")
     _reference_lines(panels[0], reference or {})
-    for ax, (label, y) in zip(panels[1:], below.items(), strict=True):
+    for ax, (label, y) in zip(panels[len(errors) :], below.items(), strict=True):
         ax.plot(x, y, color="black", linewidth=1.0)
         finish_axes(ax, "", label)
-    finish_axes(panels[0], "", f"Error ({unit})")
 
     for ax in panels:
         _log_axis(ax)

@@ -23,6 +23,8 @@ from torch_geometric.datasets import MD17
 
 from hipnn_pyg import radius_graph_pbc
 from hipnn_pyg.cli import main
+from hipnn_pyg.cli.plot import draw_components, draw_learning
+from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.cli.train import FORCES
 from hipnn_pyg.interfaces.ase import HIPNNCalculator, check_is_potential
 from hipnn_pyg.models.files import read_card
@@ -215,6 +217,15 @@ def test_stress(crystal: Path, tmp_path: Path, capsys: Capture) -> None:
         return float(np.mean(found)) / GPa
 
     assert error(run) == pytest.approx(found["mae"], rel=1e-4)
+    assert main(["plot", str(run)]) == 0
+    assert {"forces", "stress", "parity"} <= {path.stem for path in (run / "plots").iterdir()}
+    results = json.loads((run / "results.json").read_text())
+    for name, unit in (("forces", "kcal/mol/Å"), ("stress", "GPa")):
+        axes = draw_components(RunFolder(run), name).axes[0]
+        assert axes.get_xlabel() == f"Target ({unit})"
+        assert f"MAE {results[name]['mae']:.3g} {unit}" in axes.texts[0].get_text()
+    labels = [axes.get_ylabel() for axes in draw_learning(RunFolder(run)).axes]
+    assert labels[:3] == ["Error (kcal/mol)", "Error (kcal/mol/Å)", "Error (GPa)"]
     assert error(run) < 0.2 * error(blind)  # control: forces alone do not tell the pressure
 
 
