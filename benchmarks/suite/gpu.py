@@ -34,7 +34,7 @@ def gpu(bench: Bench) -> list[Row]:
         title = f"GPU energies, batch {size}"
         rows.append(compare(bench, "energies", title, size, energies, goals, "cuda"))
     rows.append(epoch_row(bench, "cuda", bench.settings.gpu_trainer_steps, Goal(1.0)))
-    rows.append(ensemble_row(bench, "cuda", "one model", 1, Goal(0.4, "one model")))
+    rows.append(ensemble_row(bench, "cuda", "one model", "one", Goal(0.4, "one model")))
     return rows
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -30,7 +31,9 @@ ENSEMBLE = 8
 
 T = TypeVar("T", bound=Trainer)
 
-_trainers: dict[str, Trainer | EnsembleTrainer] = {}
+Kind = Literal["one", "apart", "ensemble"]
+
+_trainers: dict[str, Sequence[Trainer | EnsembleTrainer]] = {}
 
 
 def trainer(bench: Bench) -> list[Row]:
@@ -64,10 +67,10 @@ def trainer(bench: Bench) -> list[Row]:
 def ensemble(bench: Bench) -> list[Row]:
     """Eight models in one process: on a CPU beside one after the other, on a GPU beside one."""
     rows = [
-        ensemble_row(bench, "cpu", "one after the other", ENSEMBLE, Goal(1, "one after the other"))
+        ensemble_row(bench, "cpu", "one after the other", "apart", Goal(1, "one after the other"))
     ]
     if torch.cuda.is_available():
-        return [*rows, ensemble_row(bench, "cuda", "one model", 1, Goal(0.4, "one model"))]
+        return [*rows, ensemble_row(bench, "cuda", "one model", "one", Goal(0.4, "one model"))]
     missing = dict.fromkeys(("ensemble", "one model"), "no GPU")
     return [*rows, Row(f"GPU: {ENSEMBLE} models", "s", "ensemble", missing=missing)]
 
@@ -83,19 +86,19 @@ def epoch_row(bench: Bench, device: str, steps: int, goal: Goal) -> Row:
     return Row(title, "s", "Trainer", samples, failed, goals=[goal])
 
 
-def ensemble_row(bench: Bench, device: str, other: str, times: int, goal: Goal) -> Row:
-    """Seconds of an epoch of the ensemble, and of one trainer's times ``times``."""
+def ensemble_row(bench: Bench, device: str, other: str, kind: Kind, goal: Goal) -> Row:
+    """Seconds of an epoch of the ensemble, and of one trainer or as many, called ``other``."""
     settings = bench.settings
     of_all = settings.gpu_trainer_steps if device == "cuda" else settings.trainer_steps
     steps = max(1, of_all // ENSEMBLE)
     with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(bench.fresh()) for name in ("one", "ensemble")}
+        workers = {name: stack.enter_context(bench.fresh()) for name in (kind, "ensemble")}
         for name, worker in workers.items():
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             worker(start, name, bench.molecules, settings, steps, folder, device)
         turns = {
             "ensemble": lambda number: workers["ensemble"](fit_epoch, "ensemble"),
-            other: lambda number: times * workers["one"](fit_epoch, "one"),
+            other: lambda number: workers[kind](fit_epoch, kind),
         }
         samples, failed = interleave(turns, settings.trainer_rounds)
     title = f"{'GPU: ' if device == 'cuda' else ''}{ENSEMBLE} models, {steps:,} steps each"
@@ -106,7 +109,7 @@ def ensemble_row(bench: Bench, device: str, other: str, times: int, goal: Goal) 
 
 
 def start(
-    kind: Literal["one", "ensemble"],
+    kind: Kind,
     molecules: PackedMolecules,
     settings: Settings,
     steps: int,
@@ -116,22 +119,22 @@ def start(
     """Make a trainer that writes to ``folder`` and train one epoch: compilation and warm-up.
 
     Args:
-        kind: of one model, or of an ensemble.
+        kind: of one model, of as many models as an ensemble has, each alone, or of an ensemble.
         molecules: to train on, again from the first if they are too few.
         settings: sizes and seed.
         steps: of an epoch.
         folder: for checkpoints and logs.
         device: that trains.
     """
-    if kind == "one":
-        _trainers[kind] = _trainer(Trainer, molecules, settings, steps, Path(folder), device, 0)
-    else:
-        _trainers[kind] = EnsembleTrainer(
-            [
-                _trainer(Member, molecules, settings, steps, Path(folder) / str(k), device, k)
-                for k in range(ENSEMBLE)
-            ]
-        )
+
+    def make(of: type[T]) -> list[T]:
+        number = 1 if kind == "one" else ENSEMBLE
+        return [
+            _trainer(of, molecules, settings, steps, Path(folder) / str(k), device, k)
+            for k in range(number)
+        ]
+
+    _trainers[kind] = [EnsembleTrainer(make(Member))] if kind == "ensemble" else make(Trainer)
     fit_epoch(kind)
 
 
@@ -159,13 +162,14 @@ def _trainer(
     return kind(model, train, validation, config, folder)
 
 
-def fit_epoch(kind: Literal["one", "ensemble"]) -> float:
+def fit_epoch(kind: Kind) -> float:
     """Seconds of one more epoch with everything that belongs to it, progress bar included."""
-    trainer = _trainers[kind]
-    for member in trainer.members if isinstance(trainer, EnsembleTrainer) else [trainer]:
-        member.epochs = member.epoch + 1
-        member.model.train()
+    for trainer in _trainers[kind]:
+        for member in trainer.members if isinstance(trainer, EnsembleTrainer) else [trainer]:
+            member.epochs = member.epoch + 1
+            member.model.train()
     began = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        trainer.fit()
+        for trainer in _trainers[kind]:
+            trainer.fit()
     return time.perf_counter() - began
