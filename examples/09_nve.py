@@ -78,7 +78,7 @@ def parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--model", type=str | None, help="run folder of hipnn train --forces")
     parser.add_argument("--root", type=str, default="data/md17", help="folder of MD17")
     parser.add_argument("--molecule", type=str, default="revised benzene", help="the trajectory")
-    parser.add_argument("--run", type=str, default="runs/nve", help="folder of the results")
+    parser.add_argument("--run", type=str, default="runs/nve-example", help="folder of the results")
     parser.add_argument("--time", type=float, default=50.0, help="in ps")
     parser.add_argument("--timestep", type=float, default=0.5, help="in fs")
     parser.add_argument("--num_train", type=int, default=1_000, help="frames, without --model")

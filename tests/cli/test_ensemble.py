@@ -137,6 +137,7 @@ def test_error_bar_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
             epoch=5,
             metric_unit="eV",
             forces=False,
+            stress=False,
             config=SimpleNamespace(seed=9),
         )
         for mae in (1.0, 2.0, 4.0)
