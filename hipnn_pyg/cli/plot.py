@@ -106,7 +106,7 @@ def draw_learning(folder: RunFolder) -> Figure:
             for name, its_unit in (("force", f"{unit}/Å"), ("stress", "GPa"))
             if f"validation_{name}_mae" in column
         },
-        learning_rate=np.maximum(rate, 1e-3 * rate.max()),  # a cosine ends at 0
+        learning_rate=np.maximum(rate, 1e-3 * rate.max()) if rate.any() else None,  # ends at 0
         reference=paper,
         loss=column["train_loss"],
     )

@@ -229,6 +229,15 @@ def test_stress(crystal: Path, tmp_path: Path, capsys: Capture) -> None:
     assert error(run) < 0.2 * error(blind)  # control: forces alone do not tell the pressure
 
 
+def test_one_validation_is_drawn(water: Path, tmp_path: Path) -> None:
+    """At the last epoch, where the learning rate is 0, which no logarithmic axis has."""
+    run = tmp_path / "run"
+    assert main(file_options(water, run, "--forces", "--epochs", "1")) == 0
+    assert main(["plot", str(run)]) == 0
+    assert (run / "plots" / "learning.png").stat().st_size > 0
+    assert len(draw_learning(RunFolder(run)).axes) == 3  # energies, forces, loss
+
+
 def test_ensemble(water: Path, tmp_path: Path, capsys: Capture) -> None:
     run = tmp_path / "run"
     assert main(file_options(water, run, "--forces", "--ensemble", "3", "--epochs", "1")) == 0
