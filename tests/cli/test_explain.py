@@ -324,7 +324,8 @@ def copy(trained: Path, tmp_path: Path) -> Path:
     return target
 
 
-def test_text(copy: Path, capsys: Capture) -> None:
+def test_text(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)  # where people work there may be a page
     assert main(["explain", "CO", "--model", str(copy), "--text"]) == 0
     out = capsys.readouterr().out
     assert main(["predict", "CO", "--model", str(copy), "--output", str(copy / "e.csv")]) == 0
