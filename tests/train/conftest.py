@@ -9,11 +9,14 @@ import ase.build
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch_geometric.data import Data
 
 from hipnn_pyg import HIPNN, PackedMolecules
+from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.data.targets import ASE_ENERGY
-from hipnn_pyg.train import Training
+from hipnn_pyg.train import LossTerms, Training
+from hipnn_pyg.train.step import TrainingStep
 
 FREE_ATOM = {1: -0.1, 6: -0.6, 7: -0.5, 8: -0.4}
 """eV."""
@@ -76,3 +79,32 @@ def settings() -> Callable[..., Training]:
         return Training(**(defaults | changes))
 
     return build
+
+
+SameGradient = Callable[[TrainingStep, TrainingStep, MoleculeBatch], tuple[LossTerms, Tensor]]
+
+
+@pytest.fixture
+def same_gradient() -> SameGradient:
+    """``same_gradient(ours, readable, batch)``: loss and gradient of one step are those of the
+    other, and those of finite differences, in float64; returns them."""
+
+    def check(
+        ours: TrainingStep, readable: TrainingStep, batch: MoleculeBatch
+    ) -> tuple[LossTerms, Tensor]:
+        terms, gradient = ours.gradient(ours.vector, ours.frozen, batch)
+        vector = readable.vector.detach().clone()
+        expected, slopes = readable.gradient(vector, readable.frozen, batch)
+        torch.testing.assert_close(tuple(terms), tuple(expected), rtol=1e-10, atol=1e-12)
+        scale = slopes.abs().max()
+        torch.testing.assert_close(gradient / scale, slopes / scale, rtol=1e-9, atol=1e-11)
+        change = torch.randn(len(vector), generator=torch.Generator().manual_seed(0)).double()
+        change *= 1e-6 / change.norm()
+        low, high = (
+            float(readable.evaluate(vector + sign * change, readable.frozen, batch).loss.detach())
+            for sign in (-1, 1)
+        )
+        assert float(slopes @ change) == pytest.approx((high - low) / 2, rel=1e-5)
+        return terms, gradient
+
+    return check

@@ -92,7 +92,7 @@ def test_predictions_are_the_potentials(kernel: str, make: Make) -> None:
 @pytest.mark.parametrize("kernel", ["reference", "padded", "auto"])
 @pytest.mark.parametrize("of_forces", [False, True])
 def test_the_gradient_is_that_of_the_readable_layers(
-    kernel: str, of_forces: bool, make: Make
+    kernel: str, of_forces: bool, make: Make, same_gradient: Callable
 ) -> None:
     def step(kernel: str) -> TrainingStep:
         model = make(kernel=kernel)
@@ -103,19 +103,7 @@ def test_the_gradient_is_that_of_the_readable_layers(
     batch = pack(structures(9)).with_edges(CUTOFF).gather(torch.tensor([4, 0, 8, 2, 3]))
     ours, readable = step(kernel), step("reference")
     assert (ours.direct is not None) == (kernel == "auto")
-    terms, gradient = ours.gradient(ours.vector, ours.frozen, batch)
-    vector = readable.vector.detach().clone()
-    expected, slopes = readable.gradient(vector, readable.frozen, batch)
-    torch.testing.assert_close(tuple(terms), tuple(expected), rtol=1e-10, atol=1e-12)
-    scale = slopes.abs().max()
-    torch.testing.assert_close(gradient / scale, slopes / scale, rtol=1e-9, atol=1e-11)
-    change = torch.randn(len(vector), generator=torch.Generator().manual_seed(0)).double()
-    change *= 1e-6 / change.norm()
-    low, high = (
-        float(readable.evaluate(vector + sign * change, readable.frozen, batch).loss.detach())
-        for sign in (-1, 1)
-    )
-    assert float(slopes @ change) == pytest.approx((high - low) / 2, rel=1e-5)
+    same_gradient(ours, readable, batch)
 
 
 def test_edges_are_those_of_the_search() -> None:
