@@ -76,11 +76,7 @@ class ForceLabels:
         Raises:
             ValueError: ``energy_unit`` is no known unit of energy.
         """
-        if energy_unit not in ENERGY_UNITS:
-            raise ValueError(
-                f"forces in {self.unit} cannot stand beside energies in {energy_unit!r}: declare "
-                f"the target's unit, one of {sorted(ENERGY_UNITS)}"
-            )
+        check_energy_unit(f"forces in {self.unit}", energy_unit)
         return FORCE_UNITS[self.unit] / FORCE_UNITS[f"{energy_unit}/Angstrom"]
 
 
@@ -89,6 +85,23 @@ MD17_FORCES = ForceLabels("kcal/mol/Angstrom")
 
 ASE_FORCES = ForceLabels("eV/Angstrom")
 """The forces of structures read through ASE, which stores eV/Å."""
+
+
+def check_energy_unit(labels: str, energy_unit: str) -> None:
+    """Derivatives of an energy need one of known unit beside them.
+
+    Args:
+        labels: what they are, for the message.
+        energy_unit: the target's.
+
+    Raises:
+        ValueError: it is no known unit of energy.
+    """
+    if energy_unit not in ENERGY_UNITS:
+        raise ValueError(
+            f"{labels} cannot stand beside energies in {energy_unit!r}: declare the target's unit, "
+            f"one of {sorted(ENERGY_UNITS)}"
+        )
 
 
 def check_forces(forces: Tensor, batch: Tensor, molecules: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from hipnn_pyg.checks import StructureError
+from hipnn_pyg.data.forces import check_energy_unit
 from hipnn_pyg.units import ENERGY_UNITS, LENGTH_UNITS, GPa
 
 STRESS_UNITS = {
@@ -79,11 +80,7 @@ class StressLabels:
         Raises:
             ValueError: ``energy_unit`` is no known unit of energy.
         """
-        if energy_unit not in ENERGY_UNITS:
-            raise ValueError(
-                f"stress in {self.unit} cannot stand beside energies in {energy_unit!r}: declare "
-                f"the target's unit, one of {sorted(ENERGY_UNITS)}"
-            )
+        check_energy_unit(f"stress in {self.unit}", energy_unit)
         return STRESS_UNITS[self.unit] / STRESS_UNITS[f"{energy_unit}/Angstrom^3"]
 
 
