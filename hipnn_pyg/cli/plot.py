@@ -136,8 +136,12 @@ def _errors(folder: RunFolder) -> _Errors:
     unit, is_energy = str(unit), str(unit) in ENERGY_UNITS
     if is_energy:
         target, prediction = (convert(values, unit, "kcal/mol") for values in (target, prediction))
-    title = None if part == "test" else f"{part} set"
-    return _Errors(target, prediction, r, "kcal/mol" if is_energy else unit, title)
+    return _Errors(target, prediction, r, "kcal/mol" if is_energy else unit, _title(part))
+
+
+def _title(part: object) -> str | None:
+    """What stands above a picture of molecules that are not the test set's."""
+    return None if str(part) == "test" else f"{part} set"
 
 
 def draw_parity(folder: RunFolder) -> Figure:
@@ -157,16 +161,16 @@ def components_of(folder: RunFolder) -> list[str]:
 
 def draw_components(folder: RunFolder, name: str) -> Figure:
     """Predicted against true components of forces (kcal/mol/Å) or stress (GPa)."""
-    energies = _errors(folder)
+    keys = (f"{name}_target", name, "unit", "part")
     with np.load(folder.predictions) as stored:
-        target, prediction, unit = (stored[key] for key in (f"{name}_target", name, "unit"))
+        target, prediction, unit, part = (stored[key] for key in keys)
     known = ~np.isnan(target)
     if name == "stress":
         factor, its_unit = 1 / StressLabels("GPa").factor(str(unit)), "GPa"
     else:
         factor, its_unit = convert(1.0, str(unit), "kcal/mol"), "kcal/mol/Å"
     figures = (factor * target[known], factor * prediction[known])
-    return parity(*figures, its_unit, energies.title)
+    return parity(*figures, its_unit, _title(part))
 
 
 def draw_quantiles(folder: RunFolder) -> Figure:
