@@ -11,8 +11,8 @@ from hipnn_pyg.ops import cpu
 from hipnn_pyg.train.force_loss import (
     HIPNNForceLoss,
     PairForces,
+    component_sums,
     force_errors,
-    force_sums,
     stress_errors,
     stress_sums,
 )
@@ -71,7 +71,7 @@ class DirectGradient:
             slope = direct.distance_slopes(model, passes, torch.ones_like(terms))
             pull = PairForces(pairs, pos, batch)
             force_error = force_errors(pull.forces(slope), batch)
-            sums = torch.cat((sums, force_sums(force_error)))
+            sums = torch.cat((sums, component_sums(force_error)))
             if loss.stress:
                 stress = pull.stress(slope)
                 assert stress is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -140,12 +141,12 @@ class PairForces:
         of_each = (dstress / self._volume)[self._graph]
         return along + torch.einsum("ea,eab,eb->e", self.direction, of_each, self.r_ij)
 
-    @property
+    @cached_property
     def _graph(self) -> Tensor:
         """Structure of each pair."""
         return self.batch.batch[self.i]
 
-    @property
+    @cached_property
     def _volume(self) -> Tensor:
         """In Å^3, ``[G, 1, 1]``; 1 where a structure has none."""
         volume = self.none.new_ones(self.batch.target.numel(), 1, 1)
@@ -186,9 +187,14 @@ def force_errors(forces: Tensor, batch: MoleculeBatch) -> Tensor:
     return forces.double() - batch.forces
 
 
-def force_sums(errors: Tensor) -> Tensor:
-    """Sums of abs(f) and f^2 over the components f of force errors, and their number; ``[3]``."""
-    count = errors.new_full((), errors.numel())
+def component_sums(errors: Tensor, count: Tensor | None = None) -> Tensor:
+    """Sums of abs(f) and f^2 over the components f of errors, and their number; ``[3]``.
+
+    Args:
+        errors: of forces or stress.
+        count: how many of them count, the others being 0; None for all.
+    """
+    count = errors.new_full((), errors.numel()) if count is None else count
     return torch.stack((errors.abs().sum(), errors.square().sum(), count))
 
 
@@ -200,10 +206,9 @@ def stress_errors(stress: Tensor, batch: MoleculeBatch) -> Tensor:
 
 
 def stress_sums(errors: Tensor, batch: MoleculeBatch) -> Tensor:
-    """As :func:`force_sums`, of :func:`stress_errors`."""
+    """:func:`component_sums` of :func:`stress_errors`."""
     assert batch.stress is not None
-    count = (~torch.isnan(batch.stress)).sum().to(errors)
-    return torch.stack((errors.abs().sum(), errors.square().sum(), count))
+    return component_sums(errors, (~torch.isnan(batch.stress)).sum().to(errors))
 
 
 class HIPNNForceLoss(HIPNNLoss):
@@ -277,8 +282,9 @@ class HIPNNForceLoss(HIPNNLoss):
             the components f of the force errors, and their number; with stress its own three;
             float64, ``[7]`` or ``[10]``.
         """
+        batch = batch if self.stress else batch._replace(stress=None)  # labels, but no weight
         terms, forces, stress = terms_and_forces(self.model, self.kernel, batch)
-        sums = [sums_of_terms(terms, batch), force_sums(force_errors(forces, batch))]
+        sums = [sums_of_terms(terms, batch), component_sums(force_errors(forces, batch))]
         if self.stress:
             assert stress is not None
             sums.append(stress_sums(stress_errors(stress, batch), batch))

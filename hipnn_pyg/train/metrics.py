@@ -17,6 +17,7 @@ from hipnn_pyg.data.periodic import BatchCells
 from hipnn_pyg.data.stress import StressLabels
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.self_check import self_check
+from hipnn_pyg.train.force_loss import component_sums
 from hipnn_pyg.units import ENERGY_UNITS, convert
 
 CHEMICAL_ACCURACY = 1.0
@@ -289,11 +290,7 @@ def force_statistics_sums(prediction: Tensor, target: Tensor, unit: str) -> Tens
     """
     factor = convert(1.0, unit, "kcal/mol")
     error = (prediction.cpu().double() - target.cpu().double()) * factor
-    return _component_sums(error)
-
-
-def _component_sums(error: Tensor) -> Tensor:
-    return torch.stack((error.abs().sum(), error.square().sum(), error.new_tensor(error.numel())))
+    return component_sums(error)
 
 
 def summed_force_statistics(sums: Tensor, unit: str = "kcal/mol/Å") -> ForceStatistics:
@@ -318,4 +315,4 @@ def stress_statistics_sums(prediction: Tensor, target: Tensor, unit: str) -> Ten
     target = target.cpu().double()
     known = ~torch.isnan(target)
     error = prediction.cpu().double()[known] - target[known]
-    return _component_sums(error / StressLabels("GPa").factor(unit))
+    return component_sums(error / StressLabels("GPa").factor(unit))
