@@ -25,6 +25,7 @@ from hipnn_pyg.nn import (
 )
 from hipnn_pyg.ops import cpu, takes
 from hipnn_pyg.ops.devices import layer_kernels
+from hipnn_pyg.ops.network import Network, Reference
 from hipnn_pyg.ops.operands import Kept, Weights, Where
 
 OWN = {name: getattr(HIPNN, name) for name in ("atom_terms", "one_hot", "species_index")}
@@ -141,6 +142,30 @@ def gradient_parts(model: HIPNN) -> tuple[Tensor, list[Slopes]]:
             own += [[readout.weight], [readout.bias]]
         slopes.append(Slopes(*(part(parameters) for parameters in own)))
     return gradient, slopes
+
+
+def network(weights: Sequence[BlockWeights], slopes: Sequence[Slopes]) -> Network:
+    """All blocks and the loss in one call, see :func:`learn`; on a CPU.
+
+    Args:
+        weights: of the blocks.
+        slopes: where their gradients go.
+    """
+    own = [(w.mu, w.sigma, w.V, w.w, w.b, *w.dense) for w in weights]
+    return Network([w.cutoff for w in weights], own, slopes)
+
+
+def learn(model: HIPNN, whole: Network, *given: Any) -> list[float]:
+    """The gradient of the loss of molecules; arguments and result as :meth:`Network.learn`.
+
+    Args:
+        model: for E^0, sigma_E and the species list.
+        whole: of its blocks.
+        *given: structures, target, parameters, lambda_l2, lambda_r.
+    """
+    zeroth = model.reference
+    reference = Reference(model._species_index, zeroth.weight, zeroth.bias, zeroth.sigma_e)
+    return whole.learn(reference, *given)
 
 
 def _inputs(model: HIPNN, species: Tensor) -> tuple[Tensor, Tensor]:

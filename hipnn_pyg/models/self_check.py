@@ -15,9 +15,12 @@ from hipnn_pyg.models import direct
 from hipnn_pyg.models.files import atomic_write
 from hipnn_pyg.models.hipnn import HIPNN, Kernel
 from hipnn_pyg.ops import cpu
+from hipnn_pyg.ops.network import Parameters, Structures
 
 DIRECT = "without autograd: "
 """Before the names of the results of :mod:`hipnn_pyg.models.direct`."""
+AT_ONCE = "in one call: "
+"""Before the names of those of :mod:`hipnn_pyg.ops.network`."""
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest difference allowed, relative to the largest number of a result."""
@@ -54,7 +57,7 @@ def self_check(kernel: Kernel, device: torch.device | str = "cpu", force: bool =
     for dtype, tolerance in TOLERANCE.items():
         expected, actual = (_results(k, device, dtype) for k in ("reference", kernel))
         for name, value in actual.items():
-            right = expected[name.removeprefix(DIRECT)]
+            right = expected[name.removeprefix(DIRECT).removeprefix(AT_ONCE)]
             scale = max(float(right.abs().max()), 1e-30)
             difference = float((value - right).abs().max()) / scale
             differences[f"{name}, {str(dtype).removeprefix('torch.')}"] = difference
@@ -142,4 +145,22 @@ def _direct_results(model: HIPNN, z: Tensor, pos: Tensor, batch: Tensor) -> dict
         parts = gradient.clone().split([p.numel() for p in learned.values()])
         for (name, parameter), part in zip(learned.items(), parts, strict=True):
             results[f"{what} in {name}"] = part.view_as(parameter)
-    return {f"{DIRECT}{name}": value for name, value in results.items()}
+    results = {f"{DIRECT}{name}": value for name, value in results.items()}
+    return results | _learned(model, z, pos, batch, terms) if pos.device.type == "cpu" else results
+
+
+def _learned(
+    model: HIPNN, z: Tensor, pos: Tensor, batch: Tensor, terms: Tensor
+) -> dict[str, Tensor]:
+    """Gradients from the step in one call: of a loss that is sum of E / sigma_E for these targets,
+    1 below the energies, so that MAE = RMSE = 1."""
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradient, slopes = direct.gradient_parts(model)
+    total, sizes = torch.empty_like(gradient), [p.numel() for p in learned.values()]
+    target = terms.new_zeros(2).index_add(0, batch, terms.sum(1)) - 1
+    structures = Structures(z, torch.tensor([0, *batch.bincount().cumsum(0)]), pos.detach())
+    parameters = Parameters(gradient, gradient, torch.zeros_like(gradient), total)
+    whole = direct.network(direct.block_weights(model), slopes)
+    direct.learn(model, whole, structures, target, parameters, 0.0, 0.0)
+    parts = zip(learned.items(), (total * model.sigma_e).split(sizes), strict=True)
+    return {f"{AT_ONCE}the gradient in {n}": part.view_as(p) for (n, p), part in parts}

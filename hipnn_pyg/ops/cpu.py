@@ -35,6 +35,8 @@ FLAGS = (
 ).split()
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")
+ALWAYS = (torch.int64, torch.float64, torch.uint8)
+"""What kernels of every dtype take: indices, energies, memory."""
 SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
 
 
@@ -109,13 +111,13 @@ def _compile(cxx: list[str], file: Path) -> None:
         raise KernelUnavailableError(f"the kernels were not compiled: {error}") from error
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Call a kernel with contiguous tensors (of ``dtype``, int64 or, for energies, float64), sizes,
-    numbers, addresses, None for null."""
+def call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
+    """Call a kernel with contiguous tensors (of ``dtype``, int64, bytes or, for energies, float64),
+    sizes, numbers, addresses, None for null; what it returns, if anything."""
     values = []
     for a in arguments:
         if isinstance(a, Tensor):
-            if a.dtype not in (dtype, torch.int64, torch.float64) or not a.is_contiguous():
+            if a.dtype not in (dtype, *ALWAYS) or not a.is_contiguous():
                 raise TypeError(f"{name} wants contiguous {dtype} and int64 tensors, not {a.dtype}")
             address = a.data_ptr()
             if not address and a.numel():
@@ -127,8 +129,8 @@ def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     kernels = library()
     function = getattr(kernels, f"{name}_{SUFFIX[dtype]}")
     if function.argtypes is None:  # converting arguments is then ctypes' own, fast, work
-        function.argtypes, function.restype = [*map(_c_type, arguments)], None
-    function(*values)
+        function.argtypes, function.restype = [*map(_c_type, arguments)], ctypes.c_int64
+    return int(function(*values))
 
 
 def _c_type(argument: Any) -> Any:
@@ -151,16 +153,13 @@ def molecule_edges(pos: Tensor, ptr: Tensor, num_edges: int) -> tuple[Pattern, T
     row = ptr.new_empty(pos.size(0) + 1)
     j, i, r = ptr.new_empty(num_edges), ptr.new_empty(num_edges), pos.new_empty(num_edges)
     arguments = (pos.contiguous(), ptr.contiguous(), row, j, i, r, ptr.numel() - 1)
-    _call("molecule_edges", pos.dtype, *arguments)
+    call("molecule_edges", pos.dtype, *arguments)
     return Pattern(j, i, row, j.new_empty(0), torch.zeros_like(row)), r
 
 
 def whole_registers(nu: int, dtype: torch.dtype) -> int:
     """``nu`` rounded up to whole vector registers of this processor."""
-    function = getattr(library(), f"whole_registers_{SUFFIX[dtype]}")
-    if function.argtypes is None:
-        function.argtypes, function.restype = [ctypes.c_int64], ctypes.c_int64
-    return int(function(nu))
+    return call("whole_registers", dtype, nu)
 
 
 def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Kept | None]:
@@ -177,7 +176,7 @@ def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Ke
         kept = Kept(environments, z.new_empty(where.r.numel(), whole_registers(nu, z.dtype)))
     sizes = (z.size(0), nu, in_channels, out_channels)
     given = (*where.arrays, z, V, received, *(kept or (None, None)), *sizes, float(where.cutoff))
-    _call("interact", z.dtype, *given)
+    call("interact", z.dtype, *given)
     return received, kept
 
 
@@ -200,7 +199,7 @@ def interact_backward(
     sizes = (z.size(0), nu, in_channels, out_channels)
     given = (*where.arrays, z, V, *(kept or (None, None)), gradient.contiguous())
     wanted = (dmu, dsigma, dz, dV, dr)
-    _call("interact_backward", z.dtype, *given, *wanted, *sizes, float(where.cutoff))
+    call("interact_backward", z.dtype, *given, *wanted, *sizes, float(where.cutoff))
 
 
 def interact_tangent(
@@ -224,7 +223,7 @@ def interact_tangent(
     environments = torch.empty_like(kept.environments)
     given = (*where.arrays, along, z, z_dot, V, kept.sensitivities)
     sizes = (z.size(0), nu, in_channels, out_channels, float(where.cutoff))
-    _call("interact_tangent", z.dtype, *given, received, environments, *sizes)
+    call("interact_tangent", z.dtype, *given, received, environments, *sizes)
     return received, environments
 
 
@@ -258,7 +257,7 @@ def interact_tangent_backward(
     below = (None, None) if dfeatures is None else dfeatures.unbind()
     wanted = (dmu, dsigma, *below, dV)
     sizes = (features[0].size(0), nu, in_channels, out_channels, float(where.cutoff))
-    _call("interact_tangent_backward", V.dtype, *given, *gradients, *wanted, *sizes)
+    call("interact_tangent_backward", V.dtype, *given, *gradients, *wanted, *sizes)
 
 
 def dense(
@@ -279,7 +278,7 @@ def dense(
         between = z.new_empty(layers - 1, atoms, out_channels)
     sizes = (atoms, z.size(1), out_channels, layers)
     buffers = (activations, between, result)
-    _call("dense", z.dtype, z, received, weights.addresses, *buffers, *sizes)
+    call("dense", z.dtype, z, received, weights.addresses, *buffers, *sizes)
     return result, activations, between
 
 
@@ -298,7 +297,7 @@ def dense_backward(
     dreceived = torch.empty_like(gradient)
     sizes = (z.size(0), z.size(1), gradient.size(1), layers)
     given = (z, weights.addresses, activations, between, gradient)
-    _call("dense_backward", z.dtype, *given, dreceived, dz, dweights, *sizes)
+    call("dense_backward", z.dtype, *given, dreceived, dz, dweights, *sizes)
     return dreceived
 
 
@@ -323,7 +322,7 @@ def dense_tangent(
     in_channels = first.size(1)
     given = (z_dot, received_dot, weights.addresses, activations)
     sizes = (atoms, in_channels, out_channels, layers)
-    _call("dense_tangent", result.dtype, *given, changes, between, result, *sizes)
+    call("dense_tangent", result.dtype, *given, changes, between, result, *sizes)
     return result, changes, between
 
 
@@ -355,8 +354,49 @@ def dense_tangent_backward(
     below = (None, None) if dfeatures is None else dfeatures.unbind()
     given = (*features, weights.addresses, *activations, *between, *gradients)
     sizes = (atoms, z.size(1), out_channels, layers)
-    _call("dense_tangent_backward", z.dtype, *given, *received, *below, dweights, *sizes)
+    call("dense_tangent_backward", z.dtype, *given, *received, *below, dweights, *sizes)
     return received
+
+
+def penalise(
+    gradient: Tensor, vector: Tensor, penalised: Tensor, factor: float
+) -> tuple[Tensor, Tensor]:
+    """The gradient with that of the L2 term (Eq. 16), and the term.
+
+    Args:
+        gradient: of the rest of the loss, ``[P]``.
+        vector: all weights, ``[P]``.
+        penalised: 1 for those that enter the term, else 0, ``[P]``.
+        factor: twice the weight of the term.
+
+    Returns:
+        ``gradient + factor penalised vector``, ``[P]``, and the sum of squares of the penalised
+        weights, a scalar.
+    """
+    total, l2 = torch.empty_like(gradient), gradient.new_empty(())
+    given = (gradient, vector, penalised, total, l2, vector.numel(), float(factor))
+    call("penalise", vector.dtype, *given)
+    return total, l2
+
+
+def adam(
+    vector: Tensor,
+    gradient: Tensor,
+    moments: tuple[Tensor, Tensor],
+    step: float,
+    rates: tuple[float, float, float, float],
+) -> None:
+    """A step of Adam, in place.
+
+    Args:
+        vector: weights, ``[P]``.
+        gradient: of the loss, ``[P]``.
+        moments: running means of the gradient and of its square, ``[P]`` each.
+        step: which one it is, from 1 on.
+        rates: learning rate, both betas, epsilon.
+    """
+    given = (vector, gradient, *moments, vector.numel(), float(step))
+    call("adam", vector.dtype, *given, *map(float, rates))
 
 
 def readout(z: Tensor, w: Tensor, b: Tensor, sigma_e: float) -> Tensor:
@@ -369,7 +409,7 @@ def readout(z: Tensor, w: Tensor, b: Tensor, sigma_e: float) -> Tensor:
         sigma_e: sigma_E (energy unit).
     """
     energy = z.new_empty(z.size(0), dtype=torch.float64)
-    _call("readout", z.dtype, z.contiguous(), w, b, energy, *z.shape, float(sigma_e))
+    call("readout", z.dtype, z.contiguous(), w, b, energy, *z.shape, float(sigma_e))
     return energy
 
 
@@ -380,7 +420,7 @@ def readout_backward(
     ``db`` (None: neither)."""
     z, gradient = z.contiguous(), gradient.contiguous()
     dz = torch.empty_like(z)
-    _call("readout_backward", z.dtype, z, w, gradient, dz, dw, db, *z.shape, float(sigma_e))
+    call("readout_backward", z.dtype, z, w, gradient, dz, dw, db, *z.shape, float(sigma_e))
     return dz
 
 
@@ -397,7 +437,7 @@ def error_sums(terms: Tensor, ptr: Tensor, target: Tensor) -> tuple[Tensor, Tens
     """
     error, sums = torch.empty_like(target), target.new_empty(3)
     sizes = (target.numel(), terms.size(1) - 1)
-    _call("error_sums", torch.float64, terms, ptr, target, error, sums, *sizes)
+    call("error_sums", torch.float64, terms, ptr, target, error, sums, *sizes)
     return sums, error
 
 
@@ -405,7 +445,7 @@ def error_sums_backward(terms: Tensor, ptr: Tensor, error: Tensor, gradient: Ten
     """Gradient of :func:`error_sums` in the terms."""
     slopes, sizes = torch.empty_like(terms), (error.numel(), terms.size(1) - 1)
     given = (terms, ptr, error, gradient.contiguous())
-    _call("error_sums_backward", torch.float64, *given, slopes, *sizes)
+    call("error_sums_backward", torch.float64, *given, slopes, *sizes)
     return slopes
 
 
@@ -416,7 +456,7 @@ def envsum(s: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
     pattern, s, z = checked(pattern, s=s, z=z)
     rows, nu, width = pattern.num_receivers, s.size(1), z.size(1)
     e = z.new_empty(rows, nu, width)
-    _call("envsum", z.dtype, s, z, pattern.row, pattern.j, e, rows, nu, width)
+    call("envsum", z.dtype, s, z, pattern.row, pattern.j, e, rows, nu, width)
     return e
 
 
@@ -427,7 +467,7 @@ def sensesum(g: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
     pattern, g, z = checked(pattern, g=g, z=z)
     rows, nu, width = g.shape
     t = z.new_empty(pattern.j.numel(), nu)
-    _call("sensesum", z.dtype, g, z, pattern.row, pattern.j, t, rows, nu, width)
+    call("sensesum", z.dtype, g, z, pattern.row, pattern.j, t, rows, nu, width)
     return t
 
 
@@ -439,5 +479,5 @@ def featsum(g: Tensor, s: Tensor, pattern: Pattern) -> Tensor:
     senders, nu, width = pattern.num_senders, g.size(1), g.size(2)
     u = g.new_empty(senders, width)
     where = (pattern.column, pattern.order, pattern.i)
-    _call("featsum", g.dtype, g, s, *where, u, senders, nu, width)
+    call("featsum", g.dtype, g, s, *where, u, senders, nu, width)
     return u

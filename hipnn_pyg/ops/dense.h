@@ -14,30 +14,30 @@ namespace hipnn {
 template <typename T> struct Layer {
     const T *W, *B, *Wr, *Br, *M;
     Index in, out;
-    std::vector<T> turned_W, turned_Wr, turned_M;
+    const T *turned_W = nullptr, *turned_Wr = nullptr, *turned_M = nullptr;
 
     Layer(const T *const *p, Index in, Index out)
         : W(p[0]), B(p[1]), Wr(p[2]), Br(p[3]), M(p[4]), in(in), out(out) {}
 
-    void turn() {  // for the forward pass
-        turned_W.resize(in * out), turned_Wr.resize(out * out), turned_M.resize(M ? in * out : 0);
-        transpose(out, in, W, turned_W.data());
-        transpose(out, out, Wr, turned_Wr.data());
-        if (M) transpose(out, in, M, turned_M.data());
+    // For the forward pass, to as many numbers as the layer has parameters.
+    void turn(T *to) {
+        transpose(out, in, W, to), turned_W = to, to += in * out;
+        transpose(out, out, Wr, to), turned_Wr = to, to += out * out;
+        if (M) transpose(out, in, M, to), turned_M = to;
     }
 
     void forward(Index atoms, const T *z, const T *received, T *activation, T *result) const {
         for (Index a = 0; a < atoms; ++a)
             for (Index n = 0; n < out; ++n)
                 activation[a * out + n] = B[n] + (received ? received[a * out + n] : T(0));
-        multiply<T, true>(atoms, out, in, z, turned_W.data(), activation);
+        multiply<T, true>(atoms, out, in, z, turned_W, activation);
 #pragma omp simd
         for (Index k = 0; k < atoms * out; ++k) activation[k] = softplus(activation[k]);
         for (Index a = 0; a < atoms; ++a)
             for (Index n = 0; n < out; ++n)
                 result[a * out + n] = Br[n] + (M ? T(0) : z[a * out + n]);
-        if (M) multiply<T, true>(atoms, out, in, z, turned_M.data(), result);
-        multiply<T, true>(atoms, out, out, activation, turned_Wr.data(), result);
+        if (M) multiply<T, true>(atoms, out, in, z, turned_M, result);
+        multiply<T, true>(atoms, out, out, activation, turned_Wr, result);
     }
 
     // Softplus' derivative, from its value a: 1 - exp(-a), where a is small by its series.
@@ -94,16 +94,16 @@ template <typename T> struct Layer {
             std::copy(received_dot, received_dot + atoms * out, activation_dot);
         else
             std::fill(activation_dot, activation_dot + atoms * out, T(0));
-        if (z_dot) multiply<T, true>(atoms, out, in, z_dot, turned_W.data(), activation_dot);
+        if (z_dot) multiply<T, true>(atoms, out, in, z_dot, turned_W, activation_dot);
 #pragma omp simd
         for (Index k = 0; k < atoms * out; ++k) activation_dot[k] *= rise(activation[k]);
         if (z_dot && M)
-            multiply<T, false>(atoms, out, in, z_dot, turned_M.data(), result_dot);
+            multiply<T, false>(atoms, out, in, z_dot, turned_M, result_dot);
         else if (z_dot)
             std::copy(z_dot, z_dot + atoms * out, result_dot);
         else
             std::fill(result_dot, result_dot + atoms * out, T(0));
-        multiply<T, true>(atoms, out, out, activation_dot, turned_Wr.data(), result_dot);
+        multiply<T, true>(atoms, out, out, activation_dot, turned_Wr, result_dot);
     }
 
     // backward of a function of the result and its change. Softplus' second derivative is
@@ -137,32 +137,55 @@ std::vector<Layer<T>> stack(const T *const *weights, Index in, Index out, Index 
     return made;
 }
 
-// activations[layers, atoms, out] and inputs[layers - 1, atoms, out] are for the backward pass; null
-// if there will be none.
+// Of the first `count` layers.
+template <typename T> Index parameters(const std::vector<Layer<T>> &all, Index count) {
+    Index sum = 0;
+    for (Index l = 0; l < count; ++l) sum += all[l].parameters();
+    return sum;
+}
+
+// For the forward pass, to as many numbers as the layers have parameters; call from the whole team.
+template <typename T> void turn(std::vector<Layer<T>> &all, T *to) {
+    const Index layers = all.size();
+#pragma omp for schedule(static)
+    for (Index l = 0; l < layers; ++l) all[l].turn(to + parameters(all, l));
+}
+
+// All layers for `count` atoms from `first` on, of which received[atom, out] is. activations[layers,
+// atoms, out] and inputs[layers - 1, atoms, out] are for the backward pass; null if there will be
+// none.
+template <typename T>
+void through(const std::vector<Layer<T>> &all, Index atoms, Index first, Index count, const T *z,
+             const T *received, T *activations, T *inputs, T *result) {
+    const Index layers = all.size(), out = all[0].out;
+    T *small = scratch<T, kSmall>(3 * kBlock * out);
+    const T *from = z + first * all[0].in;
+    for (Index l = 0; l < layers; ++l) {
+        T *activation = small, *to = result + first * out;
+        if (activations) activation = activations + (l * atoms + first) * out;
+        if (l + 1 < layers)
+            to = inputs ? inputs + (l * atoms + first) * out
+                        : small + (1 + l % 2) * kBlock * out;
+        all[l].forward(count, from, l ? nullptr : received, activation, to);
+        from = to;
+    }
+}
+
 template <typename T>
 void dense(const T *z, const T *received, const T *const *weights, T *activations, T *inputs,
            T *result, Index atoms, Index in, Index out, Index layers) {
     auto all = stack(weights, in, out, layers);
+    T *turned = scratch<T, kWeights>(parameters(all, layers));
     const unsigned mode = FloatMode::callers();
 #pragma omp parallel
     {
         const FloatMode held(mode);
-#pragma omp for schedule(static)
-        for (Index l = 0; l < layers; ++l) all[l].turn();
-        T *small = scratch<T, kSmall>(3 * kBlock * out);
+        turn(all, turned);
         const Share share(atoms);
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
-            const T *from = z + first * in;
-            for (Index l = 0; l < layers; ++l) {
-                T *activation = small, *to = result + first * out;
-                if (activations) activation = activations + (l * atoms + first) * out;
-                if (l + 1 < layers)
-                    to = inputs ? inputs + (l * atoms + first) * out
-                                : small + (1 + l % 2) * kBlock * out;
-                all[l].forward(count, from, l ? nullptr : received + first * out, activation, to);
-                from = to;
-            }
+            through(all, atoms, first, count, z, received + first * out, activations, inputs,
+                    result);
         }
     }
 }
@@ -173,8 +196,7 @@ void dense_backward(const T *z, const T *const *weights, const T *activations, c
                     const T *dresult, T *dreceived, T *dz, T *dweights, Index atoms, Index in,
                     Index out, Index layers) {
     const auto all = stack(weights, in, out, layers);
-    Index size = 0;
-    for (const auto &layer : all) size += dweights ? layer.parameters() : 0;
+    const Index size = dweights ? parameters(all, layers) : 0;
     const Index team = omp_get_max_threads();
     T *parts = scratch<T, kSums>(team * size);
     const unsigned mode = FloatMode::callers();

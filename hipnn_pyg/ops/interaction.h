@@ -6,9 +6,33 @@
 #include "tiles.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 namespace hipnn {
+
+// All pairs inside the molecules from .. to - 1, whose first is number x: j, i, r and where each
+// receiver's end; i may be null.
+template <typename T>
+void find_pairs(const T *pos, const Index *ptr, Index from, Index to, Index x, Index *row, Index *j,
+                Index *i, T *r) {
+    row[ptr[from]] = x;
+    for (Index m = from; m < to; ++m) {
+        for (Index a = ptr[m]; a < ptr[m + 1]; ++a) {
+            for (Index b = ptr[m]; b < ptr[m + 1]; ++b) {
+                if (a == b) continue;
+                T square = 0;
+                for (int k = 0; k < 3; ++k) {
+                    const T d = pos[3 * b + k] - pos[3 * a + k];
+                    square += d * d;
+                }
+                if (i) i[x] = a;
+                j[x] = b, r[x++] = std::sqrt(square);
+            }
+            row[a + 1] = x;
+        }
+    }
+}
 
 // The pairs of all atoms and the sensitivity functions of one layer, ready to evaluate.
 template <typename T> struct Edges {
@@ -146,6 +170,16 @@ inline void environments(const Edges<T> &edges, Index first, Index count, const 
     }
 }
 
+// What `count` atoms from `first` on receive, g[atom, out]; the rest as in `environments`.
+template <typename T>
+inline void receive(const Edges<T> &edges, Index first, Index count, const T *z, const T *V,
+                    Index in, Index out, T *s, bool keep, T *e, Index ld, T *g) {
+    environments(edges, first, count, z, in, s, keep, e, ld);
+    std::fill(g, g + count * out, T(0));
+    for (Index n = 0; n < edges.nu; ++n)
+        multiply<T, true>(count, out, in, e + n * ld, V + n * in * out, g);
+}
+
 // kept[nu, atoms, in], the environments, and kept_s[E, padded], the sensitivities, are for gradients
 // in the weights; null, together, if there will be none.
 template <typename T>
@@ -162,10 +196,7 @@ void interact(const Edges<T> &edges, const T *z, const T *V, T *g, T *kept, T *k
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
             T *e = kept ? kept + first * in : small;
-            environments(edges, first, count, z, in, s, kept_s, e, ld);
-            std::fill(g + first * out, g + (first + count) * out, T(0));
-            for (Index n = 0; n < nu; ++n)
-                multiply<T, true>(count, out, in, e + n * ld, V + n * in * out, g + first * out);
+            receive(edges, first, count, z, V, in, out, s, kept_s, e, ld, g + first * out);
         }
     }
 }
@@ -177,7 +208,7 @@ inline Index side_by_side(Index nu, Index in) {
     return std::max<Index>(1, std::min(nu, most / in));
 }
 
-// V[nu, in, out], those side by side turned to [out, nu in].
+// V[nu, in, out], those side by side turned to [out, nu in]; call from the whole team.
 template <typename T> void turn(const T *V, T *turned, Index nu, Index in, Index out) {
     const Index group = side_by_side(nu, in);
 #pragma omp for schedule(static)
@@ -200,8 +231,8 @@ void pull(const T *g, const T *turned, T *e, Index count, Index nu, Index in, In
 template <bool ADD = false, typename T>
 void weight_gradient(const T *e, const T *dg, T *dV, Index atoms, Index in, Index out) {
     if (!ADD) std::fill(dV, dV + in * out, T(0));
-    for (Index first = 0; first < atoms; first += kBlock)
-        add_outer(in, out, std::min(kBlock, atoms - first), e + first * in, dg + first * out, dV);
+    for (Index first = 0; first < atoms; first += kDepth)
+        add_outer(in, out, std::min(kDepth, atoms - first), e + first * in, dg + first * out, dV);
 }
 
 // Gradients in mu and sigma from each thread's sums of dlogmu = dmu mu^2 and dsigma.
@@ -216,12 +247,39 @@ void sum_parts(const Edges<T> &edges, const double *parts, Index team, T *dmu, T
     }
 }
 
+// Gradients of what `count` atoms from `first` on receive, from dg[atom, out] and V turned: adds to
+// dlogmu, dsigma and dz[N, in]; writes dr. dz, dr and kept_s may be null.
+template <typename T>
+void send(const Edges<T> &edges, Index first, Index count, const T *z, const T *turned_V,
+          const T *kept_s, const T *dg, double *dlogmu, double *dsigma, T *dz, T *dr, Index most,
+          Index in, Index out) {
+    const Index nu = edges.nu, depth = nu * in, padded = edges.padded;
+    T *small = scratch<T, kSensitivities>(kept_s ? 0 : most * padded);
+    T *ds = scratch<T, kSlopes>(most * nu), *part = scratch<T, kPart>(dz ? most * in : 0);
+    T *turned = scratch<T, kTurned>(depth), *e = scratch<T, kEnvironments>(nu * kBlock * in);
+    T *dm = scratch<T, kSmall>(2 * nu), *dsg = dm + nu;
+    pull(dg, turned_V, e, count, nu, in, out);
+    std::fill(dm, dm + 2 * nu, T(0));
+    for (Index a = 0; a < count; ++a) {
+        const Index i = first + a, degree = edges.degree(i), *j = edges.senders(i);
+        const T *de = e + a * depth;
+        transpose(nu, in, de, turned);
+        projections(degree, j, turned, z, nu, in, ds);
+        const T *s = edges.sensitivities(i, kept_s, small);
+        edges.pull_back(i, ds, s, dm, dsg, dr);
+        if (!dz) continue;
+        spread(degree, s, padded, de, nu, in, part);
+        send_back(degree, j, part, in, dz);
+    }
+    for (Index n = 0; n < nu; ++n) dlogmu[n] += dm[n], dsigma[n] += dsg[n];
+}
+
 // Gradients of interact; dz, dV (which needs kept), dr and kept_s may be null.
 template <typename T>
 void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *kept,
                        const T *kept_s, const T *dg, T *dmu, T *dsigma, T *dz, T *dV, T *dr, Index atoms, Index in,
                        Index out) {
-    const Index nu = edges.nu, depth = nu * in, most = edges.most(atoms), padded = edges.padded;
+    const Index nu = edges.nu, depth = nu * in, most = edges.most(atoms);
     const Index team = omp_get_max_threads();
     T *turned_V = scratch<T, kWeights>(depth * out);
     T *parts_z = scratch<T, kRows>(dz ? team * atoms * in : 0);
@@ -232,34 +290,17 @@ void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *k
         const FloatMode held(mode);
         const Index me = omp_get_thread_num();
         turn(V, turned_V, nu, in, out);
-        T *small = scratch<T, kSensitivities>(kept_s ? 0 : most * padded);
-        T *ds = scratch<T, kSlopes>(most * nu);
-        T *part = scratch<T, kPart>(most * in), *turned = scratch<T, kTurned>(depth);
-        T *e = scratch<T, kEnvironments>(nu * kBlock * in);
-        T *dm = scratch<T, kSmall>(2 * nu), *dsg = dm + nu;
-        T *my_z = parts_z + me * atoms * in;
+        T *my_z = dz ? parts_z + me * atoms * in : dz;
         if (dz) std::fill(my_z, my_z + atoms * in, T(0));
         double *my_mu = parts_mu.data() + 2 * me * nu, *my_sigma = my_mu + nu;
-        const Share share(atoms);
 #pragma omp for schedule(static)
         for (Index n = 0; n < (dV ? nu : 0); ++n)
             weight_gradient(kept + n * atoms * in, dg, dV + n * in * out, atoms, in, out);
+        const Share share(atoms);
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
-            pull(dg + first * out, turned_V, e, count, nu, in, out);
-            std::fill(dm, dm + 2 * nu, T(0));
-            for (Index a = 0; a < count; ++a) {
-                const Index i = first + a, degree = edges.degree(i), *j = edges.senders(i);
-                const T *de = e + a * depth;
-                transpose(nu, in, de, turned);
-                projections(degree, j, turned, z, nu, in, ds);
-                const T *s = edges.sensitivities(i, kept_s, small);
-                edges.pull_back(i, ds, s, dm, dsg, dr);
-                if (!dz) continue;
-                spread(degree, s, padded, de, nu, in, part);
-                send_back(degree, j, part, in, my_z);
-            }
-            for (Index n = 0; n < nu; ++n) my_mu[n] += dm[n], my_sigma[n] += dsg[n];
+            send(edges, first, count, z, turned_V, kept_s, dg + first * out, my_mu, my_sigma, my_z,
+                 dr, most, in, out);
         }
 #pragma omp barrier
         if (dz) gather_parts(parts_z, atoms * in, dz);

@@ -13,9 +13,11 @@
 #include "dense.h"
 #include "energies.h"
 #include "interaction.h"
+#include "network.h"
 #include "tangents.h"
 
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 namespace hipnn {
@@ -36,20 +38,58 @@ void molecule_edges(const T *pos, const Index *ptr, Index *row, Index *j, Index 
     {
         const FloatMode held(mode);
 #pragma omp for schedule(static)
-        for (Index m = 0; m < molecules; ++m) {
-            Index x = start[m];
-            for (Index a = ptr[m]; a < ptr[m + 1]; ++a) {
-                for (Index b = ptr[m]; b < ptr[m + 1]; ++b) {
-                    if (a == b) continue;
-                    T square = 0;
-                    for (int k = 0; k < 3; ++k) {
-                        const T d = pos[3 * b + k] - pos[3 * a + k];
-                        square += d * d;
-                    }
-                    i[x] = a, j[x] = b, r[x++] = std::sqrt(square);
-                }
-                row[a + 1] = x;
+        for (Index m = 0; m < molecules; ++m)
+            find_pairs(pos, ptr, m, m + 1, start[m], row, j, i, r);
+    }
+}
+
+// ---- the L2 term ----------------------------------------------------------------------------------
+
+// total = gradient + factor w, with w = penalised vector, whose squares add up to `sum`, in the same
+// order with any threads.
+template <typename T>
+void penalise(const T *gradient, const T *vector, const T *penalised, T *total, T *sum, Index size,
+              T factor) {
+    constexpr Index piece = 4096;
+    std::vector<double> sums((size + piece - 1) / piece);
+    const unsigned mode = FloatMode::callers();
+#pragma omp parallel
+    {
+        const FloatMode held(mode);
+#pragma omp for schedule(static)
+        for (Index n = 0; n < Index(sums.size()); ++n) {
+            T own = 0;
+#pragma omp simd reduction(+ : own)
+            for (Index k = n * piece; k < std::min(size, (n + 1) * piece); ++k) {
+                const T weight = penalised[k] * vector[k];
+                own += weight * weight;
+                total[k] = gradient[k] + factor * weight;
             }
+            sums[n] = own;
+        }
+    }
+    *sum = T(std::accumulate(sums.begin(), sums.end(), 0.0));
+}
+
+// ---- Adam -----------------------------------------------------------------------------------------
+
+template <typename T>
+void adam(T *vector, const T *gradient, T *mean, T *square, Index size, double step, double rate,
+          double beta1, double beta2, double epsilon) {
+    const T along = T(rate / (1 - std::pow(beta1, step)));
+    const T root = T(1 / std::sqrt(1 - std::pow(beta2, step))), least = T(epsilon);
+    const T kept = T(beta1), kept_square = T(beta2), part = T(1 - beta1), part_square = T(1 - beta2);
+    const unsigned mode = FloatMode::callers();
+#pragma omp parallel
+    {
+        const FloatMode held(mode);
+#pragma omp for simd schedule(static)
+        for (Index k = 0; k < size; ++k) {
+            const T slope = gradient[k];
+            const T m = kept * mean[k] + part * slope;
+            const T v = kept_square * square[k] + part_square * slope * slope;
+            mean[k] = m, square[k] = v;
+            vector[k] -= along * m / (std::sqrt(v) * root + least);
         }
     }
 }
@@ -182,6 +222,15 @@ using hipnn::Index;
                                           Index *i, T *r, Index molecules) {                       \
         hipnn::molecule_edges<T>(pos, ptr, row, j, i, r, molecules);                               \
     }                                                                                              \
+    extern "C" void penalise_##NAME(const T *gradient, const T *vector, const T *penalised,        \
+                                    T *total, T *sum, Index size, double factor) {                 \
+        hipnn::penalise<T>(gradient, vector, penalised, total, sum, size, T(factor));              \
+    }                                                                                              \
+    extern "C" void adam_##NAME(T *vector, const T *gradient, T *mean, T *square, Index size,      \
+                                double step, double rate, double beta1, double beta2,              \
+                                double epsilon) {                                                  \
+        hipnn::adam<T>(vector, gradient, mean, square, size, step, rate, beta1, beta2, epsilon);   \
+    }                                                                                              \
     extern "C" void readout_##NAME(const T *z, const T *w, const T *b, double *energy,             \
                                    Index atoms, Index width, double scale) {                       \
         hipnn::readout<T>(z, w, b, energy, atoms, width, scale);                                   \
@@ -189,7 +238,8 @@ using hipnn::Index;
     extern "C" void readout_backward_##NAME(const T *z, const T *w, const double *denergy, T *dz,  \
                                             T *dw, T *db, Index atoms, Index width,                \
                                             double scale) {                                        \
-        hipnn::readout_backward<T>(z, w, denergy, dz, dw, db, atoms, width, scale);                \
+        hipnn::readout_pull<false>(w, denergy, dz, atoms, width, scale);                               \
+        if (dw) hipnn::readout_weights<T>(z, denergy, dw, db, atoms, width, scale);                \
     }                                                                                              \
     extern "C" void envsum_##NAME(const T *s, const T *z, const Index *row, const Index *j, T *e,  \
                                   Index rows, Index nu, Index width) {                             \
@@ -206,6 +256,33 @@ using hipnn::Index;
     }
 EXPORT(float, float32)
 EXPORT(double, float64)
+// Bytes of memory that a step needs; where there are fewer nothing is done. sums: those of |e|, e^2
+// and R over molecules, and the L2 term. `total` is the gradient of the loss (Eq. 14); the slopes are
+// parts of `gradient`, without its L2 term.
+#define EXPORT_LEARN(T, NAME)                                                                      \
+    extern "C" Index learn_##NAME(                                                                 \
+        const Index *sizes, const double *cutoffs, const T *const *weights, T *const *slopes,      \
+        const Index *z, const Index *ptr, const T *pos, const T *r, const Index *row,              \
+        const Index *j, const Index *index, const double *e0, const double *bias,                  \
+        const double *sigma_e, const double *target, double *sums, const T *gradient,              \
+        const T *vector, const T *penalised, T *total, void *memory, Index bytes,                  \
+        double lambda_l2, double lambda_r) {                                                       \
+        hipnn::Network<T> network(                                                                 \
+            {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]}, cutoffs,       \
+            weights, {z, ptr, pos, r, row, j}, memory);                                            \
+        if (network.bytes() > bytes) return network.bytes();                                       \
+        const double molecules = sizes[1], scale = molecules * *sigma_e;                           \
+        network.forward(index, sizes[7], e0, bias, *sigma_e, target, sums);                        \
+        const double rmse = std::sqrt(sums[1] / molecules);                                        \
+        network.backward({1 / scale, rmse ? 0.5 / (rmse * scale) : 0, lambda_r / molecules},       \
+                         *sigma_e, slopes);                                                        \
+        T l2;                                                                                      \
+        hipnn::penalise<T>(gradient, vector, penalised, total, &l2, sizes[8], T(2 * lambda_l2));   \
+        sums[3] = l2;                                                                              \
+        return network.bytes();                                                                    \
+    }
+EXPORT_LEARN(float, float32)
+EXPORT_LEARN(double, float64)
 extern "C" void error_sums_float64(const double *terms, const Index *ptr, const double *target,
                                    double *error, double *sums, Index molecules, Index top) {
     hipnn::error_sums(terms, ptr, target, error, sums, molecules, top);

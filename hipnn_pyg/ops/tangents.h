@@ -153,12 +153,12 @@ void dense_tangent(const T *z_dot, const T *received_dot, const T *const *weight
                    const T *activations, T *activations_dot, T *inputs_dot, T *result_dot,
                    Index atoms, Index in, Index out, Index layers) {
     auto all = stack(weights, in, out, layers);
+    T *turned = scratch<T, kWeights>(parameters(all, layers));
     const unsigned mode = FloatMode::callers();
 #pragma omp parallel
     {
         const FloatMode held(mode);
-#pragma omp for schedule(static)
-        for (Index l = 0; l < layers; ++l) all[l].turn();
+        turn(all, turned);
         const Share share(atoms);
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
@@ -182,8 +182,7 @@ void dense_tangent_backward(const T *z, const T *z_dot, const T *const *weights,
                             T *dreceived, T *dreceived_dot, T *dz, T *dz_dot, T *dweights,
                             Index atoms, Index in, Index out, Index layers) {
     const auto all = stack(weights, in, out, layers);
-    Index size = 0;
-    for (const auto &layer : all) size += layer.parameters();
+    const Index size = parameters(all, layers);
     const Index team = omp_get_max_threads(), rows = kBlock * out;
     T *parts = scratch<T, kSums>(team * size);
     const unsigned mode = FloatMode::callers();

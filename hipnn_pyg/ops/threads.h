@@ -41,15 +41,22 @@ class FloatMode {
 };
 
 constexpr Index kBlock = 60;  // most atoms of a block; a multiple of the 5 rows of a tile
+constexpr Index kDepth = 800;  // most atoms in one sum of products, for gradients in weights
 
-// The atoms of the calling thread, in blocks of nearly equal size.
+// From `begin` to before `end`.
+struct Span {
+    Index begin, end;
+    Index size() const { return end - begin; }
+};
+
+// Some atoms, in blocks of nearly equal size.
 struct Share {
     Index begin, end, blocks;
-    explicit Share(Index atoms) {
-        const Index team = omp_get_num_threads(), me = omp_get_thread_num();
-        begin = atoms * me / team, end = atoms * (me + 1) / team;
-        blocks = (end - begin + kBlock - 1) / kBlock;
-    }
+    Share(Index begin, Index end)
+        : begin(begin), end(end), blocks((end - begin + kBlock - 1) / kBlock) {}
+    explicit Share(Index atoms)  // those of the calling thread
+        : Share(atoms * omp_get_thread_num() / omp_get_num_threads(),
+                atoms * (omp_get_thread_num() + 1) / omp_get_num_threads()) {}
     Index first(Index block) const {  // of block `blocks`: the end
         const Index rows = (end - begin + 4) / 5;
         return std::min(end, begin + 5 * (rows * block / blocks));
@@ -58,7 +65,7 @@ struct Share {
 
 // Memory of the calling thread, kept from call to call: fresh pages cost more than the arithmetic.
 // Each USE is another buffer.
-enum Use { kEnvelopes, kSensitivities, kSlopes, kEnvironments, kTurned, kPart, kSmall, kWeights, kSums, kRows };
+enum Use { kReceived, kEnvelopes, kSensitivities, kSlopes, kEnvironments, kTurned, kPart, kSmall, kWeights, kSums, kRows };
 template <typename T, Use USE> T *scratch(Index size) {
     static thread_local std::vector<T> memory;
     constexpr std::size_t most = (std::size_t(64) << 20) / sizeof(T);  // not kept beyond 64 MB

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hipnn_pyg.data.packed import MoleculeBatch
+from hipnn_pyg.graph import Pairs
 from hipnn_pyg.models import direct
 from hipnn_pyg.ops import cpu
+from hipnn_pyg.ops.network import Network, Parameters, Structures
 from hipnn_pyg.train.force_loss import (
     HIPNNForceLoss,
     PairForces,
@@ -38,6 +43,11 @@ class DirectGradient:
         self.weights = direct.block_weights(loss.model)
         self.decay = torch.empty_like(self.gradient)
 
+    @cached_property
+    def network(self) -> Network:
+        """All layers in one call."""
+        return direct.network(self.weights, self.slopes)
+
     @classmethod
     def serves(cls, loss: HIPNNLoss) -> bool:
         """Whether the model has the kernels and all weights of its layers are learned."""
@@ -59,40 +69,79 @@ class DirectGradient:
         Args:
             batch: checked molecules.
         """
-        model, loss = self.loss.model, self.loss
-        pos = batch.pos.to(self.vector.dtype)
+        if isinstance(self.loss, HIPNNForceLoss):
+            return self._penalised(self._of_forces(self.loss, batch))
+        if torch.get_num_threads() * batch.max_atoms <= batch.pos.size(0) / 2:
+            return self._by_molecules(batch)  # each thread has molecules enough of its own
+        return self._penalised(self._by_layers(batch))
+
+    def _penalised(self, found: LossTerms) -> tuple[LossTerms, Tensor]:
+        """The loss and its gradient, both without their L2 term before."""
+        lambda_l2 = self.loss.lambda_l2
+        given = (self.gradient, self.vector, self.penalised)
+        gradient, l2 = cpu.penalise(*given, factor=2 * lambda_l2)
+        return found._replace(loss=found.loss + lambda_l2 * l2, l2=l2), gradient
+
+    def _by_molecules(self, batch: MoleculeBatch) -> tuple[LossTerms, Tensor]:
+        loss, total = self.loss, torch.empty_like(self.gradient)
+        parameters = Parameters(self.gradient, self.vector, self.penalised, total)
+        given = (self._structures(batch), batch.target, parameters, loss.lambda_l2, loss.lambda_r)
+        *sums, l2 = direct.learn(loss.model, self.network, *given)
+        found = loss.of_numbers([*sums, batch.target.numel()], l2)
+        return LossTerms(*torch.tensor(found, dtype=torch.float64).unbind()), total
+
+    def _structures(self, batch: MoleculeBatch) -> Structures:
+        z, pos = batch.z.long(), batch.pos.to(self.vector.dtype)
+        if batch.cells is None and batch.pairs is None:
+            return Structures(z, batch.ptr, pos.contiguous())
         pairs = batch_pairs("fused", pos, batch)
-        species = model.species_index(batch.z)
-        terms, passes = direct.forward(model, species, pairs, True, self.weights)
+        assert pairs.pattern is not None
+        pattern = pairs.pattern
+        return Structures(z, batch.ptr, None, pairs.r.contiguous(), pattern.row, pattern.j)
+
+    def _by_layers(self, batch: MoleculeBatch) -> LossTerms:
+        terms, passes, _ = self._forward(batch)
         sums, error = cpu.error_sums(terms, batch.ptr, batch.target)
-        count = batch.target.numel()
-        sums = torch.cat((sums, sums.new_full((1,), count)))
-        if isinstance(loss, HIPNNForceLoss):
-            slope = direct.distance_slopes(model, passes, torch.ones_like(terms))
-            pull = PairForces(pairs, pos, batch)
-            force_error = force_errors(pull.forces(slope), batch)
-            sums = torch.cat((sums, component_sums(force_error)))
-            if loss.stress:
-                stress = pull.stress(slope)
-                assert stress is not None
-                stress_error = stress_errors(stress, batch)
-                sums = torch.cat((sums, stress_sums(stress_error, batch)))
-        weights = torch.mul(self.penalised, self.vector, out=self.decay)
-        l2 = torch.linalg.vector_norm(weights).square()
-        found = loss.terms(sums, l2)
+        sums = self._counted(sums, batch)
+        found = self.loss.terms(sums, torch.zeros_like(sums[0]))
+        dterms = cpu.error_sums_backward(terms, batch.ptr, error, self.loss.slopes(found, sums))
+        direct.backward(self.loss.model, passes, dterms, self.slopes)
+        return found
+
+    def _of_forces(self, loss: HIPNNForceLoss, batch: MoleculeBatch) -> Any:
+        terms, passes, pairs = self._forward(batch)
+        sums, error = cpu.error_sums(terms, batch.ptr, batch.target)
+        slope = direct.distance_slopes(loss.model, passes, torch.ones_like(terms))
+        pull = PairForces(pairs, batch.pos.to(self.vector.dtype), batch)
+        force_error = force_errors(pull.forces(slope), batch)
+        sums = torch.cat((self._counted(sums, batch), component_sums(force_error)))
+        if loss.stress:
+            stress = pull.stress(slope)
+            assert stress is not None
+            stress_error = stress_errors(stress, batch)
+            sums = torch.cat((sums, stress_sums(stress_error, batch)))
+        found: Any = loss.terms(sums, torch.zeros_like(sums[0]))
         dsums = loss.slopes(found, sums)
         dterms = cpu.error_sums_backward(terms, batch.ptr, error, dsums)
-        if isinstance(loss, HIPNNForceLoss):
-            dforces = dsums[3] * force_error.sign() + 2 * dsums[4] * force_error
-            dstress = None
-            if loss.stress:
-                dstress = dsums[5] * stress_error.sign() + 2 * dsums[6] * stress_error
-                dstress = dstress.to(pos.dtype)
-            along = pull.back(dforces.to(pos.dtype), dstress)
-            direct.force_backward(model, passes, along, dterms, self.slopes)
-        else:
-            direct.backward(model, passes, dterms, self.slopes)
-        return found, torch.add(self.gradient, weights, alpha=2 * loss.lambda_l2)
+        dforces = dsums[3] * force_error.sign() + 2 * dsums[4] * force_error
+        dstress = None
+        if loss.stress:
+            dstress = dsums[5] * stress_error.sign() + 2 * dsums[6] * stress_error
+            dstress = dstress.to(self.vector.dtype)
+        along = pull.back(dforces.to(self.vector.dtype), dstress)
+        direct.force_backward(loss.model, passes, along, dterms, self.slopes)
+        return found
+
+    def _forward(self, batch: MoleculeBatch) -> tuple[Tensor, list[direct.BlockPass], Pairs]:
+        model = self.loss.model
+        pairs = batch_pairs("fused", batch.pos.to(self.vector.dtype), batch)
+        species = model.species_index(batch.z)
+        return *direct.forward(model, species, pairs, True, self.weights), pairs
+
+    @staticmethod
+    def _counted(sums: Tensor, batch: MoleculeBatch) -> Tensor:
+        """With the number of molecules, as the loss takes them."""
+        return torch.cat((sums, sums.new_full((1,), batch.target.numel())))
 
 
 class GPUGradient(DirectGradient):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from hipnn_pyg import ops
 from hipnn_pyg.models.self_check import SelfCheckError, self_check
+from hipnn_pyg.ops.network import Network
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +59,20 @@ def test_a_wrong_chain_rule_is_refused(own_cache: Path, monkeypatch: pytest.Monk
         ops.cpu, "readout_backward", lambda *arguments: right(*arguments) * (1 + 1e-2)
     )
     with pytest.raises(SelfCheckError, match="without autograd: the gradient in"):
+        self_check("fused")
+
+
+def test_a_wrong_step_is_refused(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What learns from many molecules in one call is compared too."""
+    right = Network.learn
+
+    def wrong(self: Network, *arguments: Any) -> list[float]:
+        found = right(self, *arguments)
+        arguments[3].total.mul_(1 + 1e-2)
+        return found
+
+    monkeypatch.setattr(Network, "learn", wrong)
+    with pytest.raises(SelfCheckError, match="in one call: the gradient in"):
         self_check("fused")
 
 

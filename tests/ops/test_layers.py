@@ -225,7 +225,7 @@ def test_control_a_broken_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_weights_are_read_as_wide_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the features do not change and so have no width: no further than they go."""
     given: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(ops.cpu, "_call", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr(ops.cpu, "call", lambda *arguments: given.append(arguments))
     weights = Weights(dense_weights(5, 16, 2))
     kept = torch.zeros(2, 3, 16, dtype=torch.float64)
     for z_dot in (None, torch.zeros(3, 5, dtype=torch.float64)):

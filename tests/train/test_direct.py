@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from hipnn_pyg import HIPNN, PackedMolecules
+from hipnn_pyg.train.direct import DirectGradient
 from hipnn_pyg.train.loss import HIPNNLoss
 from hipnn_pyg.train.step import TrainingStep
 
@@ -48,11 +49,70 @@ def test_equals_autograd(
         batch = parts[0].gather(index)
         terms, gradient = step.gradient(step.vector, step.frozen, batch)
         expected, slopes = by_autograd(step, batch)
-        torch.testing.assert_close(tuple(terms), tuple(expected), **tolerance)
+        torch.testing.assert_close(tuple(terms), tuple(expected), check_dtype=False, **tolerance)
         scale = slopes.abs().max()
         torch.testing.assert_close(gradient / scale, slopes / scale, **tolerance)
         if index.numel() > 1:  # control: no parameter is forgotten
             assert all(bool(part.any()) for part in step.views(gradient).values())
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_molecules_are_shared_by_threads(
+    three_threads: None,
+    parts: Parts,
+    new_model: Callable[..., HIPNN],
+    dtype: torch.dtype,
+    tolerance: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every thread takes molecules of its own, in several groups: the same gradient as layer by
+    layer, and the same bits twice."""
+    step = step_of(new_model().to(dtype))
+    index = torch.arange(600) % len(parts[0])
+    large, small = parts[0].gather(index), parts[0].gather(index[:30])
+    assert large.pos.size(0) > 2 * 800  # atoms of a group
+    found = {}
+    for order in ((small, large), (large, small)):  # memory grows, or is too large
+        for batch in order:
+            terms, gradient = step.gradient(step.vector, step.frozen, batch)
+            terms_before, before = found.setdefault(batch.pos.size(0), (terms, gradient))
+            assert torch.equal(before, gradient) and terms_before == terms
+    monkeypatch.setattr(DirectGradient, "_by_molecules", None)  # control: it was not this one
+    with pytest.raises(TypeError, match="not callable"):
+        step.gradient(step.vector, step.frozen, large)
+    for batch in (large, small):
+        expected, slopes = by_autograd(step, batch)
+        terms, gradient = found[batch.pos.size(0)]
+        torch.testing.assert_close(tuple(terms), tuple(expected), check_dtype=False, **tolerance)
+        torch.testing.assert_close(
+            gradient / slopes.abs().max(), slopes / slopes.abs().max(), **tolerance
+        )
+
+
+def test_few_molecules_are_shared_layer_by_layer(
+    three_threads: None,
+    parts: Parts,
+    new_model: Callable[..., HIPNN],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a thread's share would be a molecule or none."""
+    step = step_of(new_model())
+    asked: list[str] = []
+    for name in ("_by_layers", "_by_molecules"):
+        own = getattr(DirectGradient, name)
+        monkeypatch.setattr(
+            DirectGradient, name, lambda *a, own=own, name=name: asked.append(name) or own(*a)
+        )
+    for count in (3, 60):
+        step.gradient(step.vector, step.frozen, parts[0].gather(torch.arange(count)))
+    assert asked == ["_by_layers", "_by_molecules"]
 
 
 def test_follows_the_parameters(parts: Parts, new_model: Callable[..., HIPNN]) -> None:
