@@ -26,6 +26,7 @@ from hipnn_pyg import HIPNN, PackedMolecules, RadiusGraph
 from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.graph import edge_distances
 from hipnn_pyg.train import HIPNNLoss
+from hipnn_pyg.train.adam import VectorAdam
 from hipnn_pyg.train.capture import CapturedStep, StepState, adam_state_of, gradient_of
 from hipnn_pyg.train.graphs import COMPILES_FROM, TORCH
 from hipnn_pyg.train.static import StaticBatches, StaticLoss
@@ -103,7 +104,7 @@ class Ours(Implementation):
         self.objective = TrainingStep(HIPNNLoss(self.model, LAMBDA_L2, LAMBDA_R))
         self.frozen = self.objective.frozen
         self.gradient = compiled_gradient(self.objective) if compiled else self.objective.gradient
-        self.optimizer = self._adam(self.objective)
+        self.optimizer = VectorAdam(self.objective.vector)
 
     def loss(self, batch: MoleculeBatch) -> Tensor:
         return self.objective(batch).loss
@@ -111,7 +112,7 @@ class Ours(Implementation):
     def step(self, batch: MoleculeBatch) -> None:
         vector = self.objective.vector
         _, vector.grad = self.gradient(vector, self.frozen, batch)
-        self.optimizer.step()
+        self.optimizer.update()
 
     def energies(self, batch: MoleculeBatch) -> Tensor:
         num_graphs = batch.target.numel()
@@ -139,7 +140,7 @@ class Captured(Ours):
     def __init__(self, molecules: PackedMolecules, settings: Settings, device: str) -> None:
         super().__init__(molecules, settings, device, compiled=False)
         self.objective = TrainingStep(StaticLoss(self.model, LAMBDA_L2, LAMBDA_R))
-        self.optimizer = self._adam(self.objective)
+        self.optimizer = VectorAdam(self.objective.vector)
         self.steps: dict[int, CapturedStep] = {}  # by batch size
 
     def load(self, molecules: PackedMolecules, batches: Sequence[Tensor], action: str) -> list[Any]:

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.optim import Adam
 from tqdm import tqdm
 
 from hipnn_pyg.checks import HIPNNWarning, check_species
@@ -22,6 +21,7 @@ from hipnn_pyg.models.files import load_model, save_model
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.self_check import self_check
 from hipnn_pyg.nn.precision import matrix_products
+from hipnn_pyg.train.adam import VectorAdam
 from hipnn_pyg.train.bar import progress_bar
 from hipnn_pyg.train.capture import CapturedStep, begin_captured, captured_step
 from hipnn_pyg.train.checkpoint import (
@@ -123,8 +123,7 @@ class Trainer:
         self.captured: CapturedStep | None = None
         with self._failures():
             self._set_up_step()
-        weights = [self.objective.vector]
-        self.optimizer = Adam(weights, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
+        self.optimizer = VectorAdam(self.objective.vector, config.learning_rate)
         self.schedule, self.average = recipe(config, model, self.optimizer, total_steps)
 
         self.settings = settings_of(self)
@@ -271,7 +270,7 @@ class Trainer:
         Args:
             terms: of the mini-batch.
         """
-        self.optimizer.step()
+        self.optimizer.update()
         self._count_step()
         if self.average is not None and self.step % self.average_every == 0:
             self.average.update(self.objective.vector)
