@@ -155,8 +155,8 @@ def network(weights: Sequence[BlockWeights], slopes: Sequence[Slopes]) -> Networ
     return Network([w.cutoff for w in weights], own, slopes)
 
 
-def learn(model: HIPNN, whole: Network, *given: Any) -> list[float]:
-    """The gradient of the loss of molecules; arguments and result as :meth:`Network.learn`.
+def learn(model: HIPNN, whole: Network, *given: Any) -> Tensor:
+    """The loss of molecules and its gradient; arguments and result as :meth:`Network.learn`.
 
     Args:
         model: for E^0, sigma_E and the species list.

@@ -382,8 +382,7 @@ def penalise(
 def adam(
     vector: Tensor,
     gradient: Tensor,
-    moments: tuple[Tensor, Tensor],
-    step: float,
+    state: tuple[Tensor, Tensor, Tensor],
     rates: tuple[float, float, float, float],
 ) -> None:
     """A step of Adam, in place.
@@ -391,11 +390,14 @@ def adam(
     Args:
         vector: weights, ``[P]``.
         gradient: of the loss, ``[P]``.
-        moments: running means of the gradient and of its square, ``[P]`` each.
-        step: which one it is, from 1 on.
+        state: running means of the gradient and of its square, ``[P]`` each, and the number of
+            steps done, float32.
         rates: learning rate, both betas, epsilon.
     """
-    given = (vector, gradient, *moments, vector.numel(), float(step))
+    *moments, steps = state
+    if steps.dtype != torch.float32:
+        raise TypeError(f"Adam counts its steps in float32, not in {steps.dtype}")
+    given = (vector, gradient, *moments, ctypes.c_void_p(steps.data_ptr()), vector.numel())
     call("adam", vector.dtype, *given, *map(float, rates))
 
 

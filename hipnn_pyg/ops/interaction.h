@@ -2,157 +2,56 @@
 
 #pragma once
 
-#include "threads.h"
-#include "tiles.h"
+#include "neighbours.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 namespace hipnn {
 
-// All pairs inside the molecules from .. to - 1, whose first is number x: j, i, r and where each
-// receiver's end; i may be null.
-template <typename T>
-void find_pairs(const T *pos, const Index *ptr, Index from, Index to, Index x, Index *row, Index *j,
-                Index *i, T *r) {
-    row[ptr[from]] = x;
-    for (Index m = from; m < to; ++m) {
-        for (Index a = ptr[m]; a < ptr[m + 1]; ++a) {
-            for (Index b = ptr[m]; b < ptr[m + 1]; ++b) {
-                if (a == b) continue;
-                T square = 0;
-                for (int k = 0; k < 3; ++k) {
-                    const T d = pos[3 * b + k] - pos[3 * a + k];
-                    square += d * d;
-                }
-                if (i) i[x] = a;
-                j[x] = b, r[x++] = std::sqrt(square);
-            }
-            row[a + 1] = x;
-        }
-    }
-}
-
-// The pairs of all atoms and the sensitivity functions of one layer, ready to evaluate.
-template <typename T> struct Edges {
-    const T *r;
-    const Index *row, *j;
-    Index nu, padded;  // padded: whole registers, where sigma = 0
-    T cutoff;
-    std::vector<T> inverse_mu, sigma;
-
-    static Index whole_registers(Index nu) { return (nu + kWidth<T> - 1) / kWidth<T> * kWidth<T>; }
-
-    Edges(const T *r, const Index *row, const Index *j, const T *mu, const T *sigmas, Index nu,
-          T cutoff)
-        : r(r), row(row), j(j), nu(nu), padded(whole_registers(nu)), cutoff(cutoff), inverse_mu(padded, 0), sigma(padded, 0) {
-        for (Index n = 0; n < nu; ++n) inverse_mu[n] = 1 / mu[n], sigma[n] = sigmas[n];
-    }
-
-    Index degree(Index i) const { return row[i + 1] - row[i]; }
-    const Index *senders(Index i) const { return j + row[i]; }
-    Index most(Index atoms) const {
-        Index found = 0;
-        for (Index i = 0; i < atoms; ++i) found = std::max(found, degree(i));
-        return found;
-    }
-
-    // Eq. 11, cos(pi r / 2 cutoff)^2, and the derivative of its logarithm.
-    T envelope(T distance) const {
-        const T c = quarter_sine(kQuarter * (1 - distance / cutoff));
-        return distance < cutoff ? c * c : T(0);
-    }
-    T envelope_turn(T distance) const {
-        const T share = distance / cutoff, factor = -2 * kQuarter / cutoff;
-        const T turn = quarter_sine(kQuarter * share) / quarter_sine(kQuarter * (1 - share));
-        return distance < cutoff ? factor * turn : T(0);
-    }
-    // That of the edges of atom i; valid until the next call.
-    const T *envelope_turns(Index i) const {
-        T *turns = scratch<T, kEnvelopes>(degree(i));
-        const T *distance = r + row[i];
-#pragma omp simd
-        for (Index x = 0; x < degree(i); ++x) turns[x] = envelope_turn(distance[x]);
-        return turns;
-    }
-    static constexpr T kQuarter = T(1.57079632679489661923);  // pi / 2
-
-    // The sensitivities of Eq. 10, s[x, padded], of the edges of atom i.
-    void sensitivities(Index i, T *s) const {
-        const T *im = inverse_mu.data(), *sg = sigma.data(), *distance = r + row[i];
-        const Index edges = degree(i);
-        T *phi = scratch<T, kEnvelopes>(edges);
-#pragma omp simd
-        for (Index x = 0; x < edges; ++x) phi[x] = envelope(distance[x]);
-        for (Index x = 0; x < edges; ++x, s += padded) {
-            const T inverse = 1 / distance[x], factor = phi[x];
-#pragma omp simd
-            for (Index n = 0; n < padded; ++n) {
-                const T deviation = (inverse - im[n]) * sg[n];
-                s[n] = exponential(T(-0.5) * deviation * deviation) * factor;
-            }
-        }
-    }
-
-    // Those of atom i: kept[E, padded] holds them all, or they are computed, to `small`.
-    const T *sensitivities(Index i, const T *kept, T *small) const {
-        if (kept) return kept + row[i] * padded;
-        sensitivities(i, small);
-        return small;
-    }
-
-    // From ds[x, nu] of atom i and s: adds to dlogmu = dmu mu^2 and dsigma; writes dr.
-    void pull_back(Index i, const T *ds, const T *s, T *dmu, T *dsigma, T *dr) const {
-        const T *im = inverse_mu.data(), *sg = sigma.data();
-        const T *turns = dr ? envelope_turns(i) : nullptr;
-        for (Index x = row[i]; x < row[i + 1]; ++x, ds += nu, s += padded) {
-            const T inverse = 1 / r[x], square = inverse * inverse;
-            const T of_envelope = dr ? *turns++ : T(0);
-            T along = 0;
-#pragma omp simd reduction(+ : along)
-            for (Index n = 0; n < nu; ++n) {
-                const T difference = inverse - im[n], weighted = s[n] * ds[n];
-                const T turn = -difference * sg[n] * weighted;
-                dmu[n] += turn * sg[n];
-                dsigma[n] += turn * difference;
-                along += weighted * of_envelope - turn * sg[n] * square;
-            }
-            if (dr) dr[x] = along;
-        }
-    }
-};
-
-// e[nu, b] (+)= sum over the atom's edges  s[x, nu] z[j(x), b]; rows of s and e are `lds`, `ld` apart
+// e[nu, b] (+)= sum over an atom's edges  s[x, nu] z[j(x), b], of those that a function reaches; s is
+// [edges, padded] and rows of e are `ld` apart.
 template <bool ADD = false, typename T>
-inline void environment(Index degree, const Index *j, const T *s, Index lds, const T *z, Index nu,
+inline void environment(const Edges<T> &edges, const Neighbours<T> &near, const T *s, const T *z,
                         Index width, T *e, Index ld) {
-    product<T, ADD>(
-        nu, degree, width, [=](Index n, Index x) { return s[x * lds + n]; },
-        [=](Index x) { return z + j[x] * width; }, e, ld);
+    const Index lds = edges.padded;
+    for (Index n = 0; n < edges.nu; n += kTile) {
+        const Span reached = edges.reached(near, n / kTile);
+        const T *own = s + reached.begin * lds + edges.front + n;
+        const Index *j = near.j + reached.begin;
+        product<T, ADD>(
+            std::min(kTile, edges.nu - n), reached.size(), width,
+            [=](Index m, Index x) { return own[x * lds + m]; },
+            [=](Index x) { return z + j[x] * width; }, e + n * ld, ld);
+    }
 }
 
-// t[x, nu] (+)= sum over b  g[nu, b] z[j(x), b], with g turned to [b, nu]
+// t[x, nu] (+)= sum over b  g[nu, b] z[j(x), b] of `rows` edges, with g turned to [b, ld], for the
+// functions of `window`; rows of t are `ld` apart, too.
 template <bool ADD = false, typename T>
-inline void projections(Index degree, const Index *j, const T *turned, const T *z, Index nu,
-                        Index width, T *t) {
+inline void projections(Index rows, const Index *j, const T *turned, const T *z, Span window,
+                        Index width, T *t, Index ld) {
+    const T *from = turned + window.begin;
     product<T, ADD>(
-        degree, width, nu, [=](Index x, Index b) { return z[j[x] * width + b]; },
-        [=](Index b) { return turned + b * nu; }, t, nu);
+        rows, width, window.size(), [=](Index x, Index b) { return z[j[x] * width + b]; },
+        [=](Index b) { return from + b * ld; }, t + window.begin, ld);
 }
 
-// part[x, b] (+)= sum over nu  s[x, nu] g[nu, b] of `degree` edges; rows of s are `lds` apart
+// part[x, b] (+)= sum over nu  s[x, nu] g[nu, b] of `rows` edges and the functions of `reaching`;
+// rows of s are `lds` apart.
 template <bool ADD = false, typename T>
-inline void spread(Index degree, const T *s, Index lds, const T *g, Index nu, Index width, T *part) {
+inline void spread(Index rows, const T *s, Index lds, const T *g, Span reaching, Index width,
+                   T *part) {
+    const T *own = s + reaching.begin, *from = g + reaching.begin * width;
     product<T, ADD>(
-        degree, nu, width, [=](Index x, Index n) { return s[x * lds + n]; },
-        [=](Index n) { return g + n * width; }, part, width);
+        rows, reaching.size(), width, [=](Index x, Index n) { return own[x * lds + n]; },
+        [=](Index n) { return from + n * width; }, part, width);
 }
 
-// u[j(x), b] += part[x, b] of the edges of an atom
+// u[j(x), b] += part[x, b] of `rows` edges
 template <typename T>
-inline void send_back(Index degree, const Index *j, const T *part, Index width, T *u) {
-    for (Index x = 0; x < degree; ++x)
+inline void send_back(Index rows, const Index *j, const T *part, Index width, T *u) {
+    for (Index x = 0; x < rows; ++x)
         for (Index b = 0; b < width; ++b) u[j[x] * width + b] += part[x * width + b];
 }
 
@@ -162,11 +61,10 @@ template <typename T>
 inline void environments(const Edges<T> &edges, Index first, Index count, const T *z, Index in,
                          T *s, bool keep, T *e, Index ld) {
     for (Index a = 0; a < count; ++a) {
-        const Index i = first + a;
-        T *own = keep ? s + edges.row[i] * edges.padded : s;
-        edges.sensitivities(i, own);
-        environment(edges.degree(i), edges.senders(i), own, edges.padded, z, edges.nu, in,
-                    e + a * in, ld);
+        const Neighbours<T> near = edges.neighbours(first + a);
+        T *own = keep ? s + edges.row[first + a] * edges.padded : s;
+        edges.sensitivities(near, own);
+        environment(edges, near, own, z, in, e + a * in, ld);
     }
 }
 
@@ -243,7 +141,8 @@ void sum_parts(const Edges<T> &edges, const double *parts, Index team, T *dmu, T
         double mu = 0, sigma = 0;
         for (Index me = 0; me < team; ++me)
             mu += parts[2 * me * nu + n], sigma += parts[(2 * me + 1) * nu + n];
-        dmu[n] = T(mu) * edges.inverse_mu[n] * edges.inverse_mu[n], dsigma[n] = T(sigma);
+        const T inverse = edges.inverse_mu[edges.front + n];
+        dmu[n] = T(mu) * inverse * inverse, dsigma[n] = T(sigma);
     }
 }
 
@@ -253,25 +152,32 @@ template <typename T>
 void send(const Edges<T> &edges, Index first, Index count, const T *z, const T *turned_V,
           const T *kept_s, const T *dg, double *dlogmu, double *dsigma, T *dz, T *dr, Index most,
           Index in, Index out) {
-    const Index nu = edges.nu, depth = nu * in, padded = edges.padded;
+    const Index nu = edges.nu, depth = nu * in, padded = edges.padded, front = edges.front;
     T *small = scratch<T, kSensitivities>(kept_s ? 0 : most * padded);
-    T *ds = scratch<T, kSlopes>(most * nu), *part = scratch<T, kPart>(dz ? most * in : 0);
-    T *turned = scratch<T, kTurned>(depth), *e = scratch<T, kEnvironments>(nu * kBlock * in);
-    T *dm = scratch<T, kSmall>(2 * nu), *dsg = dm + nu;
+    T *ds = scratch<T, kSlopes>(kTile * padded), *part = scratch<T, kPart>(kTile * in);
+    T *turned = scratch<T, kTurned>(in * padded), *e = scratch<T, kEnvironments>(nu * kBlock * in);
+    T *dm = scratch<T, kSmall>(2 * padded), *dsg = dm + padded;
     pull(dg, turned_V, e, count, nu, in, out);
-    std::fill(dm, dm + 2 * nu, T(0));
+    std::fill(turned, turned + in * padded, T(0));
+    std::fill(dm, dm + 2 * padded, T(0));
     for (Index a = 0; a < count; ++a) {
-        const Index i = first + a, degree = edges.degree(i), *j = edges.senders(i);
-        const T *de = e + a * depth;
-        transpose(nu, in, de, turned);
-        projections(degree, j, turned, z, nu, in, ds);
-        const T *s = edges.sensitivities(i, kept_s, small);
-        edges.pull_back(i, ds, s, dm, dsg, dr);
-        if (!dz) continue;
-        spread(degree, s, padded, de, nu, in, part);
-        send_back(degree, j, part, in, dz);
+        const Neighbours<T> near = edges.neighbours(first + a);
+        const T *de = e + a * depth, *s = edges.sensitivities(first + a, near, kept_s, small);
+        const T *turns = dr ? edges.envelope_turns(near) : nullptr;
+        transpose(nu, in, de, turned + front, padded);
+        for (Index x = 0; x < near.count; x += kTile, s += kTile * padded) {
+            const Index rows = std::min(kTile, near.count - x), *j = near.j + x;
+            const Span window = edges.registers(near, x, rows);
+            projections(rows, j, turned, z, window, in, ds, padded);
+            edges.pull_back(near, x, rows, window, ds, s, turns, dm, dsg, dr);
+            if (!dz) continue;
+            const Span reaching = edges.reaching(near, x, rows, edges.of_function);
+            if (!reaching.size()) continue;
+            spread(rows, s + front, padded, de, reaching, in, part);
+            send_back(rows, j, part, in, dz);
+        }
     }
-    for (Index n = 0; n < nu; ++n) dlogmu[n] += dm[n], dsigma[n] += dsg[n];
+    for (Index n = 0; n < nu; ++n) dlogmu[n] += dm[front + n], dsigma[n] += dsg[front + n];
 }
 
 // Gradients of interact; dz, dV (which needs kept), dr and kept_s may be null.

@@ -74,8 +74,9 @@ void penalise(const T *gradient, const T *vector, const T *penalised, T *total, 
 // ---- Adam -----------------------------------------------------------------------------------------
 
 template <typename T>
-void adam(T *vector, const T *gradient, T *mean, T *square, Index size, double step, double rate,
+void adam(T *vector, const T *gradient, T *mean, T *square, float *steps, Index size, double rate,
           double beta1, double beta2, double epsilon) {
+    const double step = *steps += 1;
     const T along = T(rate / (1 - std::pow(beta1, step)));
     const T root = T(1 / std::sqrt(1 - std::pow(beta2, step))), least = T(epsilon);
     const T kept = T(beta1), kept_square = T(beta2), part = T(1 - beta1), part_square = T(1 - beta2);
@@ -104,9 +105,13 @@ void envsum(const T *s, const T *z, const Index *row, const Index *j, T *e, Inde
     {
         const FloatMode held(mode);
 #pragma omp for schedule(dynamic, 8)
-        for (Index i = 0; i < rows; ++i)
-            environment(row[i + 1] - row[i], j + row[i], s + row[i] * nu, nu, z, nu, width,
-                        e + i * nu * width, width);
+        for (Index i = 0; i < rows; ++i) {
+            const T *own = s + row[i] * nu;
+            const Index *senders = j + row[i];
+            product<T, false>(
+                nu, row[i + 1] - row[i], width, [=](Index n, Index x) { return own[x * nu + n]; },
+                [=](Index x) { return z + senders[x] * width; }, e + i * nu * width, width);
+        }
     }
 }
 
@@ -121,8 +126,8 @@ void sensesum(const T *g, const T *z, const Index *row, const Index *j, T *t, In
 #pragma omp for schedule(dynamic, 8)
         for (Index i = 0; i < rows; ++i) {
             transpose(nu, width, g + i * nu * width, turned.data());
-            projections(row[i + 1] - row[i], j + row[i], turned.data(), z, nu, width,
-                        t + row[i] * nu);
+            projections(row[i + 1] - row[i], j + row[i], turned.data(), z, {0, nu}, width,
+                        t + row[i] * nu, nu);
         }
     }
 }
@@ -148,6 +153,31 @@ void featsum(const T *g, const T *s, const Index *column, const Index *order, co
         }
     }
 }
+
+// ---- a step ---------------------------------------------------------------------------------------
+
+// The loss (Eq. 14) and its parts, found = loss, MAE, RMSE, L2 term, mean R; its gradient to `total`.
+// The slopes of `weights` are parts of `gradient`, which lacks the L2 term's.
+template <typename T> struct Loss {
+    double lambda_l2, lambda_r;
+    const T *gradient, *vector, *penalised;
+    T *total;
+    double *found;
+    Index parameters;
+
+    void learn(Network<T> &network, const Zeroth &zeroth, const double *target, Index molecules,
+               T *const *slopes) const {
+        const auto [absolute, square, r] = network.forward(zeroth, target);
+        const double mae = absolute / molecules, rmse = std::sqrt(square / molecules);
+        const double scale = molecules * zeroth.sigma_e;
+        network.backward({1 / scale, rmse ? 0.5 / (rmse * scale) : 0, lambda_r / molecules},
+                         zeroth.sigma_e, slopes);
+        T l2;
+        penalise(gradient, vector, penalised, total, &l2, parameters, T(2 * lambda_l2));
+        found[0] = (mae + rmse) / zeroth.sigma_e + lambda_l2 * l2 + lambda_r * r / molecules;
+        found[1] = mae, found[2] = rmse, found[3] = l2, found[4] = r / molecules;
+    }
+};
 
 }  // namespace hipnn
 
@@ -226,10 +256,10 @@ using hipnn::Index;
                                     T *total, T *sum, Index size, double factor) {                 \
         hipnn::penalise<T>(gradient, vector, penalised, total, sum, size, T(factor));              \
     }                                                                                              \
-    extern "C" void adam_##NAME(T *vector, const T *gradient, T *mean, T *square, Index size,      \
-                                double step, double rate, double beta1, double beta2,              \
+    extern "C" void adam_##NAME(T *vector, const T *gradient, T *mean, T *square, float *steps,    \
+                                Index size, double rate, double beta1, double beta2,               \
                                 double epsilon) {                                                  \
-        hipnn::adam<T>(vector, gradient, mean, square, size, step, rate, beta1, beta2, epsilon);   \
+        hipnn::adam<T>(vector, gradient, mean, square, steps, size, rate, beta1, beta2, epsilon);  \
     }                                                                                              \
     extern "C" void readout_##NAME(const T *z, const T *w, const T *b, double *energy,             \
                                    Index atoms, Index width, double scale) {                       \
@@ -256,29 +286,22 @@ using hipnn::Index;
     }
 EXPORT(float, float32)
 EXPORT(double, float64)
-// Bytes of memory that a step needs; where there are fewer nothing is done. sums: those of |e|, e^2
-// and R over molecules, and the L2 term. `total` is the gradient of the loss (Eq. 14); the slopes are
-// parts of `gradient`, without its L2 term.
+// Bytes of memory that a step needs; where there are fewer, nothing is done.
 #define EXPORT_LEARN(T, NAME)                                                                      \
     extern "C" Index learn_##NAME(                                                                 \
         const Index *sizes, const double *cutoffs, const T *const *weights, T *const *slopes,      \
         const Index *z, const Index *ptr, const T *pos, const T *r, const Index *row,              \
-        const Index *j, const Index *index, const double *e0, const double *bias,                  \
-        const double *sigma_e, const double *target, double *sums, const T *gradient,              \
+        const Index *j, const Index *place, const double *e0, const double *bias,                  \
+        const double *sigma_e, const double *target, double *found, const T *gradient,             \
         const T *vector, const T *penalised, T *total, void *memory, Index bytes,                  \
         double lambda_l2, double lambda_r) {                                                       \
         hipnn::Network<T> network(                                                                 \
             {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]}, cutoffs,       \
             weights, {z, ptr, pos, r, row, j}, memory);                                            \
-        if (network.bytes() > bytes) return network.bytes();                                       \
-        const double molecules = sizes[1], scale = molecules * *sigma_e;                           \
-        network.forward(index, sizes[7], e0, bias, *sigma_e, target, sums);                        \
-        const double rmse = std::sqrt(sums[1] / molecules);                                        \
-        network.backward({1 / scale, rmse ? 0.5 / (rmse * scale) : 0, lambda_r / molecules},       \
-                         *sigma_e, slopes);                                                        \
-        T l2;                                                                                      \
-        hipnn::penalise<T>(gradient, vector, penalised, total, &l2, sizes[8], T(2 * lambda_l2));   \
-        sums[3] = l2;                                                                              \
+        if (network.bytes() <= bytes)                                                              \
+            hipnn::Loss<T>{lambda_l2, lambda_r, gradient, vector, penalised, total, found,         \
+                           sizes[8]}                                                               \
+                .learn(network, {place, sizes[7], e0, *bias, *sigma_e}, target, sizes[1], slopes); \
         return network.bytes();                                                                    \
     }
 EXPORT_LEARN(float, float32)

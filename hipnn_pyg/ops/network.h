@@ -56,13 +56,22 @@ template <typename T> struct Structures {
     const Index *row, *j;
 };
 
+// E_i^0 = e0[place of its species] + bias. The place of an atomic number is place[it, at most last],
+// -1 for one that the model does not know.
+struct Zeroth {
+    const Index *place;
+    Index last;
+    const double *e0;
+    double bias, sigma_e;
+};
+
 // weights: mu, sigma, V, w, b and the dense weights (as in dense.h) of each order.
 template <typename T> class Network {
     const NetworkSizes size;
     const Structures<T> given;
     const Index *const ptr;
-    T *r;
-    Index *row, *j;  // of the pairs found here
+    T *found_r, *r;  // r, row, j of the pairs found here; r, j sorted
+    Index *found_row, *found_j, *j;
     std::vector<Order<T>> orders;
     T *one_hot;             // [N, species]
     double *terms, *dterms; // E_i^n, [N, orders + 1]
@@ -80,16 +89,16 @@ template <typename T> class Network {
             most_atoms = std::max(most_atoms, ptr[start(group + 1)] - ptr[start(group)]);
         Pieces pieces(memory);
         const Index edges = given.pos ? pairs_before(size.molecules) : given.row[atoms];
-        row = pieces.take<Index>(given.pos ? atoms + 1 : 0);
-        j = pieces.take<Index>(given.pos ? edges : 0), r = pieces.take<T>(given.pos ? edges : 0);
+        found_row = pieces.take<Index>(given.pos ? atoms + 1 : 0);
+        found_j = pieces.take<Index>(given.pos ? edges : 0);
+        found_r = pieces.take<T>(given.pos ? edges : 0);
+        j = pieces.take<Index>(edges), r = pieces.take<T>(edges);
+        const Index *row = given.pos ? found_row : given.row;
         for (Index n = 0; n < size.orders; ++n) {
             const T *const *own = weights + n * (5 + 5 * size.layers);
             const Index in = n ? out : size.species;
-            const Edges<T> found = given.pos
-                ? Edges<T>(r, row, j, own[0], own[1], nu, T(cutoffs[n]))
-                : Edges<T>(given.r, given.row, given.j, own[0], own[1], nu, T(cutoffs[n]));
-            orders.push_back({found, own[2], own[3], own[4], stack(own + 5, in, out, size.layers),
-                              in, out});
+            orders.push_back({{r, row, j, own[0], own[1], nu, T(cutoffs[n]), true}, own[2], own[3],
+                              own[4], stack(own + 5, in, out, size.layers), in, out});
         }
         if (!given.pos) most_edges = orders[0].edges.most(atoms);
         else for (Index m = 0; m < size.molecules; ++m)
@@ -119,10 +128,8 @@ template <typename T> class Network {
 
     Index bytes() const { return needed; }
 
-    // sums = sum |e|, sum e^2, sum R over molecules. A species' place is at index[its atomic number,
-    // at most last], -1 for a foreign one; E_i^0 = e0[place] + *bias.
-    void forward(const Index *index, Index last, const double *e0, const double *bias,
-                 double sigma_e, const double *target, double *sums) {
+    // The sums of |e|, e^2 and R over molecules.
+    std::array<double, 3> forward(const Zeroth &zeroth, const double *target) {
         const unsigned mode = FloatMode::callers();
 #pragma omp parallel
         {
@@ -132,26 +139,26 @@ template <typename T> class Network {
                 turn(own.V, own.turned_V, size.nu, own.in, size.out);
             }
             const Span own = mine(0, size.molecules);
-            if (given.pos)
-                find_pairs(given.pos, ptr, own.begin, own.end, pairs_before(own.begin), row, j,
-                           (Index *)nullptr, r);
+            sort_pairs(own);
             for (Index i = ptr[own.begin]; i < ptr[own.end]; ++i) {
-                const Index place = index[std::clamp<Index>(given.z[i], 0, last)];
+                const Index place = zeroth.place[std::clamp<Index>(given.z[i], 0, zeroth.last)];
                 for (Index n = 0; n < size.species; ++n)
                     one_hot[i * size.species + n] = n == place;
-                terms[i * (size.orders + 1)] = place < 0 ? NAN : e0[place] + *bias;
+                terms[i * (size.orders + 1)] = place < 0 ? NAN : zeroth.e0[place] + zeroth.bias;
             }
-            for (Index n = 0; n < size.orders; ++n) up(n, {ptr[own.begin], ptr[own.end]}, sigma_e);
+            for (Index n = 0; n < size.orders; ++n)
+                up(n, {ptr[own.begin], ptr[own.end]}, zeroth.sigma_e);
             for (Index m = own.begin; m < own.end; ++m) {
                 const auto found = standing(terms, target[m], ptr[m], ptr[m + 1], size.orders);
                 error[m] = found.error, nonhierarchicality[m] = found.r;
             }
         }
-        std::fill(sums, sums + 3, 0);
+        std::array<double, 3> sums{};
         for (Index m = 0; m < size.molecules; ++m) {
             const double e = error[m];
             sums[0] += e < 0 ? -e : e, sums[1] += e * e, sums[2] += nonhierarchicality[m];
         }
+        return sums;
     }
 
     // Gradients in mu, sigma, V, the dense weights, w, b of each order, to slopes[orders, 6], from
@@ -187,6 +194,23 @@ template <typename T> class Network {
     }
 
   private:
+    // The pairs of some molecules, once for all orders.
+    void sort_pairs(Span molecules) {
+        if (given.pos)
+            find_pairs(given.pos, ptr, molecules.begin, molecules.end,
+                       pairs_before(molecules.begin), found_row, found_j, (Index *)nullptr,
+                       found_r);
+        const Index *listed = given.pos ? found_j : given.j;
+        const T *distances = given.pos ? found_r : given.r;
+        const Edges<T> &edges = orders[0].edges;
+        for (Index i = ptr[molecules.begin]; i < ptr[molecules.end]; ++i) {
+            const Index first = edges.row[i], count = edges.degree(i);
+            Edges<T>::sort(distances, first, count, edges.cutoff, [=](Index place, Index x) {
+                j[first + place] = listed[x], r[first + place] = distances[x];
+            });
+        }
+    }
+
     Index pairs_before(Index molecule) const {
         Index sum = 0;
         for (Index m = 0; m < molecule; ++m) sum += (ptr[m + 1] - ptr[m]) * (ptr[m + 1] - ptr[m] - 1);

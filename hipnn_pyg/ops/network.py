@@ -102,8 +102,8 @@ class Network:
         parameters: Parameters,
         lambda_l2: float,
         lambda_r: float,
-    ) -> list[float]:
-        """The gradient of the loss (Eq. 14), to ``parameters.total``.
+    ) -> Tensor:
+        """The loss (Eq. 14) and its gradient, to ``parameters.total``.
 
         Args:
             reference: E^0 and sigma_E.
@@ -114,19 +114,19 @@ class Network:
             lambda_r: weight of the R term.
 
         Returns:
-            Sums over molecules of abs(e), e^2 and R, and the L2 term.
+            The loss, MAE, RMSE, L2 term and mean R, float64, ``[5]``.
         """
         place, *zeroth = reference
         numbers = (structures.z.numel(), target.numel(), *self._sizes)
         sizes = (ctypes.c_int64 * 9)(*numbers, place.numel() - 1, parameters.total.numel())
-        sums = target.new_empty(4)
+        found = target.new_empty(5)
         tables = (sizes, self._cutoffs, self._weights.addresses, self._slopes.addresses)
-        given = (*tables, *structures, place, *zeroth, target, sums, *parameters)
+        given = (*tables, *structures, place, *zeroth, target, found, *parameters)
         weights = (float(lambda_l2), float(lambda_r))
         while True:
             memory = self._memory
             needed = cpu.call("learn", self._dtype, *given, memory, memory.numel(), *weights)
             if needed <= memory.numel():
-                return sums.tolist()
+                return found
             self._memory = memory = memory.new_empty(0)  # the old one goes first
             self._memory = memory.new_empty(needed + needed // 8)

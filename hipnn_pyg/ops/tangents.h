@@ -11,38 +11,41 @@
 
 namespace hipnn {
 
-// s_dot[x, padded] = along s'(r) from the sensitivities s of the edges of atom i.
+// s_dot[x, padded] = along s'(r) from the sensitivities s of an atom's edges.
 template <typename T>
-void changes(const Edges<T> &edges, const T *along, Index i, const T *s, T *s_dot) {
+void changes(const Edges<T> &edges, const Neighbours<T> &near, const T *along, const T *s,
+             T *s_dot) {
     const T *im = edges.inverse_mu.data(), *sg = edges.sigma.data();
-    const T *turns = edges.envelope_turns(i);
+    const T *turns = edges.envelope_turns(near);
     const Index padded = edges.padded;
-    for (Index x = edges.row[i]; x < edges.row[i + 1]; ++x, s += padded, s_dot += padded) {
-        const T inverse = 1 / edges.r[x], square = along[x] * inverse * inverse;
-        const T of_envelope = along[x] * *turns++;
+    for (Index x = 0; x < near.count; ++x, s += padded, s_dot += padded) {
+        const T inverse = near.inverse[x], square = along[near.edge[x]] * inverse * inverse;
+        const T of_envelope = along[near.edge[x]] * turns[x];
 #pragma omp simd
         for (Index n = 0; n < padded; ++n)
             s_dot[n] = s[n] * (of_envelope + square * (inverse - im[n]) * sg[n] * sg[n]);
     }
 }
 
-// From ds and ds_dot [x, nu] of atom i, and its sensitivities: adds to dlogmu = dmu mu^2 and dsigma.
+// From ds and ds_dot [x, padded] of the edges first .. first + rows - 1 of an atom, and their
+// sensitivities, within `window`: adds to dlogmu = dmu mu^2 and dsigma.
 template <typename T>
-void pull_back(const Edges<T> &edges, const T *along, Index i, const T *ds, const T *ds_dot,
-               const T *s, const T *s_dot, T *dmu, T *dsigma) {
+void pull_back(const Edges<T> &edges, const Neighbours<T> &near, Index first, Index rows,
+               Span window, const T *along, const T *ds, const T *ds_dot, const T *s,
+               const T *s_dot, T *dlogmu, T *dsigma) {
     const T *im = edges.inverse_mu.data(), *sg = edges.sigma.data();
-    const Index nu = edges.nu, padded = edges.padded;
-    for (Index x = edges.row[i]; x < edges.row[i + 1]; ++x) {
-        const T inverse = 1 / edges.r[x], factor = along[x] * inverse * inverse;
+    const Index padded = edges.padded;
+    for (Index x = first; x < first + rows; ++x) {
+        const T inverse = near.inverse[x], factor = along[near.edge[x]] * inverse * inverse;
 #pragma omp simd
-        for (Index n = 0; n < nu; ++n) {
+        for (Index n = window.begin; n < window.end; ++n) {
             const T difference = inverse - im[n], deviation = difference * sg[n];
             const T turn = -deviation * (ds[n] * s[n] + ds_dot[n] * s_dot[n]);
             const T shift = factor * ds_dot[n] * s[n];
-            dmu[n] += turn * sg[n] + shift * sg[n] * sg[n];
+            dlogmu[n] += turn * sg[n] + shift * sg[n] * sg[n];
             dsigma[n] += turn * difference + 2 * shift * deviation;
         }
-        ds += nu, ds_dot += nu, s += padded, s_dot += padded;
+        ds += padded, ds_dot += padded, s += padded, s_dot += padded;
     }
 }
 
@@ -61,12 +64,12 @@ void interact_tangent(const Edges<T> &edges, const T *along, const T *z, const T
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
             for (Index i = first; i < first + count; ++i) {
-                const Index degree = edges.degree(i), *j = edges.senders(i);
+                const Neighbours<T> near = edges.neighbours(i);
                 T *e = kept_dot + i * in;
                 const T *s = kept_s + edges.row[i] * padded;
-                changes(edges, along, i, s, s_dot);
-                environment(degree, j, s_dot, padded, z, nu, in, e, ld);
-                if (z_dot) environment<true>(degree, j, s, padded, z_dot, nu, in, e, ld);
+                changes(edges, near, along, s, s_dot);
+                environment(edges, near, s_dot, z, in, e, ld);
+                if (z_dot) environment<true>(edges, near, s, z_dot, in, e, ld);
             }
             std::fill(g_dot + first * out, g_dot + (first + count) * out, T(0));
             for (Index n = 0; n < nu; ++n)
@@ -83,7 +86,7 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
                                const T *dg, const T *dg_dot, T *dmu, T *dsigma, T *dz, T *dz_dot,
                                T *dV, Index atoms, Index in, Index out) {
     const Index nu = edges.nu, depth = nu * in, most = edges.most(atoms), padded = edges.padded;
-    const Index team = omp_get_max_threads(), features = atoms * in;
+    const Index front = edges.front, team = omp_get_max_threads(), features = atoms * in;
     T *turned_V = scratch<T, kWeights>(depth * out);
     T *parts_z = scratch<T, kRows>(dz ? 2 * team * features : 0);
     T *parts_z_dot = parts_z + team * features;
@@ -101,11 +104,12 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
                                   out);
         }
         T *s_dot = scratch<T, kSensitivities>(most * padded);
-        T *ds = scratch<T, kSlopes>(2 * most * nu), *ds_dot = ds + most * nu;
-        T *turned = scratch<T, kTurned>(2 * depth), *turned_dot = turned + depth;
+        T *ds = scratch<T, kSlopes>(2 * kTile * padded), *ds_dot = ds + kTile * padded;
+        T *turned = scratch<T, kTurned>(2 * in * padded), *turned_dot = turned + in * padded;
+        std::fill(turned, turned + 2 * in * padded, T(0));
         T *e = scratch<T, kEnvironments>(2 * kBlock * depth), *e_dot = e + kBlock * depth;
-        T *part = scratch<T, kPart>(most * in);
-        T *dm = scratch<T, kSmall>(2 * nu), *dsg = dm + nu;
+        T *part = scratch<T, kPart>(kTile * in);
+        T *dm = scratch<T, kSmall>(2 * padded), *dsg = dm + padded;
         T *my_z = parts_z + me * features, *my_z_dot = parts_z_dot + me * features;
         if (dz) {
             std::fill(my_z, my_z + features, T(0));
@@ -117,26 +121,34 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
             const Index first = share.first(block), count = share.first(block + 1) - first;
             pull(dg + first * out, turned_V, e, count, nu, in, out);
             pull(dg_dot + first * out, turned_V, e_dot, count, nu, in, out);
-            std::fill(dm, dm + 2 * nu, T(0));
+            std::fill(dm, dm + 2 * padded, T(0));
             for (Index a = 0; a < count; ++a) {
-                const Index i = first + a, degree = edges.degree(i), *j = edges.senders(i);
+                const Neighbours<T> near = edges.neighbours(first + a);
                 const T *de = e + a * depth, *de_dot = e_dot + a * depth;
-                transpose(nu, in, de, turned);
-                transpose(nu, in, de_dot, turned_dot);
-                projections(degree, j, turned, z, nu, in, ds);
-                if (z_dot) projections<true>(degree, j, turned_dot, z_dot, nu, in, ds);
-                projections(degree, j, turned_dot, z, nu, in, ds_dot);
-                const T *s = kept_s + edges.row[i] * padded;
-                changes(edges, along, i, s, s_dot);
-                pull_back(edges, along, i, ds, ds_dot, s, s_dot, dm, dsg);
-                if (!dz) continue;
-                spread(degree, s, padded, de, nu, in, part);
-                spread<true>(degree, s_dot, padded, de_dot, nu, in, part);
-                send_back(degree, j, part, in, my_z);
-                spread(degree, s, padded, de_dot, nu, in, part);
-                send_back(degree, j, part, in, my_z_dot);
+                transpose(nu, in, de, turned + front, padded);
+                transpose(nu, in, de_dot, turned_dot + front, padded);
+                const T *s = kept_s + edges.row[first + a] * padded;
+                changes(edges, near, along, s, s_dot);
+                for (Index x = 0; x < near.count; x += kTile, s += kTile * padded) {
+                    const Index rows = std::min(kTile, near.count - x), *j = near.j + x;
+                    const Span window = edges.registers(near, x, rows);
+                    const T *dot = s_dot + x * padded;
+                    projections(rows, j, turned, z, window, in, ds, padded);
+                    if (z_dot) projections<true>(rows, j, turned_dot, z_dot, window, in, ds, padded);
+                    projections(rows, j, turned_dot, z, window, in, ds_dot, padded);
+                    pull_back(edges, near, x, rows, window, along, ds, ds_dot, s, dot, dm, dsg);
+                    if (!dz) continue;
+                    const Span reaching = edges.reaching(near, x, rows, edges.of_function);
+                    if (!reaching.size()) continue;
+                    spread(rows, s + front, padded, de, reaching, in, part);
+                    spread<true>(rows, dot + front, padded, de_dot, reaching, in, part);
+                    send_back(rows, j, part, in, my_z);
+                    spread(rows, s + front, padded, de_dot, reaching, in, part);
+                    send_back(rows, j, part, in, my_z_dot);
+                }
             }
-            for (Index n = 0; n < nu; ++n) my_mu[n] += dm[n], my_sigma[n] += dsg[n];
+            for (Index n = 0; n < nu; ++n)
+                my_mu[n] += dm[front + n], my_sigma[n] += dsg[front + n];
         }
 #pragma omp barrier
         if (dz) {

@@ -41,6 +41,8 @@ template <typename V, typename T> inline void store(T *to, V value) {
     std::memcpy(to, &value, sizeof(V));
 }
 
+constexpr Index kTile = 5;  // rows of a tile
+
 // C[r, c] (+)= sum over k < depth of a(r, k) b(k)[c] for R rows and V registers of W columns.
 template <typename T, bool ADD, int R, int V, int W, typename A, typename B>
 inline void tile(Index depth, A a, B b, T *c, Index ldc) {
@@ -108,8 +110,8 @@ inline void add_outer(Index m, Index n, Index k, const T *a, const T *b, T *c) {
         [=](Index x) { return b + x * n; }, c, n);
 }
 
-// to[n, m] = from[m, n]^T; 4 x 4 numbers at a time.
-template <typename T> inline void transpose(Index m, Index n, const T *from, T *to) {
+// to[n, ld] = from[m, n]^T; 4 x 4 numbers at a time.
+template <typename T> inline void transpose(Index m, Index n, const T *from, T *to, Index ld) {
     using four = lanes<T, 4>;
     Index r = 0;
     for (; r + 4 <= m; r += 4) {
@@ -122,25 +124,30 @@ template <typename T> inline void transpose(Index m, Index n, const T *from, T *
             const four ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
             const four pq = __builtin_shufflevector(p, q, 0, 4, 1, 5);
             const four pq2 = __builtin_shufflevector(p, q, 2, 6, 3, 7);
-            T *out = to + c * m + r;
+            T *out = to + c * ld + r;
             store<four>(out, __builtin_shufflevector(ab, pq, 0, 1, 4, 5));
-            store<four>(out + m, __builtin_shufflevector(ab, pq, 2, 3, 6, 7));
-            store<four>(out + 2 * m, __builtin_shufflevector(ab2, pq2, 0, 1, 4, 5));
-            store<four>(out + 3 * m, __builtin_shufflevector(ab2, pq2, 2, 3, 6, 7));
+            store<four>(out + ld, __builtin_shufflevector(ab, pq, 2, 3, 6, 7));
+            store<four>(out + 2 * ld, __builtin_shufflevector(ab2, pq2, 0, 1, 4, 5));
+            store<four>(out + 3 * ld, __builtin_shufflevector(ab2, pq2, 2, 3, 6, 7));
         }
         for (; c < n; ++c)
-            for (Index k = r; k < r + 4; ++k) to[c * m + k] = from[k * n + c];
+            for (Index k = r; k < r + 4; ++k) to[c * ld + k] = from[k * n + c];
     }
     for (; r < m; ++r)
-        for (Index c = 0; c < n; ++c) to[c * m + r] = from[r * n + c];
+        for (Index c = 0; c < n; ++c) to[c * ld + r] = from[r * n + c];
 }
 
-// exp(x) for x <= 0 to rounding, without branches: 2^k times the series of the rest.
-template <typename T> inline T exponential(T x) {
+template <typename T> inline void transpose(Index m, Index n, const T *from, T *to) {
+    transpose(m, n, from, to, m);
+}
+
+// exp(x) for x <= 0 to rounding, without branches: 2^k times the series of the rest. Below `least` it
+// is 0; by default that is where it leaves the normal numbers.
+template <typename T>
+inline T exponential(T x, T least = sizeof(T) == 4 ? T(-87) : T(-708)) {
     constexpr bool single = sizeof(T) == 4;
     using Bits = std::conditional_t<single, std::uint32_t, std::uint64_t>;
     constexpr int mantissa = single ? 23 : 52;
-    constexpr T least = single ? T(-87) : T(-708);
     constexpr T magic = single ? T(12582912.0) : T(6755399441055744.0);
     const T inside = x < least ? least : x;
     const T shifted = inside * T(1.4426950408889634074) + magic;

@@ -32,7 +32,6 @@ class VectorAdam(Adam):
         if not (self.own and state) or gradient is None:
             self.step()  # which makes the state
             return
-        done = float(state["step"].add_(1))
-        moments = state["exp_avg"], state["exp_avg_sq"]
+        moments = state["exp_avg"], state["exp_avg_sq"], state["step"]
         rates = (settings["lr"], *settings["betas"], settings["eps"])
-        cpu.adam(vector.detach(), gradient.contiguous(), moments, done, rates)
+        cpu.adam(vector, gradient.contiguous(), moments, rates)

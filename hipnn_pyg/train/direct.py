@@ -86,9 +86,7 @@ class DirectGradient:
         loss, total = self.loss, torch.empty_like(self.gradient)
         parameters = Parameters(self.gradient, self.vector, self.penalised, total)
         given = (self._structures(batch), batch.target, parameters, loss.lambda_l2, loss.lambda_r)
-        *sums, l2 = direct.learn(loss.model, self.network, *given)
-        found = loss.of_numbers([*sums, batch.target.numel()], l2)
-        return LossTerms(*torch.tensor(found, dtype=torch.float64).unbind()), total
+        return LossTerms(*direct.learn(loss.model, self.network, *given).unbind()), total
 
     def _structures(self, batch: MoleculeBatch) -> Structures:
         z, pos = batch.z.long(), batch.pos.to(self.vector.dtype)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -167,10 +165,8 @@ class HIPNNLoss(nn.Module):
         """
         absolute, square, r, count = sums.unbind()
         (mae, rmse), r = mean_and_root(absolute, square, count), r / count
-        return self._terms(mae, rmse, l2, r, self.model.reference.sigma_e)
-
-    def _terms(self, mae: Any, rmse: Any, l2: Any, r: Any, sigma_e: Any) -> LossTerms:
-        loss = (mae + rmse) / sigma_e + self.lambda_l2 * l2 + self.lambda_r * r
+        loss = (mae + rmse) / self.model.reference.sigma_e
+        loss = loss + self.lambda_l2 * l2 + self.lambda_r * r
         return LossTerms(loss, mae, rmse, l2, r)
 
     def slopes(self, terms: LossTerms, sums: Tensor) -> Tensor:
@@ -183,14 +179,3 @@ class HIPNNLoss(nn.Module):
         count = float(sums[3])
         of_errors = error_slopes(float(terms.rmse), count * self.model.sigma_e)
         return terms.loss.new_tensor([*of_errors, self.lambda_r / count])
-
-    def of_numbers(self, sums: Sequence[float], l2: float) -> LossTerms:
-        """:meth:`terms` of numbers: a dozen operations on scalars less.
-
-        Args:
-            sums: of abs(e), e^2 and R, and the number of molecules.
-            l2: the L2 term.
-        """
-        absolute, square, r, count = sums
-        mae, rmse = absolute / count, math.sqrt(square / count)
-        return self._terms(mae, rmse, l2, r / count, self.model.sigma_e)
