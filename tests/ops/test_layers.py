@@ -84,6 +84,36 @@ def test_interact(
     assert_same(fast, readable, interaction_inputs(nu, wide, out, atoms, r), dtype)
 
 
+@pytest.mark.parametrize("nu", [3, 20, 33])
+@pytest.mark.parametrize("sigma", [40.0, -40.0, 300.0])
+def test_what_a_function_does_not_reach_is_skipped(
+    nu: int, sigma: float, dtype: torch.dtype
+) -> None:
+    """Narrow functions, in any order, reach few of an atom's edges, which are in any order, too."""
+    pattern, r = edges(31, 700)
+    readable = readable_of(pattern)
+    inputs = interaction_inputs(nu, 16, 20, 31, r)
+    widths = torch.linspace(0.5, 1.5, nu, dtype=torch.float64) * sigma
+    inputs[1:3] = inputs[1][torch.randperm(nu)], widths
+    s = sensitivities(*inputs[:3], CUTOFF)
+    unreached = float((s < 1e-14).double().mean())
+    assert 0.3 < unreached < 0.99  # control: some are, some are not
+
+    def fast(*inputs: Tensor) -> Tensor:
+        return ops.interact(*inputs, pattern, CUTOFF, readable)
+
+    assert_same(fast, readable, inputs, dtype)
+
+
+def test_a_width_that_is_no_number_is_seen(dtype: torch.dtype) -> None:
+    pattern, r = edges(6, 60)
+    inputs = [x.to(dtype) for x in interaction_inputs(20, 5, 8, 6, r)]
+    readable = readable_of(pattern)
+    assert bool(ops.interact(*inputs, pattern, CUTOFF, readable).isfinite().all())
+    inputs[2][3] = torch.nan
+    assert not bool(ops.interact(*inputs, pattern, CUTOFF, readable).isfinite().any(1)[0])
+
+
 def dense_weights(wide: int, out: int, depth: int) -> list[Tensor | None]:
     torch.manual_seed(3)
     weights: list[Tensor | None] = []
