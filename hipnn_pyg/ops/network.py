@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +13,18 @@ from torch import Tensor
 
 from hipnn_pyg.ops import cpu
 from hipnn_pyg.ops.operands import Weights
+
+
+class _Memory:
+    """What is kept from call to call: fresh memory costs more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self.bytes = torch.empty(0, dtype=torch.uint8)
+
+
+_lock = threading.Lock()
+_shared: weakref.WeakValueDictionary[str, _Memory] = weakref.WeakValueDictionary()
+"""The one memory that all networks use in turns, so that it stays in the processor's caches."""
 
 
 class Structures(NamedTuple):
@@ -69,7 +83,7 @@ class Network:
     """Eqs. 3-11 and the sums of Eqs. 12, 13 and 18 over molecules, and their gradient.
 
     Each thread takes molecules of its own through all layers and back: for many small molecules
-    that is faster than layer after layer. Memory is kept from call to call.
+    that is faster than layer after layer.
 
     Args:
         cutoffs: R_cut in Å of each order.
@@ -92,7 +106,8 @@ class Network:
         self._cutoffs = (ctypes.c_double * len(cutoffs))(*cutoffs)
         self._weights = Weights([w for order in weights for w in order])
         self._slopes = Weights([slope for order in slopes for slope in order])
-        self._memory = V.new_empty(0, dtype=torch.uint8)
+        with _lock:
+            self._memory = _shared.setdefault("memory", _Memory())
 
     def learn(
         self,
@@ -123,10 +138,11 @@ class Network:
         tables = (sizes, self._cutoffs, self._weights.addresses, self._slopes.addresses)
         given = (*tables, *structures, place, *zeroth, target, found, *parameters)
         weights = (float(lambda_l2), float(lambda_r))
-        while True:
-            memory = self._memory
-            needed = cpu.call("learn", self._dtype, *given, memory, memory.numel(), *weights)
-            if needed <= memory.numel():
-                return found
-            self._memory = memory = memory.new_empty(0)  # the old one goes first
-            self._memory = memory.new_empty(needed + needed // 8)
+        with _lock:
+            while True:
+                room = self._memory.bytes
+                needed = cpu.call("learn", self._dtype, *given, room, room.numel(), *weights)
+                if needed <= room.numel():
+                    return found
+                self._memory.bytes = room = room.new_empty(0)  # the old one goes first
+                self._memory.bytes = room.new_empty(needed + needed // 8)

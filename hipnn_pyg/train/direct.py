@@ -41,7 +41,6 @@ class DirectGradient:
         self.loss, self.vector, self.penalised = loss, vector.detach(), penalised
         self.gradient, self.slopes = direct.gradient_parts(loss.model)
         self.weights = direct.block_weights(loss.model)
-        self.decay = torch.empty_like(self.gradient)
 
     @cached_property
     def network(self) -> Network:
@@ -146,6 +145,10 @@ class GPUGradient(DirectGradient):
     """The same on a GPU: of energies, also for mini-batches of fixed shape."""
 
     losses = (HIPNNLoss, StaticLoss)
+
+    def __init__(self, loss: HIPNNLoss, vector: Tensor, penalised: Tensor) -> None:
+        super().__init__(loss, vector, penalised)
+        self.decay = torch.empty_like(self.gradient)
 
     def __call__(self, batch: MoleculeBatch) -> tuple[LossTerms, Tensor]:
         """The loss and its gradient ``[P]``; nothing waits for the GPU."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
 
 from hipnn_pyg import HIPNN, PackedMolecules
+from hipnn_pyg.ops import network
 from hipnn_pyg.train.direct import DirectGradient
 from hipnn_pyg.train.loss import HIPNNLoss
 from hipnn_pyg.train.step import TrainingStep
@@ -161,3 +164,24 @@ def test_exact_energies_give_no_error_gradient(
     assert float(terms.loss) == 0 and not bool(gradient.any())
     wrong = batch._replace(target=torch.ones_like(batch.target))
     assert bool(step.gradient(step.vector, step.frozen, wrong)[1].any())  # control
+
+
+def test_models_share_memory_and_give_it_back(
+    parts: Parts, new_model: Callable[..., HIPNN], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several models in turns get what each gets alone."""
+    monkeypatch.setattr(network, "_shared", WeakValueDictionary())
+    batch = parts[0].gather(torch.arange(40))
+    alone = []
+    for seed in (0, 1):
+        step = step_of(new_model(seed).double())
+        alone.append(step.gradient(step.vector, step.frozen, batch)[1])
+        del step
+    gc.collect()
+    assert "memory" not in network._shared
+    steps = [step_of(new_model(seed).double()) for seed in (0, 1)]
+    for _ in range(2):
+        for step, expected in zip(steps, alone, strict=True):
+            assert torch.equal(step.gradient(step.vector, step.frozen, batch)[1], expected)
+    assert not torch.equal(*alone)  # control
+    assert network._shared["memory"].bytes.numel() > 0
