@@ -36,6 +36,7 @@ from hipnn_pyg.data.targets import Target
 from hipnn_pyg.data.unavailable import DatasetUnavailableError
 from hipnn_pyg.graph import Pairs, edge_distances, radius_graph, radius_graph_pbc
 from hipnn_pyg.graph.lattice import read_lattice
+from hipnn_pyg.ops import cpu
 
 _CHECK_BLOCK = 4096
 """Molecules whose distances are checked in one go."""
@@ -350,12 +351,32 @@ class PackedMolecules:
         found = PackedEdges.search(self, cutoff)
         return replace(self, cells=cells._replace(edges=found))
 
+    @functools.cached_property
+    def _plain(self) -> bool:
+        """Whether a kernel takes it: molecules with energies alone, on a CPU."""
+        whole = (self.counts, self.start, self.z, self.pos, self.target)
+        return (
+            self.forces is None
+            and self.cells is None
+            and self.stress is None
+            and self.pos.dtype in cpu.SUFFIX
+            and self.z.dtype == torch.int64
+            and all(t.device.type == "cpu" and t.is_contiguous() for t in whole)
+            and not self.pos.requires_grad
+        )
+
     def gather(self, index: Tensor) -> MoleculeBatch:
         """The mini-batch of some molecules.
 
         Args:
             index: molecules, int64 on the CPU, ``[G]``.
         """
+        whole = index.dtype == torch.int64 and index.dim() == 1 and index.numel() > 0
+        if whole and self._plain and cpu.loaded():
+            rows = (self.counts, self.start)
+            found = cpu.gather(index.contiguous(), rows, self.z, self.pos, self.target)
+            if found is not None:
+                return MoleculeBatch(*found)
         counts = self.counts[index]
         largest, num_edges = int(counts.max()), int((counts * (counts - 1)).sum())
         ptr, batch, atoms = rows_of(index, self.counts, self.start)

@@ -19,7 +19,7 @@ from hipnn_pyg.ops.network import Parameters, Structures
 
 DIRECT = "without autograd: "
 """Before the names of the results of :mod:`hipnn_pyg.models.direct`."""
-AT_ONCE = "in one call: "
+AT_ONCE = "learning in one call: "
 """Before the names of those of :mod:`hipnn_pyg.ops.network`."""
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}

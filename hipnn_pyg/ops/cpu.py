@@ -139,6 +139,39 @@ def _c_type(argument: Any) -> Any:
     return ctypes.c_double if isinstance(argument, float) else ctypes.c_void_p
 
 
+def loaded() -> bool:
+    """Whether the kernels are there already: what also goes without does not compile them."""
+    return library.cache_info().currsize > 0
+
+
+def gather(
+    index: Tensor, rows: tuple[Tensor, Tensor], z: Tensor, pos: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, Tensor] | None:
+    """A mini-batch of packed molecules: copies, one after the other.
+
+    Args:
+        index: molecules, int64, ``[G]``.
+        rows: atoms and first atom of every molecule, int64, ``[M]`` each.
+        z: atomic numbers of all atoms, int64, ``[A]``.
+        pos: positions in Å, ``[A, 3]``.
+        target: energies, float64, ``[M]``.
+
+    Returns:
+        Atomic numbers, positions, the molecule of each atom and where each begins; the atoms of the
+        largest and the number of pairs; the energies. None if there is no such molecule.
+    """
+    sizes, numbers = (ctypes.c_int64 * 3)(), (index.numel(), target.numel())
+    if not call("gather_sizes", torch.float64, index, rows[0], sizes, *numbers):
+        return None
+    atoms, largest, num_edges = sizes
+    own_z, batch = z.new_empty(atoms), z.new_empty(atoms)
+    own_pos, own_target = pos.new_empty(atoms, 3), target.new_empty(index.numel())
+    ptr = z.new_empty(index.numel() + 1)
+    own = (ptr, batch, own_z, own_pos, own_target, index.numel())
+    call("gather", pos.dtype, index, *rows, z, pos, target, *own)
+    return own_z, own_pos, batch, ptr, largest, num_edges, own_target
+
+
 def molecule_edges(pos: Tensor, ptr: Tensor, num_edges: int) -> tuple[Pattern, Tensor]:
     """All pairs inside each molecule; not differentiable.
 

@@ -22,6 +22,38 @@
 
 namespace hipnn {
 
+// ---- a mini-batch ---------------------------------------------------------------------------------
+
+// sizes = atoms, atoms of the largest molecule, pairs of the molecules of `index`; whether all of
+// these are below `all`.
+inline bool gather_sizes(const Index *index, const Index *counts, Index *sizes, Index molecules,
+                         Index all) {
+    std::fill(sizes, sizes + 3, 0);
+    for (Index m = 0; m < molecules; ++m) {
+        if (index[m] < 0 || index[m] >= all) return false;
+        const Index n = counts[index[m]];
+        sizes[0] += n, sizes[1] = std::max(sizes[1], n), sizes[2] += n * (n - 1);
+    }
+    return true;
+}
+
+// Those molecules, one after the other, and where each begins.
+template <typename T>
+void gather(const Index *index, const Index *counts, const Index *start, const Index *z,
+            const T *pos, const double *target, Index *ptr, Index *batch, Index *own_z, T *own_pos,
+            double *own_target, Index molecules) {
+    ptr[0] = 0;
+    for (Index m = 0; m < molecules; ++m) ptr[m + 1] = ptr[m] + counts[index[m]];
+#pragma omp parallel for schedule(static)
+    for (Index m = 0; m < molecules; ++m) {
+        const Index from = start[index[m]], count = ptr[m + 1] - ptr[m];
+        std::fill(batch + ptr[m], batch + ptr[m + 1], m);
+        std::copy(z + from, z + from + count, own_z + ptr[m]);
+        std::copy(pos + 3 * from, pos + 3 * (from + count), own_pos + 3 * ptr[m]);
+        own_target[m] = target[index[m]];
+    }
+}
+
 // ---- all pairs inside each molecule ---------------------------------------------------------------
 
 template <typename T>
@@ -261,6 +293,13 @@ using hipnn::Index;
                                 double epsilon) {                                                  \
         hipnn::adam<T>(vector, gradient, mean, square, steps, size, rate, beta1, beta2, epsilon);  \
     }                                                                                              \
+    extern "C" void gather_##NAME(const Index *index, const Index *counts, const Index *start,     \
+                                  const Index *z, const T *pos, const double *target, Index *ptr,  \
+                                  Index *batch, Index *own_z, T *own_pos, double *own_target,      \
+                                  Index molecules) {                                               \
+        hipnn::gather<T>(index, counts, start, z, pos, target, ptr, batch, own_z, own_pos,         \
+                         own_target, molecules);                                                   \
+    }                                                                                              \
     extern "C" void readout_##NAME(const T *z, const T *w, const T *b, double *energy,             \
                                    Index atoms, Index width, double scale) {                       \
         hipnn::readout<T>(z, w, b, energy, atoms, width, scale);                                   \
@@ -306,6 +345,10 @@ EXPORT(double, float64)
     }
 EXPORT_LEARN(float, float32)
 EXPORT_LEARN(double, float64)
+extern "C" Index gather_sizes_float64(const Index *index, const Index *counts, Index *sizes,
+                                      Index molecules, Index all) {
+    return hipnn::gather_sizes(index, counts, sizes, molecules, all);
+}
 extern "C" void error_sums_float64(const double *terms, const Index *ptr, const double *target,
                                    double *error, double *sums, Index molecules, Index top) {
     hipnn::error_sums(terms, ptr, target, error, sums, molecules, top);

@@ -75,7 +75,7 @@ class DirectGradient:
         return self._penalised(self._by_layers(batch))
 
     def _penalised(self, found: LossTerms) -> tuple[LossTerms, Tensor]:
-        """The loss and its gradient, both without their L2 term before."""
+        """The loss and its gradient with the L2 term, which both still lack."""
         lambda_l2 = self.loss.lambda_l2
         given = (self.gradient, self.vector, self.penalised)
         gradient, l2 = cpu.penalise(*given, factor=2 * lambda_l2)

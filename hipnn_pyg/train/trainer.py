@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -256,9 +256,14 @@ class Trainer:
             self.fabric.backward(terms.loss)
             return type(terms)(*(term.detach() for term in terms))
 
-    @contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self) -> AbstractContextManager[None]:
         """Inside, products have the precision asked for, and compilations are counted."""
+        if self.config.precision == "float32" and not self.compiled:
+            return nullcontext()  # soonest
+        return self._computing()
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
         graphs = compiled_graphs()
         with matrix_products(self.config.precision, self.device):
             yield

@@ -15,6 +15,7 @@ from torch_geometric.loader import DataLoader
 
 from hipnn_pyg import HIPNNWarning, PackedLoader, PackedMolecules, StructureError, Target
 from hipnn_pyg.data.packed import partition
+from hipnn_pyg.ops import cpu
 
 ENERGY = Target("energy", "eV", "energy")
 
@@ -97,6 +98,32 @@ def test_subset_and_gather(items: list[Data], choice: list[int]) -> None:
         assert torch.equal(found.target, expected.energy)
         assert found.max_atoms == int(expected.ptr.diff().max())
     assert part.pos is packed.pos  # nothing but the index lists is copied
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kernel_draws_the_same(
+    items: list[Data], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for item in items:
+        item.pos = item.pos.to(dtype)
+    packed = PackedMolecules.pack(items, ENERGY)
+    packed = packed.subset(torch.tensor([9, 1, 4, 4, 0]))
+    choices = [torch.tensor(c) for c in ([4, 0, 0, 3], [2], [-1, 1])] + [torch.arange(5)[::2]]
+    drawn = {}
+    for loaded in (True, False):
+        monkeypatch.setattr(cpu, "loaded", lambda loaded=loaded: loaded)
+        drawn[loaded] = [packed.gather(index) for index in choices]
+        with pytest.raises(IndexError, match="index 5 is out of bounds"):
+            packed.gather(torch.tensor([0, 5]))
+    for fast, slow in zip(*drawn.values(), strict=True):
+        assert fast[4:6] == slow[4:6]  # atoms of the largest, number of pairs
+        for one, other in zip(fast, slow, strict=True):
+            if isinstance(one, Tensor):
+                assert torch.equal(one, other) and one.dtype == other.dtype
+    monkeypatch.setattr(cpu, "gather", None)  # control: it was asked
+    monkeypatch.setattr(cpu, "loaded", lambda: True)
+    with pytest.raises(TypeError, match="not callable"):
+        packed.gather(choices[0])
 
 
 def test_subset_of_a_dataset_is_followed(items: list[Data]) -> None:
