@@ -183,8 +183,8 @@ void send(const Edges<T> &edges, Index first, Index count, const T *z, const T *
 // Gradients of interact; dz, dV (which needs kept), dr and kept_s may be null.
 template <typename T>
 void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *kept,
-                       const T *kept_s, const T *dg, T *dmu, T *dsigma, T *dz, T *dV, T *dr, Index atoms, Index in,
-                       Index out) {
+                       const T *kept_s, const T *dg, T *dmu, T *dsigma, T *dz, T *dV, T *dr,
+                       Index atoms, Index in, Index out) {
     const Index nu = edges.nu, depth = nu * in, most = edges.most(atoms);
     const Index team = omp_get_max_threads();
     T *turned_V = scratch<T, kWeights>(depth * out);

@@ -8,51 +8,21 @@
 //   dense      the rest of a block: softplus and residual of the interaction layer, then the
 //              on-site layers                                                       (Eqs. 5-9)
 //   ..._tangent: the change of both along a change of the distances
+//   learn      the loss of many molecules and its gradient in one call; `adam` makes a step of it
+//   gather     a mini-batch
 //   envsum, sensesum, featsum: the sums alone, see sums.py
 
+#include "batches.h"
 #include "dense.h"
 #include "energies.h"
 #include "interaction.h"
-#include "network.h"
+#include "learning.h"
 #include "tangents.h"
 
 #include <cmath>
-#include <numeric>
 #include <vector>
 
 namespace hipnn {
-
-// ---- a mini-batch ---------------------------------------------------------------------------------
-
-// sizes = atoms, atoms of the largest molecule, pairs of the molecules of `index`; whether all of
-// these are below `all`.
-inline bool gather_sizes(const Index *index, const Index *counts, Index *sizes, Index molecules,
-                         Index all) {
-    std::fill(sizes, sizes + 3, 0);
-    for (Index m = 0; m < molecules; ++m) {
-        if (index[m] < 0 || index[m] >= all) return false;
-        const Index n = counts[index[m]];
-        sizes[0] += n, sizes[1] = std::max(sizes[1], n), sizes[2] += n * (n - 1);
-    }
-    return true;
-}
-
-// Those molecules, one after the other, and where each begins.
-template <typename T>
-void gather(const Index *index, const Index *counts, const Index *start, const Index *z,
-            const T *pos, const double *target, Index *ptr, Index *batch, Index *own_z, T *own_pos,
-            double *own_target, Index molecules) {
-    ptr[0] = 0;
-    for (Index m = 0; m < molecules; ++m) ptr[m + 1] = ptr[m] + counts[index[m]];
-#pragma omp parallel for schedule(static)
-    for (Index m = 0; m < molecules; ++m) {
-        const Index from = start[index[m]], count = ptr[m + 1] - ptr[m];
-        std::fill(batch + ptr[m], batch + ptr[m + 1], m);
-        std::copy(z + from, z + from + count, own_z + ptr[m]);
-        std::copy(pos + 3 * from, pos + 3 * (from + count), own_pos + 3 * ptr[m]);
-        own_target[m] = target[index[m]];
-    }
-}
 
 // ---- all pairs inside each molecule ---------------------------------------------------------------
 
@@ -72,58 +42,6 @@ void molecule_edges(const T *pos, const Index *ptr, Index *row, Index *j, Index 
 #pragma omp for schedule(static)
         for (Index m = 0; m < molecules; ++m)
             find_pairs(pos, ptr, m, m + 1, start[m], row, j, i, r);
-    }
-}
-
-// ---- the L2 term ----------------------------------------------------------------------------------
-
-// total = gradient + factor w, with w = penalised vector, whose squares add up to `sum`, in the same
-// order with any threads.
-template <typename T>
-void penalise(const T *gradient, const T *vector, const T *penalised, T *total, T *sum, Index size,
-              T factor) {
-    constexpr Index piece = 4096;
-    std::vector<double> sums((size + piece - 1) / piece);
-    const unsigned mode = FloatMode::callers();
-#pragma omp parallel
-    {
-        const FloatMode held(mode);
-#pragma omp for schedule(static)
-        for (Index n = 0; n < Index(sums.size()); ++n) {
-            T own = 0;
-#pragma omp simd reduction(+ : own)
-            for (Index k = n * piece; k < std::min(size, (n + 1) * piece); ++k) {
-                const T weight = penalised[k] * vector[k];
-                own += weight * weight;
-                total[k] = gradient[k] + factor * weight;
-            }
-            sums[n] = own;
-        }
-    }
-    *sum = T(std::accumulate(sums.begin(), sums.end(), 0.0));
-}
-
-// ---- Adam -----------------------------------------------------------------------------------------
-
-template <typename T>
-void adam(T *vector, const T *gradient, T *mean, T *square, float *steps, Index size, double rate,
-          double beta1, double beta2, double epsilon) {
-    const double step = *steps += 1;
-    const T along = T(rate / (1 - std::pow(beta1, step)));
-    const T root = T(1 / std::sqrt(1 - std::pow(beta2, step))), least = T(epsilon);
-    const T kept = T(beta1), kept_square = T(beta2), part = T(1 - beta1), part_square = T(1 - beta2);
-    const unsigned mode = FloatMode::callers();
-#pragma omp parallel
-    {
-        const FloatMode held(mode);
-#pragma omp for simd schedule(static)
-        for (Index k = 0; k < size; ++k) {
-            const T slope = gradient[k];
-            const T m = kept * mean[k] + part * slope;
-            const T v = kept_square * square[k] + part_square * slope * slope;
-            mean[k] = m, square[k] = v;
-            vector[k] -= along * m / (std::sqrt(v) * root + least);
-        }
     }
 }
 
@@ -185,31 +103,6 @@ void featsum(const T *g, const T *s, const Index *column, const Index *order, co
         }
     }
 }
-
-// ---- a step ---------------------------------------------------------------------------------------
-
-// The loss (Eq. 14) and its parts, found = loss, MAE, RMSE, L2 term, mean R; its gradient to `total`.
-// The slopes of `weights` are parts of `gradient`, which lacks the L2 term's.
-template <typename T> struct Loss {
-    double lambda_l2, lambda_r;
-    const T *gradient, *vector, *penalised;
-    T *total;
-    double *found;
-    Index parameters;
-
-    void learn(Network<T> &network, const Zeroth &zeroth, const double *target, Index molecules,
-               T *const *slopes) const {
-        const auto [absolute, square, r] = network.forward(zeroth, target);
-        const double mae = absolute / molecules, rmse = std::sqrt(square / molecules);
-        const double scale = molecules * zeroth.sigma_e;
-        network.backward({1 / scale, rmse ? 0.5 / (rmse * scale) : 0, lambda_r / molecules},
-                         zeroth.sigma_e, slopes);
-        T l2;
-        penalise(gradient, vector, penalised, total, &l2, parameters, T(2 * lambda_l2));
-        found[0] = (mae + rmse) / zeroth.sigma_e + lambda_l2 * l2 + lambda_r * r / molecules;
-        found[1] = mae, found[2] = rmse, found[3] = l2, found[4] = r / molecules;
-    }
-};
 
 }  // namespace hipnn
 
@@ -307,7 +200,7 @@ using hipnn::Index;
     extern "C" void readout_backward_##NAME(const T *z, const T *w, const double *denergy, T *dz,  \
                                             T *dw, T *db, Index atoms, Index width,                \
                                             double scale) {                                        \
-        hipnn::readout_pull<false>(w, denergy, dz, atoms, width, scale);                               \
+        hipnn::readout_pull<false>(w, denergy, dz, atoms, width, scale);                           \
         if (dw) hipnn::readout_weights<T>(z, denergy, dw, db, atoms, width, scale);                \
     }                                                                                              \
     extern "C" void envsum_##NAME(const T *s, const T *z, const Index *row, const Index *j, T *e,  \

@@ -35,12 +35,12 @@ template <typename T> struct Order {
     const T *V, *w, *b;
     std::vector<Layer<T>> layers;
     Index in, out;
-    const T *z = nullptr;                                             // [N, in]
-    T *environments = nullptr, *sensitivities = nullptr;              // [nu, N, in], [E, padded]
-    T *activations = nullptr, *inputs = nullptr, *result = nullptr;   // as in `through`; [N, out]
-    T *turned = nullptr, *turned_V = nullptr;                         // transposed weights
-    double *denergy = nullptr;                                        // [N]
-    T *dresult = nullptr;                                             // [N, out]
+    const T *z = nullptr;                                            // [N, in]
+    T *environments = nullptr, *sensitivities = nullptr;             // [nu, N, in], [E, padded]
+    T *activations = nullptr, *inputs = nullptr, *result = nullptr;  // as in `through`; [N, out]
+    T *turned = nullptr, *turned_V = nullptr;                        // transposed weights
+    double *denergy = nullptr;                                       // [N]
+    T *dresult = nullptr;                                            // [N, out]
     T *dinputs = nullptr, *dh = nullptr;  // gradients inside the layers, of a group of molecules
 };
 
@@ -73,8 +73,8 @@ template <typename T> class Network {
     T *found_r, *r;  // r, row, j of the pairs found here; r, j sorted
     Index *found_row, *found_j, *j;
     std::vector<Order<T>> orders;
-    T *one_hot;             // [N, species]
-    double *terms, *dterms; // E_i^n, [N, orders + 1]
+    T *one_hot;                          // [N, species]
+    double *terms, *dterms;              // E_i^n, [N, orders + 1]
     double *error, *nonhierarchicality;  // [G]
     Index most_edges = 0, most_atoms = 0, needed;
 
@@ -101,7 +101,7 @@ template <typename T> class Network {
                               own[4], stack(own + 5, in, out, size.layers), in, out});
         }
         if (!given.pos) most_edges = orders[0].edges.most(atoms);
-        else for (Index m = 0; m < size.molecules; ++m)
+        for (Index m = 0; m < (given.pos ? size.molecules : 0); ++m)
             most_edges = std::max(most_edges, ptr[m + 1] - ptr[m] - 1);
         one_hot = pieces.take<T>(atoms * size.species);
         terms = pieces.take<double>(atoms * (size.orders + 1));

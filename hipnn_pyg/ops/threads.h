@@ -65,7 +65,10 @@ struct Share {
 
 // Memory of the calling thread, kept from call to call: fresh pages cost more than the arithmetic.
 // Each USE is another buffer.
-enum Use { kShells, kNeighbours, kInverse, kReceived, kEnvelopes, kSensitivities, kSlopes, kEnvironments, kTurned, kPart, kSmall, kWeights, kSums, kRows };
+enum Use {
+    kShells, kNeighbours, kInverse, kEnvelopes, kSensitivities, kSlopes, kEnvironments, kTurned,
+    kPart, kReceived, kSmall, kWeights, kSums, kRows
+};
 template <typename T, Use USE> T *scratch(Index size) {
     static thread_local std::vector<T> memory;
     constexpr std::size_t most = (std::size_t(64) << 20) / sizeof(T);  // not kept beyond 64 MB
