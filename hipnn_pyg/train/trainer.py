@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -256,17 +256,15 @@ class Trainer:
             self.fabric.backward(terms.loss)
             return type(terms)(*(term.detach() for term in terms))
 
-    def computing(self) -> AbstractContextManager[None]:
-        """Inside, products have the precision asked for, and compilations are counted."""
-        if self.config.precision == "float32" and not self.compiled:
-            return nullcontext()  # soonest
-        return self._computing()
-
     @contextmanager
-    def _computing(self) -> Iterator[None]:
+    def computing(self) -> Iterator[None]:
+        """Inside, products have the precision asked for, and compilations are counted."""
         graphs = compiled_graphs()
-        with matrix_products(self.config.precision, self.device):
-            yield
+        if self.config.precision == "float32":
+            yield  # sooner: this is asked in every step
+        else:
+            with matrix_products(self.config.precision, self.device):
+                yield
         self.graphs += compiled_graphs() - graphs
 
     def update(self, terms: LossTerms) -> None:

@@ -7,6 +7,7 @@ import csv
 import errno
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -232,7 +233,7 @@ def poisoned(parts: Parts, molecule: int) -> PackedMolecules:
     """The training part with one target that is not finite, as if no check had seen it."""
     target = parts[0].target.clone()
     target[molecule] = float("nan")
-    return PackedMolecules(**{**vars(parts[0]), "target": target})
+    return replace(parts[0], target=target)
 
 
 def test_non_finite_loss_names_the_batch(
