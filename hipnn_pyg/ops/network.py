@@ -51,7 +51,7 @@ class Reference(NamedTuple):
     """E^0 and the energy scale, float64, in the energy unit.
 
     Attributes:
-        place: of each atomic number in the species list, the last one's for all beyond.
+        place: of each atomic number in the species list; the last entry is that of all beyond.
         weight: w^0, ``[species]``.
         bias: b^0, ``[1]``.
         sigma_e: sigma_E, a scalar.
