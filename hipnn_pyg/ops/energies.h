@@ -62,6 +62,12 @@ inline Standing standing(const double *terms, double target, Index first, Index 
     return {learned - (target - zeroth), r};
 }
 
+// sums: those of |e|, e^2 and R over molecules.
+inline void add_to_sums(double *sums, const Standing &own) {
+    sums[0] += own.error < 0 ? -own.error : own.error, sums[1] += own.error * own.error;
+    sums[2] += own.r;
+}
+
 // Its gradient in the terms, from those of the sums of |e|, e^2 and R.
 inline void standing_backward(const double *terms, double error, const double *dsums, double *dterms,
                               Index first, Index end, Index top) {
@@ -86,8 +92,8 @@ inline void error_sums(const double *terms, const Index *ptr, const double *targ
                        double *sums, Index molecules, Index top) {
     std::fill(sums, sums + 3, 0);
     for (Index m = 0; m < molecules; ++m) {
-        const auto [e, r] = standing(terms, target[m], ptr[m], ptr[m + 1], top);
-        error[m] = e, sums[0] += e < 0 ? -e : e, sums[1] += e * e, sums[2] += r;
+        const Standing own = standing(terms, target[m], ptr[m], ptr[m + 1], top);
+        error[m] = own.error, add_to_sums(sums, own);
     }
 }
 

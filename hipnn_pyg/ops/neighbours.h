@@ -41,9 +41,17 @@ void find_pairs(const T *pos, const Index *ptr, Index from, Index to, Index x, I
 // The edges of one atom, farthest first up to the width of a shell.
 template <typename T> struct Neighbours {
     Index count;
-    const Index *edge, *j;   // place in the list, sending atom
-    const T *r, *inverse;    // r and 1 / r
+    const Index *edge, *j;  // place in the list (null where it is in this order), sending atom
+    const T *r, *inverse;   // r and 1 / r
 };
+
+// Of 0 .. count - 1 from the first to the last that `counts`.
+template <typename Counts> inline Span trimmed(Index count, Counts counts) {
+    Span found{0, count};
+    while (found.size() && !counts(found.begin)) ++found.begin;
+    while (found.size() && !counts(found.end - 1)) --found.end;
+    return found;
+}
 
 // The 1 / r of the edges that some functions reach.
 template <typename T> struct Reach {
@@ -138,11 +146,8 @@ template <typename T> struct Edges {
     // Which neighbours a tile of functions reaches: from the first to the last of them.
     Span reached(const Neighbours<T> &near, Index tile) const {
         const Reach<T> own = of_tile[tile];
-        Span found{0, near.count};
-        const auto misses = [&](Index x) { return !own.meets(near.inverse[x], near.inverse[x]); };
-        while (found.size() && misses(found.begin)) ++found.begin;
-        while (found.size() && misses(found.end - 1)) --found.end;
-        return found;
+        return trimmed(near.count,
+                       [&](Index x) { return own.meets(near.inverse[x], near.inverse[x]); });
     }
 
     // Which of `reaches` meet the neighbours first .. first + rows - 1: from the first to the last.
@@ -153,10 +158,7 @@ template <typename T> struct Edges {
             const T inverse = near.inverse[x];
             least = inverse < least ? inverse : least, most = inverse > most ? inverse : most;
         }
-        Span found{0, Index(reaches.size())};
-        while (found.size() && !reaches[found.begin].meets(least, most)) ++found.begin;
-        while (found.size() && !reaches[found.end - 1].meets(least, most)) --found.end;
-        return found;
+        return trimmed(reaches.size(), [&](Index n) { return reaches[n].meets(least, most); });
     }
     Span registers(const Neighbours<T> &near, Index first, Index rows) const {
         const Span own = reaching(near, first, rows, of_register);

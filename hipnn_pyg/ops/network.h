@@ -73,9 +73,9 @@ template <typename T> class Network {
     T *found_r, *r;  // r, row, j of the pairs found here; r, j sorted
     Index *found_row, *found_j, *j;
     std::vector<Order<T>> orders;
-    T *one_hot;                          // [N, species]
-    double *terms, *dterms;              // E_i^n, [N, orders + 1]
-    double *error, *nonhierarchicality;  // [G]
+    T *one_hot;              // [N, species]
+    double *terms, *dterms;  // E_i^n, [N, orders + 1]
+    Standing *standings;     // [G]
     Index most_edges = 0, most_atoms = 0, needed;
 
     static constexpr Index kGroup = 800;  // atoms
@@ -106,8 +106,7 @@ template <typename T> class Network {
         one_hot = pieces.take<T>(atoms * size.species);
         terms = pieces.take<double>(atoms * (size.orders + 1));
         dterms = pieces.take<double>(atoms * (size.orders + 1));
-        error = pieces.take<double>(size.molecules);
-        nonhierarchicality = pieces.take<double>(size.molecules);
+        standings = pieces.take<Standing>(size.molecules);
         const T *z = one_hot;
         for (auto &own : orders) {
             own.z = z;
@@ -149,15 +148,11 @@ template <typename T> class Network {
             for (Index n = 0; n < size.orders; ++n)
                 up(n, {ptr[own.begin], ptr[own.end]}, zeroth.sigma_e);
             for (Index m = own.begin; m < own.end; ++m) {
-                const auto found = standing(terms, target[m], ptr[m], ptr[m + 1], size.orders);
-                error[m] = found.error, nonhierarchicality[m] = found.r;
+                standings[m] = standing(terms, target[m], ptr[m], ptr[m + 1], size.orders);
             }
         }
         std::array<double, 3> sums{};
-        for (Index m = 0; m < size.molecules; ++m) {
-            const double e = error[m];
-            sums[0] += e < 0 ? -e : e, sums[1] += e * e, sums[2] += nonhierarchicality[m];
-        }
+        for (Index m = 0; m < size.molecules; ++m) add_to_sums(sums.data(), standings[m]);
         return sums;
     }
 
@@ -174,8 +169,8 @@ template <typename T> class Network {
                 const Index from = start(group), to = start(group + 1);
                 const Span own = mine(from, to);
                 for (Index m = own.begin; m < own.end; ++m)
-                    standing_backward(terms, error[m], dsums.data(), dterms, ptr[m], ptr[m + 1],
-                                      size.orders);
+                    standing_backward(terms, standings[m].error, dsums.data(), dterms, ptr[m],
+                                      ptr[m + 1], size.orders);
                 for (Index n = size.orders - 1; n >= 0; --n)
                     down(n, {ptr[own.begin], ptr[own.end]}, ptr[from], sigma_e,
                          parts.data() + (n * team + omp_get_thread_num()) * each);
