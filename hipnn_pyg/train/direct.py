@@ -79,6 +79,7 @@ class DirectGradient:
         lambda_l2 = self.loss.lambda_l2
         given = (self.gradient, self.vector, self.penalised)
         gradient, l2 = cpu.penalise(*given, factor=2 * lambda_l2)
+        l2 = l2.to(found.loss.dtype)
         return found._replace(loss=found.loss + lambda_l2 * l2, l2=l2), gradient
 
     def _by_molecules(self, batch: MoleculeBatch) -> tuple[LossTerms, Tensor]:

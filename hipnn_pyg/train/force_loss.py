@@ -307,6 +307,7 @@ class HIPNNForceLoss(HIPNNLoss):
             absolute_s, square_s, count_s = sums[7:].unbind()  # of none: 0
             stress_mae, stress_rmse = mean_and_root(absolute_s, square_s, count_s.clamp(min=1))
             loss = loss + self.stress_weight * (stress_mae + stress_rmse) / self.sigma_s
+        l2 = l2.to(sums.dtype)
         loss = loss + self.lambda_l2 * l2 + self.lambda_r * r
         of_forces = (force_mae, force_rmse, stress_mae, stress_rmse)
         return ForceLossTerms(loss, mae, rmse, l2, r, *of_forces)

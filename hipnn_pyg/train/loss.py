@@ -165,7 +165,7 @@ class HIPNNLoss(nn.Module):
         """
         absolute, square, r, count = sums.unbind()
         (mae, rmse), r = mean_and_root(absolute, square, count), r / count
-        loss = (mae + rmse) / self.model.reference.sigma_e
+        loss, l2 = (mae + rmse) / self.model.reference.sigma_e, l2.to(sums.dtype)
         loss = loss + self.lambda_l2 * l2 + self.lambda_r * r
         return LossTerms(loss, mae, rmse, l2, r)
 

@@ -36,6 +36,16 @@ def by_autograd(step: TrainingStep, batch: Any) -> tuple[Any, torch.Tensor]:
     return step.gradient(step.vector.detach().clone(), step.frozen, batch)
 
 
+def assert_autograds(
+    step: TrainingStep, batch: Any, found: tuple[Any, torch.Tensor], tolerance: dict[str, float]
+) -> None:
+    """The loss and its gradient are what autograd gives."""
+    (terms, gradient), (expected, slopes) = found, by_autograd(step, batch)
+    torch.testing.assert_close(tuple(terms), tuple(expected), **tolerance)
+    scale = slopes.abs().max()
+    torch.testing.assert_close(gradient / scale, slopes / scale, **tolerance)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_equals_autograd(
     network: str,
@@ -51,10 +61,7 @@ def test_equals_autograd(
     for index in (torch.arange(20), torch.tensor([3]), torch.arange(40, 47)):
         batch = parts[0].gather(index)
         terms, gradient = step.gradient(step.vector, step.frozen, batch)
-        expected, slopes = by_autograd(step, batch)
-        torch.testing.assert_close(tuple(terms), tuple(expected), check_dtype=False, **tolerance)
-        scale = slopes.abs().max()
-        torch.testing.assert_close(gradient / scale, slopes / scale, **tolerance)
+        assert_autograds(step, batch, (terms, gradient), tolerance)
         if index.numel() > 1:  # control: no parameter is forgotten
             assert all(bool(part.any()) for part in step.views(gradient).values())
 
@@ -91,12 +98,7 @@ def test_molecules_are_shared_by_threads(
     with pytest.raises(TypeError, match="not callable"):
         step.gradient(step.vector, step.frozen, large)
     for batch in (large, small):
-        expected, slopes = by_autograd(step, batch)
-        terms, gradient = found[batch.pos.size(0)]
-        torch.testing.assert_close(tuple(terms), tuple(expected), check_dtype=False, **tolerance)
-        torch.testing.assert_close(
-            gradient / slopes.abs().max(), slopes / slopes.abs().max(), **tolerance
-        )
+        assert_autograds(step, batch, found[batch.pos.size(0)], tolerance)
 
 
 def test_few_molecules_are_shared_layer_by_layer(
