@@ -98,7 +98,8 @@ def trim() -> None:
 
 
 def peak_growth(action: Callable[[], object]) -> int:
-    """By how many bytes resident memory grows at most while ``action`` runs.
+    """By how many bytes resident memory grows at most while ``action`` runs, at least a page: less
+    cannot be told.
 
     Linux resets the high-water mark on request. Elsewhere the mark of the whole life of the
     process is compared before and after: too small if the process was larger before.
@@ -108,12 +109,13 @@ def peak_growth(action: Callable[[], object]) -> int:
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         action()
-        return _status("VmHWM") - before
+        return max(_status("VmHWM") - before, resource.getpagesize())
     except OSError:
         unit = 1 if sys.platform == "darwin" else 1024
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         action()
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+        growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+        return max(growth, resource.getpagesize())
 
 
 def _status(name: str) -> int:

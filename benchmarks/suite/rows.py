@@ -54,12 +54,9 @@ def spread(values: Sequence[float | None]) -> dict[str, float]:
 
 
 def ratio(peer: Sequence[float | None], ours: Sequence[float | None]) -> dict[str, float] | None:
-    """Spread of peer / ours over the rounds that both took part in; None if there are none.
-
-    Rounds in which ours is 0 (no memory, in a tiny run) have no ratio.
-    """
+    """Spread of peer / ours over the rounds that both took part in; None if there are none."""
     both = zip(peer, ours, strict=True)
-    quotients = [a / b for a, b in both if a is not None and b]
+    quotients = [a / b for a, b in both if a is not None and b is not None]
     return spread(quotients) if quotients else None
 
 
