@@ -1,6 +1,7 @@
 """The dense layers of a block, one after the other, and their first derivatives as Triton kernels.
 
-The layers of 16 atoms run in one program. Nothing is added atomically: same input, same bits.
+The layers of 16 atoms run in one program. A row of features is two blocks of columns, whose sizes
+are powers of two: 64 + 32 waste less than 128. Nothing is added atomically: same input, same bits.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import softplus
 from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.operands import Weights
-from hipnn_pyg.ops.triton_tiles import ROWS, column_block, products, stack_of
+from hipnn_pyg.ops.triton_tiles import ROWS, column_blocks, products, stack_of
 
-LARGEST_WHOLE = 128
-"""Rows of the largest weight matrix that a program holds as a whole."""
-ATOMS_AT_ONCE = 64
-ATOMS_OF_A_PART = 4096
+WIDEST = 128
+"""Features of a layer that the kernels take; wider ones are PyTorch's products."""
+ATOMS_AT_ONCE = 32
+ATOMS_OF_A_PART = 1024
 """Gradients in weights are added over so many atoms at a time, then over the parts."""
-OPTIONS: dict[str, Any] = dict(num_warps=8)
+OPTIONS: dict[str, Any] = dict(num_warps=4)
+MANY = 264
+"""Programs from which on it pays that several run on a processor at a time."""
 
 
 @triton.jit
@@ -43,107 +47,72 @@ def _slope(activation):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _load(X, row, live, WIDTH: tl.constexpr, A: tl.constexpr, B: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Some rows of ``[rows, WIDTH]``: their first A columns, and the B that follow."""
+    a, b = tl.arange(0, A)[None, :], A + tl.arange(0, B)[None, :]
+    at = X + row[:, None] * WIDTH
+    first = tl.load(at + a, mask=live[:, None] & (a < WIDTH), other=0)
+    return first, tl.load(at + b, mask=live[:, None] & (b < WIDTH), other=0)
+
+
+@triton.jit
+def _store(X, first, second, row, live, WIDTH: tl.constexpr, A: tl.constexpr, B: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Both blocks of columns to some rows of ``[rows, WIDTH]``."""
+    a, b = tl.arange(0, A)[None, :], A + tl.arange(0, B)[None, :]
+    at = X + row[:, None] * WIDTH
+    tl.store(at + a, first, mask=live[:, None] & (a < WIDTH))
+    tl.store(at + b, second, mask=live[:, None] & (b < WIDTH))
+
+
+@triton.jit
+def _bias(X, WIDTH: tl.constexpr, A: tl.constexpr, B: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A row for all atoms."""
+    a, b = tl.arange(0, A)[None, :], A + tl.arange(0, B)[None, :]
+    return tl.load(X + a, mask=a < WIDTH, other=0), tl.load(X + b, mask=b < WIDTH, other=0)
+
+
+@triton.jit
 def _matrix(  # type: ignore[no-untyped-def]
     W,
+    from_row: tl.constexpr,
+    from_column: tl.constexpr,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     DOWN: tl.constexpr,
     ACROSS: tl.constexpr,
-    STEP: tl.constexpr,
+    HIGH: tl.constexpr,
     BLOCK: tl.constexpr,
-    start: tl.constexpr = 0,
 ):
-    """STEP rows of w, w[k, f] at ``W + k DOWN + f ACROSS``."""
-    f = tl.arange(0, BLOCK)[None, :]
-    k = start + tl.arange(0, STEP)[:, None]
+    """A block of w ``[WIDTH, COLUMNS]``, w[k, f] at ``W + k DOWN + f ACROSS``."""
+    k = from_row + tl.arange(0, HIGH)[:, None]
+    f = from_column + tl.arange(0, BLOCK)[None, :]
     return tl.load(W + k * DOWN + f * ACROSS, mask=(k < WIDTH) & (f < COLUMNS), other=0)
 
 
 @triton.jit
-def _add_product(  # type: ignore[no-untyped-def]
-    total,
-    a,
-    A,
-    w,
+def _product(  # type: ignore[no-untyped-def]
+    first,
+    second,
     W,
-    row,
-    live,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     DOWN: tl.constexpr,
     ACROSS: tl.constexpr,
-    STEP: tl.constexpr,
-    BLOCK: tl.constexpr,
+    C: tl.constexpr,
+    D: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """total + a w: at once if w is here as a whole, else STEP columns of a in memory at a time."""
-    if WIDTH <= STEP:
-        return tl.dot(a, w, total, input_precision=PRODUCTS, out_dtype=total.dtype)
-    k = tl.arange(0, STEP)
-    for start in range(0, WIDTH, STEP):
-        there = live[:, None] & (start + k < WIDTH)[None, :]
-        some = tl.load(A + row[:, None] * WIDTH + (start + k)[None, :], mask=there, other=0)
-        w = _matrix(W, WIDTH, COLUMNS, DOWN, ACROSS, STEP, BLOCK, start)
-        total = tl.dot(some, w, total, input_precision=PRODUCTS, out_dtype=total.dtype)
-    return total
-
-
-@triton.jit
-def _layer(  # type: ignore[no-untyped-def]
-    z,
-    source,
-    received,
-    weights,
-    activations,
-    result,
-    row,
-    live,
-    FIRST: tl.constexpr,
-    IN: tl.constexpr,
-    F: tl.constexpr,
-    IN_STEP: tl.constexpr,
-    STEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PRODUCTS: tl.constexpr,
-):
-    """z' = W~ softplus(W z + B + g) + M~ z + B~ of some atoms; g in the first layer only."""
-    f = tl.arange(0, BLOCK)
-    column = f < F
-    here = live[:, None] & column[None, :]
-    at = row[:, None] * F + f[None, :]
-    residual = weights + F * IN + F
-    w = _matrix(weights, IN, F, 1, IN, IN_STEP, BLOCK)
-    w_residual = _matrix(residual, F, F, 1, F, STEP, BLOCK)
-    bias = tl.load(weights + F * IN + f, mask=column, other=0)
-    before = tl.full((row.shape[0], BLOCK), 0, bias.dtype) + bias[None, :]
-    if FIRST:
-        before += tl.load(received + at, mask=here, other=0)
-    before = _add_product(
-        before, z, source, w, weights, row, live, IN, F, 1, IN, IN_STEP, BLOCK, PRODUCTS
-    )
-    activation = _softplus(before)
-    tl.store(activations + at, activation, mask=here)
-    if F > STEP:
-        tl.debug_barrier()  # what the threads of the program wrote, all of them read
-    bias = tl.load(residual + F * F + f, mask=column, other=0)
-    kept = tl.full((row.shape[0], BLOCK), 0, bias.dtype) + bias[None, :]
-    if IN == F:
-        kept += tl.load(source + at, mask=here, other=0)
-    else:
-        mixing = residual + F * F + F
-        m = _matrix(mixing, IN, F, 1, IN, IN_STEP, BLOCK)
-        kept = _add_product(
-            kept, z, source, m, mixing, row, live, IN, F, 1, IN, IN_STEP, BLOCK, PRODUCTS
-        )
-    z = _add_product(
-        *(kept, activation, activations, w_residual, residual, row, live),
-        *(F, F, 1, F, STEP, BLOCK, PRODUCTS),
-    )
-    z = tl.where(column[None, :], z, 0.0)
-    tl.store(result + at, z, mask=here)
-    if F > STEP:
-        tl.debug_barrier()
-    return z
+    """Rows times w, both blocks of C + D columns."""
+    A: tl.constexpr = first.shape[1]
+    B: tl.constexpr = second.shape[1]
+    w = _matrix(W, 0, 0, WIDTH, COLUMNS, DOWN, ACROSS, A, C)
+    x = tl.dot(first, w, input_precision=PRODUCTS, out_dtype=first.dtype)
+    w = _matrix(W, A, 0, WIDTH, COLUMNS, DOWN, ACROSS, B, C)
+    x = tl.dot(second, w, x, input_precision=PRODUCTS, out_dtype=first.dtype)
+    w = _matrix(W, 0, C, WIDTH, COLUMNS, DOWN, ACROSS, A, D)
+    y = tl.dot(first, w, input_precision=PRODUCTS, out_dtype=first.dtype)
+    w = _matrix(W, A, C, WIDTH, COLUMNS, DOWN, ACROSS, B, D)
+    return x, tl.dot(second, w, y, input_precision=PRODUCTS, out_dtype=first.dtype)
 
 
 @triton.jit
@@ -159,84 +128,45 @@ def _dense(
     IN: tl.constexpr,
     F: tl.constexpr,
     LAYERS: tl.constexpr,
-    IN_STEP: tl.constexpr,
-    STEP: tl.constexpr,
-    BLOCK: tl.constexpr,
+    IN_A: tl.constexpr,
+    IN_B: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
     PRODUCTS: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """All layers, one after the other, for the atoms of this program."""
+    """z' = W~ softplus(W z + B + g) + M~ z + B~, layer after layer; g in the first layer only."""
     start = tl.program_id(0).to(tl.int64) * ROWS
     WEIGHTS += start // each * stride
     row = start + tl.arange(0, ROWS)
     live = row < atoms
     first: tl.constexpr = F * IN + F * F + 2 * F + (0 if IN == F else F * IN)
-    b = tl.arange(0, IN_STEP)
-    z = tl.load(Z + row[:, None] * IN + b[None, :], mask=live[:, None] & (b < IN)[None, :], other=0)
-    z = _layer(
-        *(z, Z, RECEIVED, WEIGHTS, ACTIVATIONS, OUTPUTS, row, live, True),
-        *(IN, F, IN_STEP, STEP, BLOCK, PRODUCTS),
-    )
-    if F <= STEP:  # one product after the other, so that the next matrix is already under way
-        f = tl.arange(0, BLOCK)
-        here = live[:, None] & (f < F)[None, :]
-        x = z
-        for n in range(0, 2 * (LAYERS - 1)):
-            matrix = WEIGHTS + first + n * (F * F + F)
-            w = _matrix(matrix, F, F, 1, F, STEP, BLOCK)
-            bias = tl.load(matrix + F * F + f, mask=f < F, other=0)
-            total = tl.dot(x, w, input_precision=PRODUCTS, out_dtype=z.dtype) + bias[None, :]
-            last = n % 2 == 1
-            x = tl.where(last, total + z, _softplus(total))
-            x = tl.where((f < F)[None, :], x, 0.0)
-            z = tl.where(last, x, z)
-            layer = n // 2 + 1 + (n % 2) * LAYERS  # outputs lie behind activations
-            to = ACTIVATIONS + layer * atoms * F + row[:, None] * F + f[None, :]
-            tl.store(to, x, mask=here)
+    residual = WEIGHTS + F * IN + F
+    v, w = _load(Z, row, live, IN, IN_A, IN_B)
+    a, b = _load(RECEIVED, row, live, F, A, B)
+    c, d = _bias(WEIGHTS + F * IN, F, A, B)
+    x, y = _product(v, w, WEIGHTS, IN, F, 1, IN, A, B, PRODUCTS)
+    x, y = _softplus(x + a + c), _softplus(y + b + d)
+    _store(ACTIVATIONS, x, y, row, live, F, A, B)
+    x, y = _product(x, y, residual, F, F, 1, F, A, B, PRODUCTS)
+    if IN == F:
+        a, b = v, w
     else:
-        for layer in tl.static_range(1, LAYERS):
-            source = OUTPUTS + (layer - 1) * atoms * F
-            weights = WEIGHTS + first + (layer - 1) * (2 * F * F + 2 * F)
-            own, to = ACTIVATIONS + layer * atoms * F, OUTPUTS + layer * atoms * F
-            z = _layer(
-                *(z, source, source, weights, own, to, row, live, False),
-                *(F, F, STEP, STEP, BLOCK, PRODUCTS),
-            )
-
-
-@triton.jit
-def _layer_slopes(  # type: ignore[no-untyped-def]
-    weights,
-    activations,
-    gradient,
-    outer,
-    inner,
-    row,
-    live,
-    IN: tl.constexpr,
-    F: tl.constexpr,
-    STEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PRODUCTS: tl.constexpr,
-):
-    """The gradient in what softplus takes, also to ``inner``."""
-    f = tl.arange(0, BLOCK)
-    here = live[:, None] & (f < F)[None, :]
-    at = row[:, None] * F + f[None, :]
-    residual = weights + F * IN + F
-    w = _matrix(residual, F, F, F, 1, STEP, BLOCK)
-    tl.store(outer + at, gradient, mask=here)
-    if F > STEP:
-        tl.debug_barrier()
-    slope = tl.full(gradient.shape, 0, gradient.dtype)
-    slope = _add_product(
-        slope, gradient, outer, w, residual, row, live, F, F, F, 1, STEP, BLOCK, PRODUCTS
-    )
-    slope *= _slope(tl.load(activations + at, mask=here, other=0))
-    tl.store(inner + at, slope, mask=here)
-    if F > STEP:
-        tl.debug_barrier()
-    return slope
+        a, b = _product(v, w, residual + F * F + F, IN, F, 1, IN, A, B, PRODUCTS)
+    c, d = _bias(residual + F * F, F, A, B)
+    x, y = x + a + c, y + b + d
+    _store(OUTPUTS, x, y, row, live, F, A, B)
+    a, b = x, y
+    for n in range(0, 2 * (LAYERS - 1)):  # W, W~ of each layer
+        matrix = WEIGHTS + first + n * (F * F + F)
+        x, y = _product(x, y, matrix, F, F, 1, F, A, B, PRODUCTS)
+        c, d = _bias(matrix + F * F, F, A, B)
+        x, y = x + c, y + d
+        last = n % 2 == 1
+        x, y = tl.where(last, x + a, _softplus(x)), tl.where(last, y + b, _softplus(y))
+        a, b = tl.where(last, x, a), tl.where(last, y, b)
+        layer = n // 2 + 1 + (n % 2) * LAYERS  # outputs lie behind activations
+        _store(ACTIVATIONS + layer * atoms * F, x, y, row, live, F, A, B)
 
 
 @triton.jit
@@ -254,9 +184,10 @@ def _dense_slopes(
     IN: tl.constexpr,
     F: tl.constexpr,
     LAYERS: tl.constexpr,
-    IN_BLOCK: tl.constexpr,
-    STEP: tl.constexpr,
-    BLOCK: tl.constexpr,
+    IN_A: tl.constexpr,
+    IN_B: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
     PRODUCTS: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
@@ -265,61 +196,69 @@ def _dense_slopes(
     WEIGHTS += start // each * stride
     row = start + tl.arange(0, ROWS)
     live = row < atoms
-    f = tl.arange(0, BLOCK)
-    here = live[:, None] & (f < F)[None, :]
-    at = row[:, None] * F + f[None, :]
     first: tl.constexpr = F * IN + F * F + 2 * F + (0 if IN == F else F * IN)
-    gradient = tl.load(GRADIENT + at, mask=here, other=0)
-    if F <= STEP:
-        tl.store(OUTER + (LAYERS - 1) * atoms * F + at, gradient, mask=here)
-        x = gradient
-        for back in range(0, 2 * (LAYERS - 1)):
-            n = 2 * (LAYERS - 1) - 1 - back
-            w = _matrix(WEIGHTS + first + n * (F * F + F), F, F, F, 1, STEP, BLOCK)
-            layer = n // 2 + 1
-            own = tl.load(ACTIVATIONS + layer * atoms * F + at, mask=here, other=0)
-            total = tl.dot(x, w, input_precision=PRODUCTS, out_dtype=gradient.dtype)
-            last = n % 2 == 0
-            x = tl.where(last, total + gradient, total * _slope(own))
-            gradient = tl.where(last, x, gradient)
-            # inner lies behind outer
-            to = OUTER + tl.where(last, layer - 1, LAYERS + layer) * atoms * F + at
-            tl.store(to, x, mask=here)
-    else:
-        for back in tl.static_range(1, LAYERS):
-            layer = (LAYERS - back) * atoms * F
-            weights = WEIGHTS + first + (LAYERS - back - 1) * (2 * F * F + 2 * F)
-            own, outer, inner = ACTIVATIONS + layer, OUTER + layer, INNER + layer
-            w = _matrix(weights, F, F, F, 1, STEP, BLOCK)
-            slope = _layer_slopes(
-                *(weights, own, gradient, outer, inner, row, live, F, F, STEP, BLOCK, PRODUCTS)
-            )
-            gradient = _add_product(
-                *(gradient, slope, inner, w, weights, row, live),
-                *(F, F, F, 1, STEP, BLOCK, PRODUCTS),
-            )
-    slope = _layer_slopes(
-        *(WEIGHTS, ACTIVATIONS, gradient, OUTER, INNER, row, live),
-        *(IN, F, STEP, BLOCK, PRODUCTS),
-    )
+    residual = WEIGHTS + F * IN + F
+    a, b = _load(GRADIENT, row, live, F, A, B)
+    _store(OUTER + (LAYERS - 1) * atoms * F, a, b, row, live, F, A, B)
+    x, y = a, b
+    for back in range(0, 2 * (LAYERS - 1)):  # W~, W of each layer, the last one first
+        n = 2 * (LAYERS - 1) - 1 - back
+        x, y = _product(x, y, WEIGHTS + first + n * (F * F + F), F, F, F, 1, A, B, PRODUCTS)
+        layer = n // 2 + 1
+        c, d = _load(ACTIVATIONS + layer * atoms * F, row, live, F, A, B)
+        last = n % 2 == 0
+        x, y = tl.where(last, x + a, x * _slope(c)), tl.where(last, y + b, y * _slope(d))
+        a, b = tl.where(last, x, a), tl.where(last, y, b)
+        # inner lies behind outer
+        to = OUTER + tl.where(last, layer - 1, LAYERS + layer) * atoms * F
+        _store(to, x, y, row, live, F, A, B)
+    x, y = _product(a, b, residual, F, F, F, 1, A, B, PRODUCTS)
+    c, d = _load(ACTIVATIONS, row, live, F, A, B)
+    x, y = x * _slope(c), y * _slope(d)
+    _store(INNER, x, y, row, live, F, A, B)
     if WANTED:
-        b = tl.arange(0, IN_BLOCK)
-        w = _matrix(WEIGHTS, F, IN, IN, 1, STEP, IN_BLOCK)
-        if IN == F:
-            dz = gradient
-        else:
-            mixing = WEIGHTS + F * IN + F * F + 2 * F
-            m = _matrix(mixing, F, IN, IN, 1, STEP, IN_BLOCK)
-            dz = tl.full((ROWS, IN_BLOCK), 0, gradient.dtype)
-            dz = _add_product(
-                *(dz, gradient, OUTER, m, mixing, row, live),
-                *(F, IN, IN, 1, STEP, IN_BLOCK, PRODUCTS),
-            )
-        dz = _add_product(
-            *(dz, slope, INNER, w, WEIGHTS, row, live, F, IN, IN, 1, STEP, IN_BLOCK, PRODUCTS)
-        )
-        dz_at = DZ + row[:, None] * IN + b[None, :]
-        tl.store(dz_at, dz, mask=live[:, None] & (b < IN)[None, :])
+        x, y = _product(x, y, WEIGHTS, F, IN, IN, 1, IN_A, IN_B, PRODUCTS)
+        if IN != F:
+            a, b = _product(a, b, residual + F * F + F, F, IN, IN, 1, IN_A, IN_B, PRODUCTS)
+        _store(DZ, x + a, y + b, row, live, IN, IN_A, IN_B)
+
+
+@triton.jit
+def _weight_block(  # type: ignore[no-untyped-def]
+    LEFT,
+    RIGHT,
+    TO,
+    begin,
+    end,
+    BIASED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    F: tl.constexpr,
+    DOWN: tl.constexpr,
+    ACROSS: tl.constexpr,
+    ROWS: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+):
+    """One block of the sum over some atoms of left right^T, and of the sum of left."""
+    blocks: tl.constexpr = (WIDTH + ACROSS - 1) // ACROSS
+    a = (tl.program_id(0) // blocks) * DOWN + tl.arange(0, DOWN)
+    b = (tl.program_id(0) % blocks) * ACROSS + tl.arange(0, ACROSS)
+    n = tl.arange(0, ROWS)
+    slope = tl.full((DOWN, ACROSS), 0, TO.dtype.element_ty)
+    biases = tl.full((DOWN, ROWS), 0, TO.dtype.element_ty)
+    for k in range(0, (end - begin).to(tl.int32), ROWS):
+        row = begin + k + n
+        live = row < end
+        g_at = LEFT + row[None, :] * F + a[:, None]
+        g = tl.load(g_at, mask=live[None, :] & (a < F)[:, None], other=0)
+        z_at = RIGHT + row[:, None] * WIDTH + b[None, :]
+        z = tl.load(z_at, mask=live[:, None] & (b < WIDTH)[None, :], other=0)
+        slope = tl.dot(g, z, slope, input_precision=PRODUCTS, out_dtype=slope.dtype)
+        biases += g
+    at = TO + a[:, None] * WIDTH + b[None, :]
+    tl.store(at, slope, mask=(a < F)[:, None] & (b < WIDTH)[None, :])
+    if BIASED:
+        if tl.program_id(0) % blocks == 0:
+            tl.store(TO + F * WIDTH + a, tl.reduce(biases, 1, _add), mask=a < F)
 
 
 @triton.jit
@@ -347,56 +286,30 @@ def _weight_slopes(
 
     Matrices W, W~ of each layer, then M~ of the first; in memory W, B, W~, B~, M~ layer by layer.
     """
-    blocks: tl.constexpr = ((IN if IN > F else F) + ACROSS - 1) // ACROSS
     matrix = tl.program_id(1)
-    layer = matrix // 2
+    layer = (matrix // 2).to(tl.int64)
     first: tl.constexpr = F * IN + F * F + 2 * F + (0 if IN == F else F * IN)
     parts = (each + rows_of_a_part - 1) // rows_of_a_part
     model = (tl.program_id(2) // parts).to(tl.int64)
     part = (tl.program_id(2) % parts).to(tl.int64)
     begin = model * each + part * rows_of_a_part
     end = tl.minimum(begin + rows_of_a_part, (model + 1) * each)
-    DW += model * stride + part * size
-    to = DW
-    if layer > 0:
-        to += first + (layer - 1) * (2 * F * F + 2 * F)
-    left = INNER + layer.to(tl.int64) * atoms * F
-    right = ACTIVATIONS + layer.to(tl.int64) * atoms * F
-    width = F
+    to = DW + model * stride + part * size
     if matrix == 2 * LAYERS:  # M~
-        left = OUTER
-        right = Z
-        width = IN
-        to = DW + F * IN + F * F + 2 * F
-    elif matrix % 2 == 1:  # W~
-        left = OUTER + layer.to(tl.int64) * atoms * F
-        if layer == 0:
-            to += F * IN + F
-        else:
-            to += F * F + F
-    elif layer == 0:
-        right = Z
-        width = IN
+        to += F * IN + F * F + 2 * F
+        _weight_block(OUTER, Z, to, begin, end, False, IN, F, DOWN, ACROSS, ROWS, PRODUCTS)
+    elif matrix == 0:
+        _weight_block(INNER, Z, to, begin, end, True, IN, F, DOWN, ACROSS, ROWS, PRODUCTS)
     else:
-        right = BETWEEN + (layer - 1).to(tl.int64) * atoms * F
-    a = (tl.program_id(0) // blocks) * DOWN + tl.arange(0, DOWN)
-    b = (tl.program_id(0) % blocks) * ACROSS + tl.arange(0, ACROSS)
-    n = tl.arange(0, ROWS)
-    slope = tl.full((DOWN, ACROSS), 0, Z.dtype.element_ty)
-    biases = tl.full((DOWN, ROWS), 0, Z.dtype.element_ty)
-    for k in range(0, (end - begin).to(tl.int32), ROWS):
-        row = begin + k + n
-        live = row < end
-        g_at = left + row[None, :] * F + a[:, None]
-        g = tl.load(g_at, mask=live[None, :] & (a < F)[:, None], other=0)
-        z_at = right + row[:, None] * width + b[None, :]
-        z = tl.load(z_at, mask=live[:, None] & (b < width)[None, :], other=0)
-        slope = tl.dot(g, z, slope, input_precision=PRODUCTS, out_dtype=slope.dtype)
-        biases += g
-    at = to + a[:, None] * width + b[None, :]
-    tl.store(at, slope, mask=(a < F)[:, None] & (b < width)[None, :])
-    if (tl.program_id(0) % blocks == 0) & (matrix < 2 * LAYERS):
-        tl.store(to + F * width + a, tl.reduce(biases, 1, _add), mask=a < F)
+        own = first + (layer - 1) * (2 * F * F + 2 * F)  # of a layer after the first
+        left = INNER + layer * atoms * F
+        right = BETWEEN + (layer - 1) * atoms * F
+        if matrix % 2 == 1:  # W~
+            left = OUTER + layer * atoms * F
+            right = ACTIVATIONS + layer * atoms * F
+            own = tl.where(layer > 0, own + F * F + F, F * IN + F)
+        to += own
+        _weight_block(left, right, to, begin, end, True, F, F, DOWN, ACROSS, ROWS, PRODUCTS)
 
 
 def dense(
@@ -406,16 +319,16 @@ def dense(
     z, received, layers = z.contiguous(), received.contiguous(), len(weights) // 5
     atoms, out_channels = received.shape
     activations, outputs = z.new_empty(2, layers, atoms, out_channels)
-    if atoms:
+    if max(z.size(1), out_channels) > WIDEST:
+        _wide(z, received, weights, activations, outputs)
+    elif atoms:
         joined, models, stride = _joined(weights)
         with torch.cuda.device_of(z):
             _dense[(triton.cdiv(atoms, ROWS),)](
                 *(z, received, joined, activations, outputs, atoms, atoms // models, stride),
                 *(z.size(1), out_channels, layers),
-                *(_step(z, z.size(1)), _step(z, out_channels), column_block(out_channels)),
-                *(products(z), ROWS),
-                num_stages=_stages(z.device),
-                **OPTIONS,
+                *(*column_blocks(z.size(1)), *column_blocks(out_channels), products(z), ROWS),
+                **_options(z, out_channels),
             )
     return outputs[-1], activations, outputs[:-1]
 
@@ -442,14 +355,15 @@ def dense_backward(
     joined, models, stride = _joined(weights)
     each = atoms // models
     with torch.cuda.device_of(z):
-        _dense_slopes[(triton.cdiv(atoms, ROWS),)](
-            *(joined, activations, gradient, outer, inner, z if dz is None else dz),
-            *(atoms, each, stride, dz is not None, *sizes),
-            *(column_block(in_channels), _step(z, out_channels), column_block(out_channels)),
-            *(products(z), ROWS),
-            num_stages=_stages(z.device),
-            **OPTIONS,
-        )
+        if max(in_channels, out_channels) > WIDEST:
+            _wide_slopes(weights, activations, gradient, outer, inner, dz)
+        else:
+            _dense_slopes[(triton.cdiv(atoms, ROWS),)](
+                *(joined, activations, gradient, outer, inner, z if dz is None else dz),
+                *(atoms, each, stride, dz is not None, *sizes),
+                *(*column_blocks(in_channels), *column_blocks(out_channels), products(z), ROWS),
+                **_options(z, out_channels),
+            )
         if dweights is not None:
             down, across = 16, 32
             tiles = triton.cdiv(out_channels, down) * triton.cdiv(
@@ -464,30 +378,80 @@ def dense_backward(
             _weight_slopes[(tiles, matrices, models * num_parts)](
                 *(z, activations, between, outer, inner, parts, atoms, each, size, apart),
                 *(ATOMS_OF_A_PART, *sizes, down, across, ATOMS_AT_ONCE, products(z)),
-                num_warps=4,
-                num_stages=3,
+                num_warps=2,
+                num_stages=4,
             )
             if num_parts > 1:
                 torch.sum(parts, -2, out=dweights)
     return inner[0]
 
 
+def _options(z: Tensor, width: int) -> dict[str, Any]:
+    """Few programs have matrices under way; many have few registers: three run at a time."""
+    if z.size(0) < MANY * ROWS:
+        return dict(num_stages=_stages(z.device, z.dtype, width), **OPTIONS)
+    few_registers = {} if torch.version.hip else dict(maxnreg=168)
+    return dict(num_stages=min(2, _stages(z.device, z.dtype, width)), **few_registers, **OPTIONS)
+
+
 @functools.cache
-def _stages(device: torch.device) -> int:
-    """Matrices that are under way at a time, as far as the shared memory of a program goes: 1 + 2
-    of 64 KiB, 1 + 1, or none as a whole."""
+def _stages(device: torch.device, dtype: torch.dtype, width: int) -> int:
+    """Matrices that are under way at a time, as far as the shared memory of a program goes."""
     if device.type != "cuda":
         return 3  # the interpreter
     properties: Any = torch.cuda.get_device_properties(device)
-    memory = properties.shared_memory_per_block_optin
-    return 3 if memory >= 150_000 else 2 if memory >= 84_000 else 1
+    memory = properties.shared_memory_per_block_optin - 2**14
+    return max(1, min(3, 1 + memory // (sum(column_blocks(width)) ** 2 * dtype.itemsize)))
 
 
-def _step(x: Tensor, width: int) -> int:
-    """Rows of a matrix that a program holds at a time: all, where they fit."""
-    whole = column_block(width)
-    fits = whole <= LARGEST_WHOLE and x.dtype == torch.float32 and _stages(x.device) > 1
-    return whole if fits else 16
+def _wide(
+    z: Tensor, received: Tensor, weights: Weights, activations: Tensor, outputs: Tensor
+) -> None:
+    """All layers by PyTorch's products."""
+    for layer, (activation, output) in enumerate(zip(activations, outputs, strict=True)):
+        W, B, W_residual, B_residual, M = weights[5 * layer : 5 * layer + 5]
+        before = _times(z, W, True) + _by_model(B, z) + (0 if layer else received)
+        activation.copy_(softplus(before))
+        kept = z if M is None else _times(z, M, True)
+        output.copy_(_times(activation, W_residual, True) + _by_model(B_residual, z) + kept)
+        z = output
+
+
+def _wide_slopes(
+    weights: Weights,
+    activations: Tensor,
+    gradient: Tensor,
+    outer: Tensor,
+    inner: Tensor,
+    dz: Tensor | None,
+) -> None:
+    """What :func:`_dense_slopes` gives, by PyTorch's products."""
+    for layer in range(len(activations) - 1, -1, -1):
+        W, _, W_residual, _, M = weights[5 * layer : 5 * layer + 5]
+        outer[layer].copy_(gradient)
+        activation = activations[layer]
+        slope = torch.where(activation > 20, 1.0, -torch.expm1(-activation))
+        inner[layer].copy_(_times(gradient, W_residual, False) * slope)
+        if layer or dz is not None:
+            kept = gradient if M is None else _times(gradient, M, False)
+            gradient = _times(inner[layer], W, False) + kept
+    if dz is not None:
+        dz.copy_(gradient)
+
+
+def _times(x: Tensor, w: Tensor | None, transposed: bool) -> Tensor:
+    """x w^T, or x w: of a model's atoms with its matrix."""
+    assert w is not None
+    w = w.mT if transposed else w
+    return (x.unflatten(0, (w.size(0), -1)) @ w).flatten(0, 1) if w.dim() == 3 else x @ w
+
+
+def _by_model(bias: Tensor | None, like: Tensor) -> Tensor:
+    """The bias of each atom's model."""
+    assert bias is not None
+    if bias.dim() == 1:
+        return bias
+    return bias.repeat_interleave(like.size(0) // bias.size(0), 0)
 
 
 def _joined(weights: Weights) -> tuple[Tensor, int, int]:
@@ -506,10 +470,9 @@ def _joined(weights: Weights) -> tuple[Tensor, int, int]:
 
 def _adjoining(tensors: Sequence[Tensor]) -> bool:
     """Whether tensors lie one behind the other in memory."""
-    first, end = tensors[0], tensors[0].storage_offset()
+    end = tensors[0].data_ptr()
     for tensor in tensors:
-        same = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not (same and tensor.storage_offset() == end and tensor.is_contiguous()):
+        if tensor.data_ptr() != end or not tensor.is_contiguous():
             return False
-        end += tensor.numel()
+        end += tensor.nbytes
     return True

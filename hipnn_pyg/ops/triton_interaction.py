@@ -1,8 +1,7 @@
 r"""The interaction layer and its first derivatives as Triton kernels.
 
 Sensitivities are computed where they are used, from distances; nothing of size ``[E, nu]`` is kept.
-Products with V, which join everything, are PyTorch's. Nothing is added atomically: same input, same
-bits.
+Nothing is added atomically: same input, same bits.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.operands import Kept, Where
 from hipnn_pyg.ops.triton import OPTIONS, WORKSPACE, by_sender, feature_block
-from hipnn_pyg.ops.triton_tiles import products, stack_of, sum_parts
+from hipnn_pyg.ops.triton_product import product
+from hipnn_pyg.ops.triton_tiles import exact, stack_of, sum_parts
 
 EDGES = 16
 """Edges that a program takes at a time for their slopes, which is little as it has much to keep."""
@@ -126,17 +126,17 @@ def _edge_slopes(
     model = i // each
     first = tl.load(ROW + i + model)
     degree = (tl.load(ROW + i + model + 1) - first).to(tl.int32)
-    mu = tl.load(MU + model * stride + nu, mask=nu < NU, other=1)[None, :]
-    sigma = tl.load(SIGMA + model * stride + nu, mask=nu < NU, other=1)[None, :]
+    mu = tl.load(MU + model * stride + nu, mask=nu < NU, other=1)
+    sigma = tl.load(SIGMA + model * stride + nu, mask=nu < NU, other=1)
     g_at = G + i * (NU * F) + nu[:, None] * F + b[None, :]
-    dmu = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
-    dsigma = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
+    slopes = tl.full((NU_BLOCK,), 0, G.dtype.element_ty)
+    slopes_over_r = tl.full((NU_BLOCK,), 0, G.dtype.element_ty)
     for k in range(0, degree, EDGES):
         live = k + x < degree
         j = tl.load(J + first + k + x, mask=live, other=0)
         r = tl.load(R + first + k + x, mask=live, other=CUTOFF)
         inside, r, cosine = _cutoff(r, CUTOFF)
-        gaussians, deviation = _gaussians(r[:, None], mu, sigma)
+        gaussians, deviation = _gaussians(r[:, None], mu[None, :], sigma[None, :])
         gaussians = tl.where(inside[:, None], gaussians, 0.0)
         s = gaussians * (cosine * cosine)[:, None]
         t = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
@@ -158,17 +158,17 @@ def _edge_slopes(
                     tl.store(w_at, w, mask=live[:, None] & mine[None, :])
         slope = -t * s * deviation
         if LEARNED:
-            dmu += slope * sigma / (mu * mu)
-            dsigma += slope * (1.0 / r[:, None] - 1.0 / mu)
+            slopes += tl.reduce(slope, 0, _add)
+            slopes_over_r += tl.reduce(slope / r[:, None], 0, _add)
         if DISTANCES:
             sine = tl.sin((r / CUTOFF) * HALF_PI)
             cut = sine * cosine * (-2.0 * HALF_PI / CUTOFF)
-            along = t * gaussians * cut[:, None] - slope * sigma / (r * r)[:, None]
+            along = t * gaussians * cut[:, None] - slope * sigma[None, :] / (r * r)[:, None]
             tl.store(DR + first + k + x, tl.reduce(along, 1, _add), mask=live)
     if LEARNED:
         part = PARTS + i * (2 * NU) + nu
-        tl.store(part, tl.reduce(dmu, 0, _add), mask=nu < NU)
-        tl.store(part + NU, tl.reduce(dsigma, 0, _add), mask=nu < NU)
+        tl.store(part, slopes * sigma / (mu * mu), mask=nu < NU)
+        tl.store(part + NU, slopes_over_r - slopes / mu, mask=nu < NU)
 
 
 def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Kept | None]:
@@ -185,7 +185,7 @@ def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Ke
                 *(float(where.cutoff), nu, in_channels, _sensitivity_block(nu), block, MANY_EDGES),
                 **OPTIONS,
             )
-    received = _by_model(environments, V) @ V.flatten(-3, -2)
+    received = product(_by_model(environments, V), V.flatten(-3, -2))
     return received.flatten(0, -2), Kept(environments, None) if keep else None
 
 
@@ -204,14 +204,13 @@ def interact_backward(
     if dV is not None:
         assert kept is not None, "a gradient in V needs what the forward pass kept"
         environments = _by_model(kept.environments, V)
-        product = torch.bmm if V.dim() == 4 else torch.mm
-        product(environments.mT, gradient, out=dV.view(V.shape).flatten(-3, -2))
+        product(environments.mT, gradient, dV.view(V.shape).flatten(-3, -2))
     learned = dmu is not None or dsigma is not None
     if dr is None and dz is None and not learned:
         return
     if dz is not None:
         pattern = pattern.with_order()
-    of_environments = (gradient @ V.flatten(-3, -2).mT).flatten(0, -2)
+    of_environments = product(gradient, V.flatten(-3, -2).mT).flatten(0, -2)
     atoms, edges = of_environments.size(0), pattern.j.numel()
     columns = _columns_at_once(z, edges) if dz is not None else 0
     sent = z.new_empty(edges, columns) if dz is not None else z
@@ -225,8 +224,8 @@ def interact_backward(
                     *(pattern.row, pattern.j, sent, parts, z if dr is None else dr, start),
                     *_shares(where),
                     *(taken, learned and once, dr is not None and once, float(where.cutoff)),
-                    *(nu, in_channels, _sensitivity_block(nu), COLUMNS, EDGES, products(z)),
-                    **OPTIONS,
+                    *(nu, in_channels, _sensitivity_block(nu), COLUMNS, EDGES, exact(z)),
+                    **{**OPTIONS, "num_stages": 1},
                 )
             if dz is not None and dz.numel():
                 wide = max(32, triton.next_power_of_2(min(taken, 128)))

@@ -12,14 +12,31 @@ ROWS = 16
 """Atoms that a program takes at a time through the dense layers and the readout."""
 
 
-def products(x: Tensor) -> str:
-    """How products are computed: of float32 on the tensor cores, as three products of TF32."""
+def exact(x: Tensor) -> str:
+    """How sums of products are computed: of float32 on the tensor cores, as three of TF32."""
     return "tf32x3" if x.dtype == torch.float32 and torch.version.hip is None else "ieee"
+
+
+def products(x: Tensor) -> str:
+    """The same of matrix products, which may be less precise (:mod:`hipnn_pyg.nn.precision`)."""
+    setting = torch.backends.cuda.matmul
+    chosen = getattr(setting, "fp32_precision", None)  # PyTorch before 2.9 has the other alone
+    lowered = setting.allow_tf32 if chosen is None else chosen == "tf32"
+    return "tf32" if lowered and exact(x) == "tf32x3" else exact(x)
 
 
 def column_block(width: int) -> int:
     """Columns of a block that holds all of a row."""
     return max(16, triton.next_power_of_2(width))
+
+
+def column_blocks(width: int) -> tuple[int, int]:
+    """Columns of the two blocks that hold a row together: 80 of 64 + 32.
+
+    Of fewer than 32 columns Triton would give the same to several warps.
+    """
+    first = max(32, triton.next_power_of_2(width) // 2)
+    return first, max(32, triton.next_power_of_2(max(width - first, 1)))
 
 
 def stack_of(parameter: Tensor, dimensions: int) -> tuple[int, int]:

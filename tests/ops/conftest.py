@@ -14,7 +14,13 @@ import torch
 import hipnn_pyg.ops
 
 OPS = Path(hipnn_pyg.ops.__file__).parent
-LAYER_PARTS = ("triton_tiles", "triton_interaction", "triton_dense", "triton_readout")
+LAYER_PARTS = (
+    "triton_tiles",
+    "triton_product",
+    "triton_interaction",
+    "triton_dense",
+    "triton_readout",
+)
 """The files that ``triton_layers.py`` joins; each needs only those before it."""
 
 

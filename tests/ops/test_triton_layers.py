@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 
 import hipnn_pyg.ops
 from hipnn_pyg.nn.fused import layers
+from hipnn_pyg.nn.precision import matrix_products
 from hipnn_pyg.nn.sensitivity import sensitivities
 from hipnn_pyg.ops import Pattern, reference
 from hipnn_pyg.ops.operands import Weights, Where
@@ -137,6 +138,45 @@ def test_edges_at_infinity_are_none(layer_kernels: ModuleType, device: torch.dev
     assert room[0] is not None and bool((room[0] == 0).tolist() == [False, True, True] * 2)
 
 
+@pytest.mark.parametrize("models", [0, 3], ids=["one model", "three"])
+@pytest.mark.parametrize("m, k, n", [(1, 1, 1), (37, 330, 20), (16, 33, 150), (0, 5, 3), (4, 0, 3)])
+def test_product(
+    models: int,
+    m: int,
+    k: int,
+    n: int,
+    layer_kernels: ModuleType,
+    drawn: Drawn,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of matrices that lie in memory by rows or by columns; the sum as a whole or in parts."""
+    product = layer_kernels.interact.__globals__["product"]
+    lead = (models,) if models else ()
+    a, b = detached(drawn(*lead, m, k), drawn(*lead, k, n))
+    by_columns = (x.mT.contiguous().mT for x in (a, b))
+    expected = a @ b
+    for one, other in ((a, b), (a, b[..., :n]), (*by_columns,)):
+        for part in (150, 32):
+            monkeypatch.setitem(product.__globals__, "PART", part)
+            assert_equal(product(one, other), expected)
+            room = torch.full((*lead, m * n + 5), torch.nan).to(a)  # beside other gradients
+            assert_equal(product(one, other, room[..., 2:-3].view(expected.shape)), expected)
+            assert bool(room[..., :2].isnan().all()) and bool(room[..., -3:].isnan().all())
+
+
+def test_lower_precision(layer_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PyTorch allows its products, ours may do, the sums over neighbours not."""
+    tiles = layer_kernels.dense.__globals__["products"].__globals__
+    single, double = torch.ones(1), torch.ones(1, dtype=torch.float64)
+    assert tiles["products"](single) == tiles["exact"](single) == "tf32x3"
+    with matrix_products("tf32", "cuda"):
+        assert tiles["products"](single) == "tf32" and tiles["exact"](single) == "tf32x3"
+        assert tiles["products"](double) == tiles["exact"](double) == "ieee"
+    assert tiles["products"](single) == "tf32x3"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert tiles["products"](single) == tiles["exact"](single) == "ieee"
+
+
 def dense_weights(drawn: Drawn, width: int, out: int, num: int) -> list[Tensor | None]:
     """W, B, W~, B~, M~ of each layer."""
     found: list[Tensor | None] = []
@@ -147,10 +187,10 @@ def dense_weights(drawn: Drawn, width: int, out: int, num: int) -> list[Tensor |
     return [None if w is None else (w.detach() / w.size(-1) ** 0.5).requires_grad_() for w in found]
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["matrices", "in steps"])
-@pytest.mark.parametrize("atoms, width, out, num", [(37, 5, 17, 3), (18, 18, 18, 2), (3, 20, 4, 1)])
+@pytest.mark.parametrize("widest", [128, 0], ids=["kernels", "wide"])
+@pytest.mark.parametrize("atoms, width, out, num", [(37, 5, 17, 3), (18, 36, 36, 2), (3, 40, 4, 1)])
 def test_dense_layers(
-    whole: bool,
+    widest: int,
     atoms: int,
     width: int,
     out: int,
@@ -161,7 +201,7 @@ def test_dense_layers(
 ) -> None:
     """Values and all first derivatives; weights side by side in memory, or anywhere."""
     inside = layer_kernels.dense.__globals__
-    monkeypatch.setitem(inside, "LARGEST_WHOLE", 128 if whole else 0)
+    monkeypatch.setitem(inside, "WIDEST", widest)
     z, received = drawn(atoms, width), drawn(atoms, out)
     weights = dense_weights(drawn, width, out, num)
     present = [w for w in weights if w is not None]
@@ -290,9 +330,10 @@ MUTANTS = {
     "the cutoff is not squared": ("(cosine * cosine)[None, :]", "cosine[None, :]"),
     "edges beyond the first few are lost": ("range(0, degree, EDGES)", "range(0, 1, EDGES)"),
     "the cutoff has no slope": ("t * gaussians * cut[:, None]", "t * gaussians * 0.0"),
-    "mu and sigma change places": ("tl.store(part + NU, tl", "tl.store(part, tl"),
+    "mu and sigma change places": ("store(part + NU, slopes", "store(part, slopes"),
     "layers are swapped": ("n // 2 + 1 + (n % 2) * LAYERS", "n // 2 + 1 + ((n + 1) % 2) * LAYERS"),
     "a bias is lost": ("tl.reduce(biases, 1, _add)", "tl.reduce(biases, 1, _add) * 0.0"),
+    "the second block of columns is the first": ("A + tl.arange(0, B)", "tl.arange(0, B)"),
     "the last atoms of a part are lost": ("live = row < end", "live = row < end - 1"),
 }
 
@@ -314,19 +355,23 @@ def test_control_broken_kernels_are_caught(
         for dtype in (torch.float64, torch.float32):
             drawn = drawn_on(device, dtype)
             test_interaction("hub", (5, 3, 6), kernels, drawn)
-            test_dense_layers(True, 37, 5, 17, 3, kernels, drawn, monkeypatch)
+            test_dense_layers(128, 37, 5, 17, 3, kernels, drawn, monkeypatch)
 
 
-def options(number: str) -> dict[str, dict[str, Any]]:
+DENSE = ("_dense", "_dense_slopes", "_weight_slopes")
+
+
+def options() -> dict[str, dict[str, Any]]:
     """Sizes of the paper's network for each kernel."""
-    size = dict(IN=80, F=80, LAYERS=4, STEP=128 if number == "fp32" else 16, BLOCK=128, ROWS=16)
+    size = dict(IN=80, F=80, LAYERS=4, IN_A=64, IN_B=32, A=64, B=32, ROWS=16)
     edges = dict(CUTOFF=7.9, NU=20, F=80, NU_BLOCK=32, F_BLOCK=32, EDGES=32)
     slopes = edges | dict(F_BLOCK=16, EDGES=16)
     return {
         "_environments": edges,
         "_edge_slopes": dict(FEATURES=80, LEARNED=True, DISTANCES=True, **slopes),
-        "_dense": dict(IN_STEP=size["STEP"], **size),
-        "_dense_slopes": dict(WANTED=True, IN_BLOCK=128, **size),
+        "_dense": size,
+        "_dense_slopes": dict(WANTED=True, **size),
+        "_product": dict(ROWS=32, DEPTH=32, FIRST=64, SECOND=16),
         "_weight_slopes": dict(IN=80, F=80, LAYERS=4, DOWN=16, ACROSS=32, ROWS=64),
     }
 
@@ -337,20 +382,20 @@ def test_compiles_for_a_gpu(
 ) -> None:
     """For an H100. Three products of TF32 make one of float32; float64 stays what it is."""
     module = load_layers(interpret=False)
-    for name, constants in options(number).items():
-        inside = (module.interact if "CUTOFF" in constants else module.dense).__globals__
+    for name, constants in options().items():
+        inside = (module.dense if name in DENSE else module.interact).__globals__
+        inside = inside["product"].__globals__ if name == "_product" else inside
         function = inside[name]
         if "PRODUCTS" in function.arg_names:
             constants = constants | {"PRODUCTS": products}
         types = dict.fromkeys(function.arg_names, f"*{number}")
         types |= dict.fromkeys(("ROW", "J"), "*i64")
-        numbers = ("atoms", "each", "size", "stride", "rows_of_a_part", "start")
-        types |= dict.fromkeys(numbers, "i32")
+        types |= {n: "i32" for n in function.arg_names if n.islower()}
         types |= dict.fromkeys(constants, "constexpr")
         made = triton.compile(
             ASTSource(function, {n: types[n] for n in function.arg_names}, constexprs=constants),
             target=GPUTarget("cuda", 90, 32),
-            options=inside["OPTIONS"],
+            options=inside.get("OPTIONS", {}),
         )
         assert made.asm["cubin"]
         assert ("tf32" in made.asm["ptx"]) == ("PRODUCTS" in constants and number == "fp32")

@@ -1,0 +1,103 @@
+"""Products of the matrices of several models as a Triton kernel.
+
+For several products of narrow matrices PyTorch's float32 kernels take 1.2 to 1.8 times as long as
+the tensor cores take for three products of TF32, which are as exact. Nothing is added atomically:
+same input, same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hipnn_pyg.ops.triton_tiles import products
+
+PROGRAMS = 600
+"""A sum is computed in parts, as many as make so many programs of the product."""
+PART = 150
+"""Terms of a part, at least."""
+
+
+@triton.jit
+def _product(
+    A: tl.tensor,
+    B: tl.tensor,
+    C: tl.tensor,
+    m_size: tl.tensor,
+    k_size: tl.tensor,
+    n_size: tl.tensor,
+    a_model: tl.tensor,
+    a_down: tl.tensor,
+    a_across: tl.tensor,
+    b_model: tl.tensor,
+    b_down: tl.tensor,
+    b_across: tl.tensor,
+    c_part: tl.tensor,
+    c_model: tl.tensor,
+    k_part: tl.tensor,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+) -> None:
+    """Two blocks of columns, side by side, of c = a b: of a model and a part of the sum."""
+    tiles = (n_size + FIRST + SECOND - 1) // (FIRST + SECOND)
+    m = (tl.program_id(0) // tiles) * ROWS + tl.arange(0, ROWS)
+    n = (tl.program_id(0) % tiles) * (FIRST + SECOND) + tl.arange(0, FIRST)
+    o = (tl.program_id(0) % tiles) * (FIRST + SECOND) + FIRST + tl.arange(0, SECOND)
+    model, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    A += model * a_model + m.to(tl.int64)[:, None] * a_down
+    B += model * b_model
+    C += part * c_part + model * c_model + m.to(tl.int64)[:, None] * n_size
+    row = (m < m_size)[:, None]
+    x = tl.arange(0, DEPTH)
+    end = tl.minimum((part + 1) * k_part, k_size)
+    first = tl.full((ROWS, FIRST), 0, C.dtype.element_ty)
+    second = tl.full((ROWS, SECOND), 0, C.dtype.element_ty)
+    for start in range(part * k_part, end, DEPTH):
+        k = start + x
+        there = (k < end)[:, None]
+        a = tl.load(A + k[None, :] * a_across, mask=row & (k < end)[None, :], other=0)
+        b_at = B + k.to(tl.int64)[:, None] * b_down
+        b = tl.load(b_at + n[None, :] * b_across, mask=there & (n < n_size)[None, :], other=0)
+        first = tl.dot(a, b, first, input_precision=PRODUCTS, out_dtype=first.dtype)
+        b = tl.load(b_at + o[None, :] * b_across, mask=there & (o < n_size)[None, :], other=0)
+        second = tl.dot(a, b, second, input_precision=PRODUCTS, out_dtype=first.dtype)
+    tl.store(C + n[None, :], first, mask=row & (n < n_size)[None, :])
+    tl.store(C + o[None, :], second, mask=row & (o < n_size)[None, :])
+
+
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a b, of one model by PyTorch.
+
+    Args:
+        a: ``[m, k]``, or ``[K, m, k]`` of K models.
+        b: ``[k, n]`` or ``[K, k, n]``.
+        out: where to; its rows lie one after the other. None for a new tensor.
+
+    Returns:
+        ``[m, n]`` or ``[K, m, n]``.
+    """
+    how = products(a)
+    if a.dim() == 2 or how == "ieee" or not a.numel() or not b.numel():
+        return torch.matmul(a, b, out=out)
+    (models, m, k), n = a.shape, b.size(-1)
+    rows, depth, first, second, warps = (32, 16, 64, 64, 4) if n > 128 else (32, 32, 64, 16, 2)
+    programs = triton.cdiv(m, rows) * triton.cdiv(n, first + second)
+    parts = max(1, min(PROGRAMS // (programs * models), k // PART))
+    k_part = triton.cdiv(triton.cdiv(k, parts), depth) * depth
+    parts = triton.cdiv(k, k_part)
+    whole = a.new_empty(models, m, n) if out is None else out
+    found = whole.new_empty(parts, *whole.shape) if parts > 1 else whole.unsqueeze(0)
+    c_part, c_model = found.stride(0), found.stride(1)
+    with torch.cuda.device_of(a):
+        _product[(programs, models, parts)](
+            *(a, b, found, m, k, n, *a.stride(), *b.stride(), c_part, c_model, k_part),
+            *(rows, depth, first, second, how),
+            num_warps=warps,
+            num_stages=3,
+        )
+    return torch.sum(found, 0, out=whole) if parts > 1 else whole
