@@ -8,6 +8,7 @@ from hipnn_pyg.graph.pairs import (
     edge_pairs,
     molecule_edges,
     molecule_pairs,
+    molecule_sizes,
     pad_pairs,
     sorted_edges,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "image_shift",
     "molecule_edges",
     "molecule_pairs",
+    "molecule_sizes",
     "pad_pairs",
     "radius_graph",
     "radius_graph_pbc",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 
 from hipnn_pyg import ops
-from hipnn_pyg.ops import Pattern, edge_pattern, takes
+from hipnn_pyg.ops import Pattern, edge_pattern, molecule_kernels, takes
 
 
 class Pairs(NamedTuple):
@@ -113,8 +113,38 @@ def pad_pairs(pairs: Pairs, num_atoms: int) -> Pairs:
     return Pairs(j, None, r)
 
 
+def molecule_sizes(
+    pos: Tensor, batch: Tensor, num_graphs: int | None = None, kernels: bool = False
+) -> tuple[Tensor, int, int]:
+    """Where each molecule begins, and how large they are.
+
+    Args:
+        pos: positions, ``[N, 3]``.
+        batch: molecule of each atom, sorted, ``[N]``.
+        num_graphs: G, if known.
+        kernels: let the compiled kernel do it where it can.
+
+    Returns:
+        ``(ptr [G + 1], atoms of the largest molecule, sum of n (n - 1))``; where G is not known, of
+        the molecules up to the last one with atoms.
+    """
+    gpu = molecule_kernels(pos) if kernels else None
+    if gpu is not None:
+        num_graphs = int(batch[-1]) + 1 if num_graphs is None else num_graphs
+        found: tuple[Tensor, int, int] = gpu.sizes(batch, num_graphs)
+        return found
+    counts = torch.bincount(batch, minlength=num_graphs or 0)
+    ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    return ptr, int(counts.max()), int((counts * (counts - 1)).sum())
+
+
 def molecule_edges(
-    pos: Tensor, batch: Tensor, ptr: Tensor, num_edges: int, kernels: bool = False
+    pos: Tensor,
+    batch: Tensor,
+    ptr: Tensor,
+    num_edges: int,
+    kernels: bool = False,
+    max_atoms: int | None = None,
 ) -> Pairs:
     """All pairs inside each molecule as edges with their pattern, in closed form.
 
@@ -127,7 +157,14 @@ def molecule_edges(
         ptr: first atom of each molecule and, last, N; ``[G + 1]``.
         num_edges: E = sum of n (n - 1) over the molecules.
         kernels: let the compiled kernel do it where it can.
+        max_atoms: atoms of the largest molecule (or more); a GPU's kernel needs it.
     """
+    gpu = molecule_kernels(pos) if kernels and max_atoms is not None else None
+    if gpu is not None:
+        pattern, r = gpu.all_pairs(pos, ptr, max_atoms, num_edges)
+        if pos.requires_grad and torch.is_grad_enabled():
+            r = edge_distances(pos, torch.stack((pattern.j, pattern.i)))
+        return Pairs(pattern.j, pattern.i, r, pattern)
     if kernels and pos.device.type == "cpu" and takes(pos) and not pos.requires_grad:
         pattern, r = ops.molecule_edges(pos, ptr, num_edges)
         return Pairs(pattern.j, pattern.i, r, pattern)

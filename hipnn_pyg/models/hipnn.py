@@ -19,6 +19,7 @@ from hipnn_pyg.graph import (
     edge_pairs,
     molecule_edges,
     molecule_pairs,
+    molecule_sizes,
     pad_pairs,
     radius_graph,
 )
@@ -31,9 +32,9 @@ from hipnn_pyg.nn import (
     Sensitivity,
     fused_layers,
     has_kernels,
-    nonhierarchicality,
+    molecule_sums,
 )
-from hipnn_pyg.ops import KernelUnavailableError, available, transformed
+from hipnn_pyg.ops import KernelUnavailableError, available, molecule_kernels, transformed
 from hipnn_pyg.units import Bohr
 
 Kernel = Literal["auto", "fused", "padded", "reference"]
@@ -365,6 +366,7 @@ class HIPNN(nn.Module):
         batch: Tensor,
         edge_index: Tensor | None = None,
         shift: Tensor | None = None,
+        num_graphs: int | None = None,
     ) -> Pairs:
         """Neighbour pairs of a batch in the layout that the model's kernel takes.
 
@@ -373,16 +375,13 @@ class HIPNN(nn.Module):
             batch: molecule of each atom, sorted, ``[N]``.
             edge_index: the user's own edges ``[2, E]`` (j, i) instead of the built-in search.
             shift: their periodic-image vectors in Å, ``[E, 3]``.
+            num_graphs: G, if known (saves a synchronisation on a GPU).
         """
         kernel = self.kernel_on(pos.device)
         if edge_index is None and self.backend == "torch" and kernel != "reference":
-            counts = torch.bincount(batch)
-            largest = int(counts.max())
+            ptr, largest, num_edges = molecule_sizes(pos, batch, num_graphs, kernel == "fused")
             if largest <= ALL_PAIRS_LIMIT:
-                ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-                return all_pairs(
-                    kernel, pos, batch, ptr, largest, int((counts * (counts - 1)).sum())
-                )
+                return all_pairs(kernel, pos, batch, ptr, largest, num_edges)
         if edge_index is None:
             edge_index = radius_graph(pos, self.cutoff, batch, self.backend)
         return laid_out(kernel, edge_pairs(pos, edge_index, shift), pos.size(0))
@@ -408,6 +407,11 @@ class HIPNN(nn.Module):
         """
         dtype = self.blocks[0].interaction.V.dtype
         pairs = pairs._replace(r=pairs.r.to(dtype))
+        if _underived(pairs):
+            from hipnn_pyg.models import direct  # which is built on this module
+
+            if direct.serves(self):
+                return direct.values(self, species, pairs)
         z = self.one_hot(species)
         terms = [self.reference(species)]
         for block in self.blocks:
@@ -452,15 +456,14 @@ class HIPNN(nn.Module):
             num_graphs = int(batch[-1]) + 1
         self._warn_if_unfitted()
         species = self.species_index(z)
-        pairs = self.pairs(pos, batch, edge_index, shift)
+        pairs = self.pairs(pos, batch, edge_index, shift, num_graphs)
         if self.validate:
             check_species(z, species >= 0, self.species)
             check_distances(pairs.r)
         terms, features = self.atom_terms(species, pairs)
-        energy = terms.new_zeros(num_graphs).index_add(0, batch, terms.sum(dim=1))
-        return EnergyTerms(
-            energy.unsqueeze(1), terms, nonhierarchicality(terms, batch, num_graphs), features
-        )
+        fused = pairs.pattern is not None
+        energy, r = molecule_sums(terms, batch, num_graphs, fused)
+        return EnergyTerms(energy.unsqueeze(1), terms, r, features)
 
     def forward(
         self,
@@ -480,6 +483,13 @@ class HIPNN(nn.Module):
         return f"species={self.species}, cutoff={self.cutoff:.4g} Å, unit={self.energy_unit}"
 
 
+def _underived(pairs: Pairs) -> bool:
+    """Whether a GPU's kernels take these pairs and nobody asks for derivatives."""
+    if pairs.pattern is None or torch.is_grad_enabled():
+        return False
+    return molecule_kernels(pairs.r) is not None
+
+
 def all_pairs(
     kernel: str, pos: Tensor, batch: Tensor, ptr: Tensor, max_atoms: int, num_edges: int
 ) -> Pairs:
@@ -496,7 +506,7 @@ def all_pairs(
     if kernel == "padded":
         return molecule_pairs(pos, batch, ptr, max_atoms)
     fused = kernel == "fused"
-    pairs = molecule_edges(pos, batch, ptr, num_edges, fused)
+    pairs = molecule_edges(pos, batch, ptr, num_edges, fused, max_atoms)
     return pairs if fused else pairs._replace(pattern=None)
 
 

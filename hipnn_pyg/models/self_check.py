@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -19,6 +20,8 @@ from hipnn_pyg.ops.network import Parameters, Structures
 
 DIRECT = "without autograd: "
 """Before the names of the results of :mod:`hipnn_pyg.models.direct`."""
+UNDERIVED = "without derivatives: "
+"""Before the names of what is computed where nobody asks for derivatives."""
 AT_ONCE = "learning in one call: "
 """Before the names of those of :mod:`hipnn_pyg.ops.network`."""
 
@@ -57,7 +60,10 @@ def self_check(kernel: Kernel, device: torch.device | str = "cpu", force: bool =
     for dtype, tolerance in TOLERANCE.items():
         expected, actual = (_results(k, device, dtype) for k in ("reference", kernel))
         for name, value in actual.items():
-            right = expected[name.removeprefix(DIRECT).removeprefix(AT_ONCE)]
+            plain = name
+            for prefix in (DIRECT, UNDERIVED, AT_ONCE):
+                plain = plain.removeprefix(prefix)
+            right = expected[plain]
             scale = max(float(right.abs().max()), 1e-30)
             difference = float((value - right).abs().max()) / scale
             differences[f"{name}, {str(dtype).removeprefix('torch.')}"] = difference
@@ -78,11 +84,16 @@ def self_check(kernel: Kernel, device: torch.device | str = "cpu", force: bool =
 
 def _record(kernel: str, device: torch.device) -> Path:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    source = b"".join(p.read_bytes() for p in sorted(Path(cpu.__file__).parent.glob("*.[cph]*")))
     versions = (torch.__version__, __version__)
     parts = (kernel, device.type, name, cpu.cpu_flags(), *versions)
-    key = hashlib.sha256("\0".join(parts).encode() + source).hexdigest()[:16]
+    key = hashlib.sha256("\0".join(parts).encode() + _source()).hexdigest()[:16]
     return cpu.cache_folder() / f"checked-{kernel}-{key}.json"
+
+
+@functools.cache
+def _source() -> bytes:
+    """All kernels."""
+    return b"".join(p.read_bytes() for p in sorted(Path(cpu.__file__).parent.glob("*.[cph]*")))
 
 
 def _results(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -112,6 +123,8 @@ def _results(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> dict[s
     for name, slope, turn in zip(learned, slopes[1:], turns, strict=True):
         results[f"the gradient in {name}"] = slope
         results[f"the gradient of forces in {name}"] = turn
+    with torch.no_grad():
+        results[f"{UNDERIVED}the energy"] = model(z, pos, batch)
     if kernel == "fused" and direct.serves(model):
         results |= _direct_results(model, z, pos, batch)
     return results

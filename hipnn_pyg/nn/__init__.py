@@ -12,7 +12,7 @@ from hipnn_pyg.nn.fused import (
 )
 from hipnn_pyg.nn.interaction import Interaction
 from hipnn_pyg.nn.onsite import OnSite
-from hipnn_pyg.nn.readout import EnergyReadout, ReferenceEnergy, nonhierarchicality
+from hipnn_pyg.nn.readout import EnergyReadout, ReferenceEnergy, molecule_sums, nonhierarchicality
 from hipnn_pyg.nn.residual import Linear, Residual, glorot_
 from hipnn_pyg.nn.sensitivity import Sensitivity
 
@@ -32,6 +32,7 @@ __all__ = [
     "glorot_",
     "has_kernels",
     "layers_as_built",
+    "molecule_sums",
     "nonhierarchicality",
     "unchanged",
 ]

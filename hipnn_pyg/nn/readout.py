@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hipnn_pyg.nn.residual import glorot_
+from hipnn_pyg.ops import molecule_kernels
 
 
 class ReferenceEnergy(nn.Module):
@@ -102,3 +103,25 @@ def nonhierarchicality(terms: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
     total = upper + lower
     ratio = upper / torch.where(total > 0, total, 1.0)
     return terms.new_zeros(num_graphs).index_add(0, batch, ratio.sum(1))
+
+
+def molecule_sums(
+    terms: Tensor, batch: Tensor, num_graphs: int, kernels: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Total energies (Eqs. 1, 2) and non-hierarchicality R (Eq. 18).
+
+    Args:
+        terms: :math:`E_i^n`, float64, ``[N, num_interactions + 1]``.
+        batch: molecule of each atom, sorted, ``[N]``.
+        num_graphs: number of molecules.
+        kernels: let a GPU's kernel do it where no derivatives are wanted.
+
+    Returns:
+        Energies (energy unit) and R, ``[num_graphs]`` each.
+    """
+    gpu = molecule_kernels(terms) if kernels and not torch.is_grad_enabled() else None
+    if gpu is not None:
+        found: tuple[Tensor, Tensor] = gpu.molecule_sums(terms, batch, num_graphs)
+        return found
+    energy = terms.new_zeros(num_graphs).index_add(0, batch, terms.sum(dim=1))
+    return energy, nonhierarchicality(terms, batch, num_graphs)

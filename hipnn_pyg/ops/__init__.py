@@ -1,7 +1,7 @@
 """The environment sum and its adjoints, fast. ``nn`` reads well without opening this."""
 
 from hipnn_pyg.ops.cpu import KernelUnavailableError, molecule_edges
-from hipnn_pyg.ops.devices import available, takes, transformed
+from hipnn_pyg.ops.devices import available, molecule_kernels, takes, transformed
 from hipnn_pyg.ops.layers import dense, interact
 from hipnn_pyg.ops.pattern import Pattern, edge_pattern
 from hipnn_pyg.ops.sums import envsum, featsum, sensesum
@@ -16,6 +16,7 @@ __all__ = [
     "featsum",
     "interact",
     "molecule_edges",
+    "molecule_kernels",
     "sensesum",
     "takes",
     "transformed",

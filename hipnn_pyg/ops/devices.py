@@ -31,6 +31,11 @@ def layer_kernels(device: torch.device) -> ModuleType:
     return cpu if device.type == "cpu" else import_module("hipnn_pyg.ops.triton_layers")
 
 
+def molecule_kernels(x: Tensor) -> ModuleType | None:
+    """``sizes``, ``all_pairs`` and ``molecule_sums`` of a GPU; None if they do not take ``x``."""
+    return import_module("hipnn_pyg.ops.triton_molecules") if x.is_cuda and takes(x) else None
+
+
 @functools.cache
 def available(device_type: str) -> str:
     """Empty if the device has kernels (they are compiled now if need be), else why it has none.

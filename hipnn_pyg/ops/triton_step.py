@@ -16,10 +16,7 @@ from torch import Tensor
 from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.pattern import Pattern
-
-ATOMS = 32
-"""Atoms of a molecule that are read at a time."""
-
+from hipnn_pyg.ops.triton_molecules import ATOMS, edges_of_atom, sums_of_orders
 
 # -- drawing a mini-batch --------------------------------------------------------------------------
 
@@ -127,28 +124,13 @@ def _fill(
         if i < count:
             source = tl.load(START + tl.load(ORDER + g))
             atom = ptr + i
-            own = POS_ALL + (source + i) * 3
-            a = tl.load(own).to(R.dtype.element_ty)
-            b = tl.load(own + 1).to(R.dtype.element_ty)
-            c = tl.load(own + 2).to(R.dtype.element_ty)
             tl.store(Z + atom, tl.load(Z_ALL + source + i))
-            tl.store(POS + atom * 3, a)
-            tl.store(POS + atom * 3 + 1, b)
-            tl.store(POS + atom * 3 + 2, c)
             tl.store(BATCH + atom, g.to(tl.int64))
-            row = edge + i * (count - 1)
-            tl.store(ROW + atom, row)
-            other = (x < count) & (x != i)
-            at = POS_ALL + (source + x) * 3
-            da = tl.load(at, mask=other, other=0).to(R.dtype.element_ty) - a
-            db = tl.load(at + 1, mask=other, other=0).to(R.dtype.element_ty) - b
-            dc = tl.load(at + 2, mask=other, other=0).to(R.dtype.element_ty) - c
-            place = row + x - (x > i).to(tl.int64)
-            tl.store(J + place, ptr + x, mask=other)
-            tl.store(I + place, tl.full((BLOCK,), 0, tl.int64) + atom, mask=other)
-            back = edge + x * (count - 1) + i - (x < i).to(tl.int64)
-            tl.store(REVERSE + place, back, mask=other)
-            tl.store(R + place, tl.sqrt(da * da + db * db + dc * dc), mask=other)
+            for c in tl.static_range(3):
+                own = tl.load(POS_ALL + (source + i) * 3 + c).to(POS.dtype.element_ty)
+                tl.store(POS + atom * 3 + c, own)
+            mine = POS_ALL + source * 3
+            edges_of_atom(mine, ptr, edge, count, i, ROW, J, I, REVERSE, R, BLOCK)
     else:
         source = tl.load(START + tl.load(ORDER))  # of a species that is known
         number = tl.load(Z_ALL + source)
@@ -241,25 +223,11 @@ def _errors(
     """Of one molecule: (E - E^0) - (target - E^0), and R (Eq. 18)."""
     model = tl.program_id(1)
     g = model * tl.num_programs(0) + tl.program_id(0)
-    x = tl.arange(0, ATOMS)
     PTR += model * ptr_stride
     first, last = tl.load(PTR + tl.program_id(0)), tl.load(PTR + tl.program_id(0) + 1)
-    zeroth = tl.full((ATOMS,), 0, tl.float64)
-    others = tl.full((ATOMS,), 0, tl.float64)
-    ratios = tl.full((ATOMS,), 0, tl.float64)
-    for k in range(first, last, ATOMS):
-        live = k + x < last
-        lower = tl.load(TERMS + (k + x) * (ORDERS + 1), mask=live, other=0)
-        zeroth += lower
-        for n in tl.static_range(1, ORDERS + 1):
-            upper = tl.load(TERMS + (k + x) * (ORDERS + 1) + n, mask=live, other=0)
-            others += upper
-            total = upper * upper + lower * lower
-            ratios += upper * upper / tl.where(total > 0, total, 1.0)
-            lower = upper
-    target = tl.load(TARGET + g) - tl.reduce(zeroth, 0, _add)
-    tl.store(ERROR + g, tl.reduce(others, 0, _add) - target)
-    tl.store(R + g, tl.reduce(ratios, 0, _add))
+    zeroth, others, ratios = sums_of_orders(TERMS, first, last, ORDERS, ATOMS)
+    tl.store(ERROR + g, others - (tl.load(TARGET + g) - zeroth))
+    tl.store(R + g, ratios)
 
 
 @triton.jit

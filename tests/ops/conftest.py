@@ -87,6 +87,16 @@ def layer_kernels(load_layers: Callable[..., ModuleType]) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def step_kernels(load_kernels: Callable[..., ModuleType]) -> ModuleType:
+def molecule_kernels(load_kernels: Callable[..., ModuleType]) -> ModuleType:
+    """``hipnn_pyg.ops.triton_molecules`` as it runs here."""
+    return load_kernels(OPS / "triton_molecules.py")
+
+
+@pytest.fixture(scope="session")
+def step_kernels(
+    load_kernels: Callable[..., ModuleType], molecule_kernels: ModuleType
+) -> ModuleType:
     """``hipnn_pyg.ops.triton_step`` as it runs here."""
-    return load_kernels(OPS / "triton_step.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "hipnn_pyg.ops.triton_molecules", molecule_kernels)
+        return load_kernels(OPS / "triton_step.py")
