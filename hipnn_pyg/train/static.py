@@ -15,8 +15,8 @@ from hipnn_pyg.graph.static import static_edges
 from hipnn_pyg.ops import available
 from hipnn_pyg.train.loss import HIPNNLoss, sums_of_terms
 
-SPREAD = 3.0
-"""Standard deviations above the mean size that the usual capacity has room for."""
+SPREADS = (2.0, 3.0)
+"""Standard deviations above the mean size that the usual capacities have room for."""
 ROUND = 32
 """Capacities are multiples of this: kernels take 16 atoms at a time, all of one model."""
 
@@ -37,21 +37,21 @@ def capacities(counts: Tensor, batch_size: int) -> list[Capacity]:
     """The shapes that the mini-batches of a data set need, ascending.
 
     The sizes of random mini-batches of G molecules scatter by sqrt(G) times the molecules' standard
-    deviation: the first capacity leaves out about one mini-batch in a thousand, the last one none.
+    deviation: the first capacity leaves out about one mini-batch in fifty, the second one in a
+    thousand, the last one none.
 
     Args:
         counts: atoms of each molecule, ``[M]``.
         batch_size: G.
     """
-    usual, largest = [], []
+    needed = []
     for sizes in (counts, counts * (counts - 1)):
         all_of_them = int(sizes.topk(batch_size).values.sum())
         mean, deviation = float(sizes.double().mean()), float(sizes.double().std(correction=0))
-        most = math.ceil(batch_size * mean + SPREAD * math.sqrt(batch_size) * deviation)
-        usual.append(min(most, all_of_them))
-        largest.append(all_of_them)
-    rounded = [Capacity(_up(atoms + 1), _up(edges)) for atoms, edges in (usual, largest)]
-    return rounded[:1] if rounded[0] == rounded[1] else rounded
+        room = (batch_size * mean + s * math.sqrt(batch_size) * deviation for s in SPREADS)
+        needed.append([*(min(math.ceil(most), all_of_them) for most in room), all_of_them])
+    rounded = (Capacity(_up(atoms + 1), _up(edges)) for atoms, edges in zip(*needed, strict=True))
+    return list(dict.fromkeys(rounded))
 
 
 def _up(size: int) -> int:
@@ -110,7 +110,7 @@ class StaticBatches:
         """Order of the molecules to the device; the capacity that each step needs."""
         self.order.copy_(order)
         self.step.fill_(step)
-        counts = torch.where(order < 0, 0, self.molecules.counts[order])
+        counts = torch.where(self.order < 0, 0, self.counts[self.order])
         counts = counts.unflatten(-1, (-1, self.batch_size))
         atoms, edges = counts.sum(-1), (counts * (counts - 1)).sum(-1)
         too_small = [(atoms >= room.atoms) | (edges > room.edges) for room in self.capacities]

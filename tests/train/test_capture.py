@@ -194,8 +194,8 @@ def test_replays_are_the_ordinary_steps(
     train: Callable[..., Trainer],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Both capacities, each captured once, when it is first needed."""
-    monkeypatch.setattr("hipnn_pyg.train.static.SPREAD", 0.5)
+    """Two capacities, each captured once, when it is first needed."""
+    monkeypatch.setattr("hipnn_pyg.train.static.SPREADS", (0.5,))
     monkeypatch.setattr("hipnn_pyg.train.static.ROUND", 1)
     ours, theirs = (train(capture, kernel, recipe=recipe) for capture in ("on", "off"))
     theirs.fit()
@@ -419,15 +419,17 @@ def test_static_edges(extra: int, padding: int, parts: Parts) -> None:
 
 
 def test_capacities_take_every_mini_batch() -> None:
-    """Molecules of 1 to 29 atoms: nearly all random mini-batches fit into the first."""
+    """Molecules of 1 to 29 atoms: most random mini-batches fit into the first, nearly all into the
+    second."""
     generator = torch.Generator().manual_seed(0)
     counts = (18 + 3 * torch.randn(20_000, generator=generator)).round().long().clamp(1, 29)
-    usual, largest = capacities(counts, 30)
+    usual, roomy, largest = capacities(counts, 30)
     batches = torch.stack([counts[i] for i in partition(20_000, 30, True, 0, 0)[:-1]])
     atoms, edges = batches.sum(1), (batches * (batches - 1)).sum(1)
-    fits = (atoms < usual.atoms) & (edges <= usual.edges)
-    assert 0.99 < float(fits.double().mean())
-    assert usual.edges < 1.3 * float(edges.double().mean())
+    for room, least in ((usual, 0.95), (roomy, 0.99)):
+        fits = (atoms < room.atoms) & (edges <= room.edges)
+        assert least < float(fits.double().mean())
+    assert usual < roomy and usual.edges < 1.2 * float(edges.double().mean())
     top = counts.topk(30).values
     assert int(top.sum()) < largest.atoms <= int(top.sum()) + 32
     assert int((top * (top - 1)).sum()) <= largest.edges
