@@ -24,7 +24,7 @@ import torch
 from suite import machine, report
 from suite.bench import Bench
 from suite.dynamics import md
-from suite.gpu import gpu
+from suite.gpu import gpu_batch_30, gpu_batch_1024, gpu_ensemble, gpu_epoch, gpu_precision
 from suite.large import large
 from suite.memory import memory
 from suite.precision import precision
@@ -44,8 +44,14 @@ ENTRIES: dict[str, Callable[[Bench], list[Row]]] = {
     "first_step": first_step,
     "ensemble": ensemble,
     "precision": precision,
-    "gpu": gpu,
+    "gpu_batch_30": gpu_batch_30,
+    "gpu_batch_1024": gpu_batch_1024,
+    "gpu_epoch": gpu_epoch,
+    "gpu_ensemble": gpu_ensemble,
+    "gpu_precision": gpu_precision,
 }
+GROUPS = {"gpu": [name for name in ENTRIES if name.startswith("gpu_")]}
+"""What ``--only`` takes for several entries."""
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
@@ -54,7 +60,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     options = ArgumentParser(
         description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    options.add_argument("--only", nargs="+", choices=ENTRIES, default=list(ENTRIES))
+    options.add_argument("--only", nargs="+", choices=[*ENTRIES, *GROUPS], default=list(ENTRIES))
     options.add_argument("--quick", action="store_true", help="tiny sizes, to runs/benchmarks")
     options.add_argument("--out", type=Path, help="folder of the results")
     options.add_argument(
@@ -68,6 +74,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
     options.add_argument("--seed", type=int, default=default.seed)
     arguments = options.parse_args(argv)
+    arguments.only = [entry for name in arguments.only for entry in GROUPS.get(name, [name])]
     home = Path(__file__).resolve().parent
     if arguments.out is None:
         arguments.out = home.parent / "runs/benchmarks" if arguments.quick else home / "results"

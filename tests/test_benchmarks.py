@@ -26,7 +26,8 @@ from hipnn_pyg.train import HIPNNLoss, Network
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 ENTRIES = (  # the table's order
-    "train_step inference trainer memory large md first_step ensemble precision gpu"
+    "train_step inference trainer memory large md first_step ensemble precision "
+    "gpu_batch_30 gpu_batch_1024 gpu_epoch gpu_ensemble gpu_precision"
 ).split()
 QUICK = ["--quick", "--synthetic", "--threads", "1", "--out"]
 
@@ -153,8 +154,9 @@ def test_who_is_measured(results: Path) -> None:
         rounds = row["figures"]["SchNet"]["rounds"]
         assert [value is None for value in rounds] == [False, True, False]  # seldom
     if not torch.cuda.is_available():
-        gpu = read(results, "gpu")
-        assert not gpu["rows"] and gpu["missing"].startswith("no GPU: this PyTorch")
+        for name in ENTRIES[-5:]:
+            gpu = read(results, name)
+            assert not gpu["rows"] and gpu["missing"].startswith("no GPU: this PyTorch")
 
 
 def test_the_epoch_is_extrapolated_from_the_trainer(results: Path) -> None:
@@ -166,7 +168,7 @@ def test_the_epoch_is_extrapolated_from_the_trainer(results: Path) -> None:
 
 def test_what_another_machine_measured_stays(tmp_path: Path) -> None:
     """Where there is no GPU, its figures are left alone; a broken entry is always shown."""
-    file = tmp_path / "gpu.json"
+    file = tmp_path / "gpu_epoch.json"
     measured = {"rows": [{"title": "epoch"}], "missing": ""}
     for entry in (measured, {"rows": [], "missing": "no GPU"}):
         module("run").keep(file, entry)
@@ -177,11 +179,9 @@ def test_what_another_machine_measured_stays(tmp_path: Path) -> None:
 
 
 def test_the_ensemble_is_measured_beside_single_models(results: Path) -> None:
-    cpu, gpu = read(results, "ensemble")["rows"]
+    (cpu,) = read(results, "ensemble")["rows"]
     assert set(cpu["figures"]) == {"ensemble", "one after the other"}
     assert cpu["title"].startswith("8 models") and cpu["goals"][0]["value"] > 0
-    assert gpu["title"].startswith("GPU: 8 models")
-    assert torch.cuda.is_available() or gpu["missing"]["ensemble"] == "no GPU"
 
 
 def test_the_precision_of_the_shipped_model(results: Path) -> None:
@@ -253,27 +253,29 @@ def test_the_rows_of_the_gpu(inline: None, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "PEERS", ("SchNet",))
     monkeypatch.setattr(gpu.tasks, "kernels_per_step", lambda name, batch: len(name))
-    for name in ("compare", "kernel_count", "epoch_row", "ensemble_row"):
+    for name in ("compare", "kernel_count", "epoch_row", "ensemble_row", "errors_on"):
         there = getattr(gpu, name)
         swapped = lambda *a, there=there: there(*("cpu" if x == "cuda" else x for x in a))  # noqa: E731
         monkeypatch.setattr(gpu, name, swapped)
     settings = module("suite.settings")
     quick = replace(settings.Settings(), synthetic=True, threads=1, **settings.QUICK)
     bench = module("suite.bench").Bench(quick)
-    rows = [row.as_dict() for row in gpu.gpu(bench)]
+    entries = [module("run").ENTRIES[name] for name in ENTRIES[-5:]]
+    rows = [row.as_dict() for entry in entries for row in entry(bench)]
     bench.close()
     titles = [row["title"] for row in rows]
     for size in (2, 8):
         for what in ("GPU training step", "GPU kernels per training step", "GPU energies"):
             assert f"{what}, batch {size}" in titles
-    assert titles[-2:] == ["epoch of 2 steps", "8 models, 1 steps each"]
+    assert titles[6:8] == ["epoch of 2 steps", "8 models, 1 steps each"]
+    assert all("error of" in title for title in titles[8:]) and len(titles) == 12
     step, kernels, energies = rows[:3]
     assert step["ours"] == "HIPNN captured" and energies["ours"] == "HIPNN"
     assert set(step["ratios"]) == {"HIPNN", "SchNet"} and step["floor"]["value"] > 0
     assert [goal["goal"] for goal in step["goals"]] == ["at least 5x SchNet", "at most 0.274123 ms"]
     assert kernels["figures"]["SchNet"]["median"] == 6.0
     assert energies["figures"]["HIPNN"]["molecules_per_second"] > 0
-    assert [row["goals"][0]["goal"] for row in rows[-2:]] == [
+    assert [row["goals"][0]["goal"] for row in rows[6:8]] == [
         "at most 1 s",
         "at least 0.4x one model",
     ]
@@ -384,9 +386,10 @@ def test_a_broken_entry_does_not_end_the_run(
         """Broken."""
         raise KeyError("a mistake")
 
-    monkeypatch.setitem(run.ENTRIES, "gpu", broken)
+    monkeypatch.setitem(run.ENTRIES, "gpu_epoch", broken)
     result = run.main([*QUICK, str(tmp_path), "--only", "gpu", "ensemble"])
-    assert result["gpu"]["missing"] == "failed: KeyError: 'a mistake'"
+    assert list(result) == [*ENTRIES[-5:], "ensemble"]
+    assert result["gpu_epoch"]["missing"] == "failed: KeyError: 'a mistake'"
     assert "failed" not in result["ensemble"]["missing"]
 
 

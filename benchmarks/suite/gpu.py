@@ -1,4 +1,4 @@
-"""Everything that is measured on a GPU: steps, epochs, energies, kernels, ensembles."""
+"""Everything that is measured on a GPU, in entries of a minute or two each."""
 
 from __future__ import annotations
 
@@ -7,35 +7,69 @@ import torch
 from suite import tasks
 from suite.bench import Bench
 from suite.implementations import CAPTURED, OURS
+from suite.precision import errors_on
 from suite.rows import Goal, Row, Unavailable
 from suite.steps import compare
 from suite.training import QM9_STEPS, ensemble_row, epoch_row
 
 PEERS = ("hippynn triton", "SchNet")
-LEAST_RATIOS = (5.0, 2.0)
-"""hippynn's time over ours that small and large batches should reach."""
 
 
-def gpu(bench: Bench) -> list[Row]:
-    """Captured steps, epochs and energies on the GPU beside hippynn's Triton kernels and SchNet."""
+def gpu_batch_30(bench: Bench) -> list[Row]:
+    """Captured steps and energies of small batches beside hippynn's Triton kernels and SchNet."""
+    return _batch(bench, bench.settings.gpu_batch_sizes[0], 5.0, [Goal(1e3 / QM9_STEPS)])
+
+
+def gpu_batch_1024(bench: Bench) -> list[Row]:
+    """Captured steps and energies of large batches beside hippynn's Triton kernels and SchNet."""
+    return _batch(bench, bench.settings.gpu_batch_sizes[1], 2.0, [])
+
+
+def gpu_epoch(bench: Bench) -> list[Row]:
+    """An epoch of QM9 by the trainer on the GPU, with all that belongs to it."""
+    _needed()
+    return [epoch_row(bench, "cuda", bench.settings.gpu_trainer_steps, Goal(1.0))]
+
+
+def gpu_ensemble(bench: Bench) -> list[Row]:
+    """An epoch of eight models at once on the GPU beside one of one model."""
+    _needed()
+    return [ensemble_row(bench, "cuda", "one model", "one", Goal(0.4, "one model"))]
+
+
+def gpu_precision(bench: Bench) -> list[Row]:
+    """Errors of energies and forces in float32, TF32 and bf16 against float64 on the GPU."""
+    _needed()
+    return errors_on(bench, "cuda")
+
+
+def _needed() -> None:
     if not torch.cuda.is_available():
         raise Unavailable(
             f"no GPU: this PyTorch ({torch.__version__}) sees none; run it on a machine with an "
             "NVIDIA GPU and a CUDA build of PyTorch"
         )
+
+
+def _batch(bench: Bench, size: int, least: float, of_epoch: list[Goal]) -> list[Row]:
+    """Steps, their kernels, and energies of one batch size.
+
+    Args:
+        bench: the suite.
+        size: molecules of a batch.
+        least: hippynn's time over ours that should be reached.
+        of_epoch: what follows for a step from the goal of an epoch.
+    """
+    _needed()
     steps, energies = (CAPTURED, *OURS[::-1], *PEERS), (*OURS[::-1], *PEERS)
-    rows = []
-    for size, least in zip(bench.settings.gpu_batch_sizes, LEAST_RATIOS, strict=True):
-        goals = [Goal(least, PEERS[0])]
-        of_epoch = [] if rows else [Goal(1e3 / QM9_STEPS)]  # an epoch in 1 s
-        title = f"GPU training step, batch {size}"
-        rows.append(compare(bench, "step", title, size, steps, goals + of_epoch, "cuda"))
-        rows.append(kernel_count(bench, size, steps, "cuda"))
-        title = f"GPU energies, batch {size}"
-        rows.append(compare(bench, "energies", title, size, energies, goals, "cuda"))
-    rows.append(epoch_row(bench, "cuda", bench.settings.gpu_trainer_steps, Goal(1.0)))
-    rows.append(ensemble_row(bench, "cuda", "one model", "one", Goal(0.4, "one model")))
-    return rows
+    goals = [Goal(least, PEERS[0])]
+    return [
+        compare(
+            bench, "step", f"GPU training step, batch {size}", size, steps, goals + of_epoch, "cuda"
+        ),
+        kernel_count(bench, size, steps, "cuda"),
+        compare(bench, "energies", f"GPU energies, batch {size}", size, energies, goals, "cuda"),
+    ]
 
 
 def kernel_count(bench: Bench, size: int, names: tuple[str, ...], device: str) -> Row:

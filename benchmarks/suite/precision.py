@@ -23,23 +23,26 @@ SHIPPED = "qm9-u0"
 
 def precision(bench: Bench) -> list[Row]:
     """Errors of energies and forces in float32, TF32 and bf16 against float64."""
+    return errors_on(bench, "cpu")
+
+
+def errors_on(bench: Bench, device: str) -> list[Row]:
+    """Mean and largest errors on a device."""
     run = Path(bench.settings.run) if bench.settings.run else pretrained_folder(SHIPPED)
     if not (run / "model.safetensors").exists():
         raise Unavailable(f"{run} holds no model: name a run folder with --run")
     size = min(bench.settings.precision_molecules, len(bench.molecules))
     (index,) = bench.batches(size, 1, 0)
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    with bench.fresh() as worker:
+        errors, idle = worker(errors_of, str(run), bench.molecules.subset(index), device)
     rows = []
-    for device in devices:
-        with bench.fresh() as worker:
-            errors, idle = worker(errors_of, str(run), bench.molecules.subset(index), device)
-        for (what, unit), of_each in errors.items():
-            row = Row(f"{device.upper()}: {what}", unit, "float32")
-            row.samples = {name: [error] for name, error in of_each.items()}
-            row.note = f"{size} molecules, model {run.name}"
-            for name in idle:
-                row.note += f"; {name} has no effect on this device: equal to float32, bit for bit"
-            rows.append(row)
+    for (what, unit), of_each in errors.items():
+        row = Row(f"{device.upper()}: {what}", unit, "float32")
+        row.samples = {name: [error] for name, error in of_each.items()}
+        row.note = f"{size} molecules, model {run.name}"
+        for name in idle:
+            row.note += f"; {name} has no effect on this device: equal to float32, bit for bit"
+        rows.append(row)
     return rows
 
 

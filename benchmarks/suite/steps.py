@@ -74,7 +74,8 @@ def arithmetic_floor(
     team, _ = bench.team(["HIPNN"], device)
     if not team:
         return None
-    batches = [bench.molecules.gather(index) for index in bench.batches(size, 20, 0)]
+    count = max(1, bench.settings.molecules_per_turn // size)
+    batches = [bench.molecules.gather(index) for index in bench.batches(size, count, 0)]
     cutoff, network = bench.settings.network.cutoff, bench.settings.network
     pairs = sum(radius_graph(b.pos, cutoff, b.batch).size(1) for b in batches) / len(batches)
     atoms = sum(b.z.numel() for b in batches) / len(batches)

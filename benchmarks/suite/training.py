@@ -65,14 +65,10 @@ def trainer(bench: Bench) -> list[Row]:
 
 
 def ensemble(bench: Bench) -> list[Row]:
-    """Eight models in one process: on a CPU beside one after the other, on a GPU beside one."""
-    rows = [
+    """Eight models in one process beside one after the other."""
+    return [
         ensemble_row(bench, "cpu", "one after the other", "apart", Goal(1, "one after the other"))
     ]
-    if torch.cuda.is_available():
-        return [*rows, ensemble_row(bench, "cuda", "one model", "one", Goal(0.4, "one model"))]
-    missing = dict.fromkeys(("ensemble", "one model"), "no GPU")
-    return [*rows, Row(f"GPU: {ENSEMBLE} models", "s", "ensemble", missing=missing)]
 
 
 def epoch_row(bench: Bench, device: str, steps: int, goal: Goal) -> Row:
@@ -89,8 +85,9 @@ def epoch_row(bench: Bench, device: str, steps: int, goal: Goal) -> Row:
 def ensemble_row(bench: Bench, device: str, other: str, kind: Kind, goal: Goal) -> Row:
     """Seconds of an epoch of the ensemble, and of one trainer or as many, called ``other``."""
     settings = bench.settings
-    of_all = settings.gpu_trainer_steps if device == "cuda" else settings.trainer_steps
-    steps = max(1, of_all // ENSEMBLE)
+    steps = max(1, settings.trainer_steps // ENSEMBLE)
+    if device == "cuda":
+        steps = settings.gpu_trainer_steps
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(bench.fresh()) for name in (kind, "ensemble")}
         for name, worker in workers.items():
