@@ -58,15 +58,15 @@ class Bench:
     ) -> tuple[dict[str, processes.Worker], dict[str, str]]:
         """Standing processes with the implementations set up, and why some are missing."""
         names, molecules = list(names), self.molecules
-        for name in names:
-            if (name, device) not in self._workers and (name, device) not in self._missing:
-                worker = self.fresh()
-                try:
-                    worker(tasks.set_up, name, molecules, self.settings, device)
-                    self._workers[name, device] = worker
-                except Unavailable as reason:
-                    self._missing[name, device] = str(reason)
-                    worker.close()
+        known = {*self._workers, *self._missing}
+        started = {name: self.fresh() for name in names if (name, device) not in known}
+        for name, worker in started.items():
+            try:
+                worker(tasks.set_up, name, molecules, self.settings, device)
+                self._workers[name, device] = worker
+            except Unavailable as reason:
+                self._missing[name, device] = str(reason)
+                worker.close()
         there = {n: self._workers[n, device] for n in names if (n, device) in self._workers}
         return there, {n: self._missing[n, device] for n in names if n not in there}
 

@@ -41,12 +41,13 @@ class Worker:
         self._limit = memory_limit_gb
         self._pool = ProcessPoolExecutor(1, get_context("spawn"))
         with _environment({**dict.fromkeys(names, str(threads)), **(environment or {})}):
-            self._pool.submit(_settle, threads, memory_limit_gb).result()
+            self._ready = self._pool.submit(_settle, threads, memory_limit_gb)  # it starts now
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function(*arguments)`` in the process; its exceptions come back too."""
         limit = f" at {self._limit:g} GB" if self._limit else ""
         try:
+            self._ready.result()
             return self._pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
             perhaps = f", perhaps out of memory{limit}" if limit else ""

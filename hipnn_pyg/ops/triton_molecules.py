@@ -198,7 +198,7 @@ def sizes(batch: Tensor, num_graphs: int) -> tuple[Tensor, int, int]:
         First atom of each molecule and, last, N, ``[G + 1]``; atoms of the largest molecule; sum of
         n (n - 1).
     """
-    batch = batch.contiguous()
+    batch = batch.long().contiguous()
     ptr = batch.new_empty(num_graphs + 1)
     found, atoms = batch.new_empty(2), batch.numel()
     with torch.cuda.device_of(batch):
