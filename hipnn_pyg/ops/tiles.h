@@ -47,9 +47,7 @@ constexpr Index kTile = 5;  // rows of a tile
 template <typename T, bool ADD, int R, int V, int W, typename A, typename B>
 inline void tile(Index depth, A a, B b, T *c, Index ldc) {
     using vec = lanes<T, W>;
-    vec sum[R][V];
-    for (int r = 0; r < R; ++r)
-        for (int v = 0; v < V; ++v) sum[r][v] = ADD ? load<vec>(c + r * ldc + v * W) : vec{};
+    vec sum[R][V] = {};
     for (Index k = 0; k < depth; ++k) {
         const T *row = b(k);
         vec value[V];
@@ -60,14 +58,18 @@ inline void tile(Index depth, A a, B b, T *c, Index ldc) {
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int v = 0; v < V; ++v) store(c + r * ldc + v * W, sum[r][v]);
+        for (int v = 0; v < V; ++v) {
+            T *to = c + r * ldc + v * W;
+            store<vec>(to, ADD ? sum[r][v] + load<vec>(to) : sum[r][v]);
+        }
 }
 
 // C[rows, V W] (+)= sum over k < depth of a(row, k) b(k)[column]: tiles of five rows; the columns of
 // b stay in the nearest cache meanwhile. A function of its own: inside others the compiler keeps too
-// few of a tile's sums in registers.
+// few of a tile's sums in registers. By reference: a processor waits for a copy that was just written.
 template <typename T, bool ADD, int V, int W, typename A, typename B>
-__attribute__((noinline)) void panel(Index rows, Index depth, A a, B b, T *c, Index ldc) {
+__attribute__((noinline)) void panel(Index rows, Index depth, const A &a, const B &b, T *c,
+                                     Index ldc) {
     Index r = 0;
     auto from = [&](Index shift) { return [=](Index row, Index k) { return a(row + shift, k); }; };
     for (; r + 5 <= rows; r += 5) tile<T, ADD, 5, V, W>(depth, from(r), b, c + r * ldc, ldc);
