@@ -205,7 +205,7 @@ def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Ke
     received = z.new_empty(z.size(0), out_channels)
     kept = None
     if keep:
-        environments = z.new_empty(nu, z.size(0), in_channels)
+        environments = z.new_empty(z.size(0), nu * in_channels)
         kept = Kept(environments, z.new_empty(where.r.numel(), whole_registers(nu, z.dtype)))
     sizes = (z.size(0), nu, in_channels, out_channels)
     given = (*where.arrays, z, V, received, *(kept or (None, None)), *sizes, float(where.cutoff))
@@ -249,7 +249,7 @@ def interact_tangent(
         kept: of :func:`interact`.
 
     Returns:
-        The change ``[N, out]`` and that of the environments ``[nu, N, in]``.
+        The change ``[N, out]`` and that of the environments ``[N, nu in]``.
     """
     nu, in_channels, out_channels = V.shape
     received = z.new_empty(z.size(0), out_channels)

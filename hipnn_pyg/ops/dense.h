@@ -74,10 +74,10 @@ template <typename T> struct Layer {
     void weights(Index atoms, const T *z, const T *activation, const T *dresult, const T *dh,
                  T *to) const {
         T *dW = to, *dWr = dW + out * in + out, *dM = dWr + out * out + out;
-        add_outer<T>(out, out, atoms, dresult, activation, dWr);
+        add_outer(out, out, atoms, dresult, out, activation, dWr);
         if (!z) return;
-        add_outer<T>(out, in, atoms, dh, z, dW);
-        if (M) add_outer<T>(out, in, atoms, dresult, z, dM);
+        add_outer(out, in, atoms, dh, out, z, dW);
+        if (M) add_outer(out, in, atoms, dresult, out, z, dM);
     }
 
     void biases(Index atoms, const T *dresult, const T *dh, T *to) const {

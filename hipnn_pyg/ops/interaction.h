@@ -10,10 +10,10 @@
 namespace hipnn {
 
 // e[nu, b] (+)= sum over an atom's edges  s[x, nu] z[j(x), b], of those that a function reaches; s is
-// [edges, padded] and rows of e are `ld` apart.
+// [edges, padded].
 template <bool ADD = false, typename T>
 inline void environment(const Edges<T> &edges, const Neighbours<T> &near, const T *s, const T *z,
-                        Index width, T *e, Index ld) {
+                        Index width, T *e) {
     const Index lds = edges.padded;
     for (Index n = 0; n < edges.nu; n += kTile) {
         const Span reached = edges.reached(near, n / kTile);
@@ -22,7 +22,7 @@ inline void environment(const Edges<T> &edges, const Neighbours<T> &near, const 
         product<T, ADD>(
             std::min(kTile, edges.nu - n), reached.size(), width,
             [=](Index m, Index x) { return own[x * lds + m]; },
-            [=](Index x) { return z + j[x] * width; }, e + n * ld, ld);
+            [=](Index x) { return z + j[x] * width; }, e + n * width, width);
     }
 }
 
@@ -55,46 +55,44 @@ inline void send_back(Index rows, const Index *j, const T *part, Index width, T 
         for (Index b = 0; b < width; ++b) u[j[x] * width + b] += part[x * width + b];
 }
 
-// e[nu, atom, b] of `count` atoms from `first` on: a matrix for each nu, `ld` numbers apart. The
-// sensitivities are kept in s[E, padded], or only those of one atom.
+// e[atom, nu, b] of `count` atoms from `first` on. The sensitivities are kept in s[E, padded], or
+// only those of one atom.
 template <typename T>
 inline void environments(const Edges<T> &edges, Index first, Index count, const T *z, Index in,
-                         T *s, bool keep, T *e, Index ld) {
+                         T *s, bool keep, T *e) {
     for (Index a = 0; a < count; ++a) {
         const Neighbours<T> near = edges.neighbours(first + a);
         T *own = keep ? s + edges.row[first + a] * edges.padded : s;
         edges.sensitivities(near, own);
-        environment(edges, near, own, z, in, e + a * in, ld);
+        environment(edges, near, own, z, in, e + a * edges.nu * in);
     }
 }
 
 // What `count` atoms from `first` on receive, g[atom, out]; the rest as in `environments`.
 template <typename T>
 inline void receive(const Edges<T> &edges, Index first, Index count, const T *z, const T *V,
-                    Index in, Index out, T *s, bool keep, T *e, Index ld, T *g) {
-    environments(edges, first, count, z, in, s, keep, e, ld);
-    std::fill(g, g + count * out, T(0));
-    for (Index n = 0; n < edges.nu; ++n)
-        multiply<T, true>(count, out, in, e + n * ld, V + n * in * out, g);
+                    Index in, Index out, T *s, bool keep, T *e, T *g) {
+    environments(edges, first, count, z, in, s, keep, e);
+    multiply<T, false>(count, out, edges.nu * in, e, V, g);
 }
 
-// kept[nu, atoms, in], the environments, and kept_s[E, padded], the sensitivities, are for gradients
+// kept[atoms, nu, in], the environments, and kept_s[E, padded], the sensitivities, are for gradients
 // in the weights; null, together, if there will be none.
 template <typename T>
 void interact(const Edges<T> &edges, const T *z, const T *V, T *g, T *kept, T *kept_s, Index atoms,
               Index in, Index out) {
-    const Index nu = edges.nu, most = edges.most(atoms), ld = (kept ? atoms : kBlock) * in;
+    const Index depth = edges.nu * in, most = edges.most(atoms);
     const unsigned mode = FloatMode::callers();
 #pragma omp parallel
     {
         const FloatMode held(mode);
         T *s = kept_s ? kept_s : scratch<T, kSensitivities>(most * edges.padded);
-        T *small = scratch<T, kEnvironments>(kept ? 0 : nu * kBlock * in);
+        T *small = scratch<T, kEnvironments>(kept ? 0 : kBlock * depth);
         const Share share(atoms);
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
-            T *e = kept ? kept + first * in : small;
-            receive(edges, first, count, z, V, in, out, s, kept_s, e, ld, g + first * out);
+            T *e = kept ? kept + first * depth : small;
+            receive(edges, first, count, z, V, in, out, s, kept_s, e, g + first * out);
         }
     }
 }
@@ -125,12 +123,17 @@ void pull(const T *g, const T *turned, T *e, Index count, Index nu, Index in, In
                            e + n * in, nu * in);
 }
 
-// V's gradient, dV[nu, b, a] (+)= sum over i  e[nu, i, b] dg[i, a], for one nu.
+// Gradient of those V that lie side by side, from number n on: dV[nu, b, a] (+)= sum over i
+// e[i, nu, b] dg[i, a].
 template <bool ADD = false, typename T>
-void weight_gradient(const T *e, const T *dg, T *dV, Index atoms, Index in, Index out) {
-    if (!ADD) std::fill(dV, dV + in * out, T(0));
+void weight_gradient(const T *e, const T *dg, T *dV, Index n, Index atoms, Index nu, Index in,
+                     Index out) {
+    const Index depth = nu * in, rows = std::min(side_by_side(nu, in), nu - n) * in;
+    e += n * in, dV += n * in * out;
+    if (!ADD) std::fill(dV, dV + rows * out, T(0));
     for (Index first = 0; first < atoms; first += kDepth)
-        add_outer(in, out, std::min(kDepth, atoms - first), e + first * in, dg + first * out, dV);
+        add_outer(rows, out, std::min(kDepth, atoms - first), e + first * depth, depth,
+                  dg + first * out, dV);
 }
 
 // Gradients in mu and sigma from each thread's sums of dlogmu = dmu mu^2 and dsigma.
@@ -200,8 +203,8 @@ void interact_backward(const Edges<T> &edges, const T *z, const T *V, const T *k
         if (dz) std::fill(my_z, my_z + atoms * in, T(0));
         double *my_mu = parts_mu.data() + 2 * me * nu, *my_sigma = my_mu + nu;
 #pragma omp for schedule(static)
-        for (Index n = 0; n < (dV ? nu : 0); ++n)
-            weight_gradient(kept + n * atoms * in, dg, dV + n * in * out, atoms, in, out);
+        for (Index n = 0; n < (dV ? nu : 0); n += side_by_side(nu, in))
+            weight_gradient(kept, dg, dV, n, atoms, nu, in, out);
         const Share share(atoms);
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;

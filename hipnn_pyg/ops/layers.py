@@ -116,7 +116,7 @@ def interact(
 ) -> Tensor:
     r"""What the neighbours send: :math:`\sum_{j,\nu,b} s_\nu(r_{ij}) z_{j,b} V_{\nu,ba}`.
 
-    Sensitivities ``[E, nu]`` and environments ``[nu, N, in]`` are kept where V needs a gradient.
+    Sensitivities ``[E, nu]`` and environments ``[N, nu in]`` are kept where V needs a gradient.
 
     Args:
         r: distances of the edges in Å, ``[E]``.

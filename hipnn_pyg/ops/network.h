@@ -36,7 +36,7 @@ template <typename T> struct Order {
     std::vector<Layer<T>> layers;
     Index in, out;
     const T *z = nullptr;                                            // [N, in]
-    T *environments = nullptr, *sensitivities = nullptr;             // [nu, N, in], [E, padded]
+    T *environments = nullptr, *sensitivities = nullptr;             // [N, nu, in], [E, padded]
     T *activations = nullptr, *inputs = nullptr, *result = nullptr;  // as in `through`; [N, out]
     T *turned = nullptr, *turned_V = nullptr;                        // transposed weights
     double *denergy = nullptr;                                       // [N]
@@ -245,7 +245,7 @@ template <typename T> class Network {
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
             receive(own.edges, first, count, own.z, own.V, in, out, own.sensitivities, true,
-                    own.environments + first * in, size.atoms * in, received);
+                    own.environments + first * size.nu * in, received);
             through(own.layers, size.atoms, first, count, own.z, received, own.activations,
                     own.inputs, own.result);
             readout(own.result + first * out, own.w, own.b, energy, count, out, sigma_e);
@@ -306,10 +306,13 @@ template <typename T> class Network {
                 layer.biases(count, dresult, dh, to);
             } else {
                 const Index m = k - size.layers, in = own.in;
-                T *dV = slopes[6 * n + 2] + m * in * out;
-                if (first) std::fill(dV, dV + in * out, T(0));
-                weight_gradient<true>(own.environments + (m * size.atoms + at) * in, own.dh, dV,
-                                      count, in, out);
+                if (m % side_by_side(nu, in)) continue;
+                T *dV = slopes[6 * n + 2];
+                const T *e = own.environments + at * nu * in;
+                if (first)
+                    weight_gradient(e, own.dh, dV, m, count, nu, in, out);
+                else
+                    weight_gradient<true>(e, own.dh, dV, m, count, nu, in, out);
             }
         }
     }

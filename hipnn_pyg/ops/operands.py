@@ -42,7 +42,7 @@ class Kept(NamedTuple):
     """What gradients in the weights need of an interaction's forward pass.
 
     Attributes:
-        environments: the sums over neighbours: on a CPU ``[nu, N, in]``, else ``[N, nu in]``.
+        environments: the sums over neighbours: ``[N, nu in]``.
         sensitivities: ``[E, nu]``, filled up to whole registers; None on a GPU.
     """
 

@@ -54,7 +54,7 @@ void pull_back(const Edges<T> &edges, const Neighbours<T> &near, Index first, In
 template <typename T>
 void interact_tangent(const Edges<T> &edges, const T *along, const T *z, const T *z_dot, const T *V,
                       const T *kept_s, T *g_dot, T *kept_dot, Index atoms, Index in, Index out) {
-    const Index nu = edges.nu, padded = edges.padded, most = edges.most(atoms), ld = atoms * in;
+    const Index padded = edges.padded, depth = edges.nu * in, most = edges.most(atoms);
     const unsigned mode = FloatMode::callers();
 #pragma omp parallel
     {
@@ -65,16 +65,13 @@ void interact_tangent(const Edges<T> &edges, const T *along, const T *z, const T
             const Index first = share.first(block), count = share.first(block + 1) - first;
             for (Index i = first; i < first + count; ++i) {
                 const Neighbours<T> near = edges.neighbours(i);
-                T *e = kept_dot + i * in;
+                T *e = kept_dot + i * depth;
                 const T *s = kept_s + edges.row[i] * padded;
                 changes(edges, near, along, s, s_dot);
-                environment(edges, near, s_dot, z, in, e, ld);
-                if (z_dot) environment<true>(edges, near, s, z_dot, in, e, ld);
+                environment(edges, near, s_dot, z, in, e);
+                if (z_dot) environment<true>(edges, near, s, z_dot, in, e);
             }
-            std::fill(g_dot + first * out, g_dot + (first + count) * out, T(0));
-            for (Index n = 0; n < nu; ++n)
-                multiply<T, true>(count, out, in, kept_dot + n * ld + first * in, V + n * in * out,
-                                  g_dot + first * out);
+            multiply<T, false>(count, out, depth, kept_dot + first * depth, V, g_dot + first * out);
         }
     }
 }
@@ -98,10 +95,9 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
         const Index me = omp_get_thread_num();
         turn(V, turned_V, nu, in, out);
 #pragma omp for schedule(static)
-        for (Index n = 0; n < nu; ++n) {
-            weight_gradient(kept + n * features, dg, dV + n * in * out, atoms, in, out);
-            weight_gradient<true>(kept_dot + n * features, dg_dot, dV + n * in * out, atoms, in,
-                                  out);
+        for (Index n = 0; n < nu; n += side_by_side(nu, in)) {
+            weight_gradient(kept, dg, dV, n, atoms, nu, in, out);
+            weight_gradient<true>(kept_dot, dg_dot, dV, n, atoms, nu, in, out);
         }
         T *s_dot = scratch<T, kSensitivities>(most * padded);
         T *ds = scratch<T, kSlopes>(2 * kTile * padded), *ds_dot = ds + kTile * padded;

@@ -104,11 +104,11 @@ inline void multiply(Index m, Index n, Index k, const T *a, const T *b, T *c, In
         [=](Index x) { return b + x * n; }, c, ldc ? ldc : n);
 }
 
-// C[m, n] += A[k, m]^T B[k, n]: a weight's gradient from k atoms.
+// C[m, n] += A[k, m]^T B[k, n]: a weight's gradient from k atoms; rows of A are `lda` apart.
 template <typename T>
-inline void add_outer(Index m, Index n, Index k, const T *a, const T *b, T *c) {
+inline void add_outer(Index m, Index n, Index k, const T *a, Index lda, const T *b, T *c) {
     product<T, true>(
-        m, k, n, [=](Index r, Index x) { return a[x * m + r]; },
+        m, k, n, [=](Index r, Index x) { return a[x * lda + r]; },
         [=](Index x) { return b + x * n; }, c, n);
 }
 
