@@ -40,13 +40,10 @@ template <typename T> struct Layer {
         multiply<T, true>(atoms, out, out, activation, turned_Wr, result);
     }
 
-    // Softplus' derivative, from its value a: 1 - exp(-a), where a is small by its series.
+    // Softplus' derivative from its value a, 1 - exp(-a), where a is small, too.
     static T rise(T a) {
-        constexpr int terms = sizeof(T) == 4 ? 5 : 9;
-        T series = 1;
-        for (int n = terms; n >= 1; --n) series = 1 - T(1.0 / (n + 1)) * a * series;
-        const T exact = a < T(0.1) ? a * series : 1 - exponential(-a);
-        return a > T(20) ? T(1) : exact;
+        const Exponential<T> found(-a);
+        return a > T(20) ? T(1) : (1 - found.power) - found.power * found.rest;
     }
 
     // Writes dh; adds to the gradients of W, B, Wr, Br, M (one after the other in `to`). dz and

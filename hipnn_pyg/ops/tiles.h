@@ -143,33 +143,40 @@ template <typename T> inline void transpose(Index m, Index n, const T *from, T *
     transpose(m, n, from, to, m);
 }
 
-// exp(x) for x <= 0 to rounding, without branches: 2^k times the series of the rest. Below `least` it
-// is 0; by default that is where it leaves the normal numbers.
+// exp(x) = 2^k (1 + rest), with x = k log 2 + f, |f| <= log(2) / 2, and the series rest = exp(f) - 1.
+template <typename T> struct Exponential {
+    T power, rest;  // 2^k
+
+    explicit Exponential(T x) {
+        constexpr bool single = sizeof(T) == 4;
+        using Bits = std::conditional_t<single, std::uint32_t, std::uint64_t>;
+        constexpr int mantissa = single ? 23 : 52, terms = single ? 7 : 13;
+        constexpr T magic = single ? T(12582912.0) : T(6755399441055744.0);
+        constexpr T high = single ? T(0.693359375) : T(6.93147180369123816490e-01);
+        constexpr T low = single ? T(-2.12194440e-4) : T(1.90821492927058770002e-10);
+        constexpr double factorial[] = {1,       1,        2,         6,          24,
+                                        120,     720,      5040,      40320,      362880,
+                                        3628800, 39916800, 479001600, 6227020800};
+        const T shifted = x * T(1.4426950408889634074) + magic, k = shifted - magic;
+        const T f = (x - k * high) - k * low;
+        T series = T(1 / factorial[terms]);
+        for (int n = terms - 1; n > 0; --n) series = T(1 / factorial[n]) + f * series;
+        rest = f * series;
+        Bits bits, exponent;
+        std::memcpy(&bits, &shifted, sizeof(T));
+        const T one = 1;
+        std::memcpy(&exponent, &one, sizeof(T));
+        exponent += bits << mantissa;
+        std::memcpy(&power, &exponent, sizeof(T));
+    }
+};
+
+// exp(x) for x <= 0 to rounding, without branches. Below `least` it is 0; by default that is where it
+// leaves the normal numbers.
 template <typename T>
 inline T exponential(T x, T least = sizeof(T) == 4 ? T(-87) : T(-708)) {
-    constexpr bool single = sizeof(T) == 4;
-    using Bits = std::conditional_t<single, std::uint32_t, std::uint64_t>;
-    constexpr int mantissa = single ? 23 : 52;
-    constexpr T magic = single ? T(12582912.0) : T(6755399441055744.0);
-    const T inside = x < least ? least : x;
-    const T shifted = inside * T(1.4426950408889634074) + magic;
-    const T k = shifted - magic;
-    const T high = single ? T(0.693359375) : T(6.93147180369123816490e-01);
-    const T low = single ? T(-2.12194440e-4) : T(1.90821492927058770002e-10);
-    const T f = (inside - k * high) - k * low;
-    constexpr int terms = single ? 7 : 13;
-    constexpr double inverse[] = {1,        1. / 2,  1. / 3,  1. / 4,  1. / 5,  1. / 6, 1. / 7,
-                                  1. / 8,   1. / 9,  1. / 10, 1. / 11, 1. / 12, 1. / 13};
-    T series = 1;
-    for (int n = terms; n > 0; --n) series = 1 + f * T(inverse[n - 1]) * series;
-    Bits bits, power;
-    std::memcpy(&bits, &shifted, sizeof(T));
-    T one = 1;
-    std::memcpy(&power, &one, sizeof(T));
-    power += bits << mantissa;
-    T two;
-    std::memcpy(&two, &power, sizeof(T));
-    return x < least ? T(0) : series * two;
+    const Exponential<T> found(x < least ? least : x);
+    return x < least ? T(0) : found.power * (1 + found.rest);
 }
 
 // sin(x) for 0 <= x <= pi / 2 to rounding: its series.
