@@ -64,17 +64,21 @@ struct Share {
 };
 
 // Memory of the calling thread, kept from call to call: fresh pages cost more than the arithmetic.
-// Each USE is another buffer.
+// Whole cache lines, for registers that cross none. Each USE is another buffer.
 enum Use {
     kShells, kNeighbours, kInverse, kEnvelopes, kSensitivities, kSlopes, kEnvironments, kTurned,
     kPart, kReceived, kSmall, kWeights, kSums, kRows
 };
 template <typename T, Use USE> T *scratch(Index size) {
-    static thread_local std::vector<T> memory;
-    constexpr std::size_t most = (std::size_t(64) << 20) / sizeof(T);  // not kept beyond 64 MB
-    if (memory.size() > most && std::size_t(size) <= most) std::vector<T>().swap(memory);
-    if (memory.size() < std::size_t(size)) memory.resize(size);
-    return memory.data();
+    struct alignas(64) Line {
+        T numbers[64 / sizeof(T)];
+    };
+    static thread_local std::vector<Line> memory;
+    constexpr std::size_t most = 1 << 20;  // not kept beyond 64 MB
+    const std::size_t lines = (size * sizeof(T) + sizeof(Line) - 1) / sizeof(Line);
+    if (memory.size() > most && lines <= most) std::vector<Line>().swap(memory);
+    if (memory.size() < lines) memory.resize(lines);
+    return reinterpret_cast<T *>(memory.data());
 }
 
 // to[k] = sum over the team of parts[member * size + k]; call from the whole team, which may be
