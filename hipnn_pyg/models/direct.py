@@ -155,7 +155,7 @@ def network(weights: Sequence[BlockWeights], slopes: Sequence[Slopes]) -> Networ
     return Network([w.cutoff for w in weights], own, slopes)
 
 
-def learn(model: HIPNN, whole: Network, *given: Any) -> Tensor:
+def learn(model: HIPNN, whole: Network, *given: Any) -> list[Tensor]:
     """The loss of molecules and its gradient; arguments and result as :meth:`Network.learn`.
 
     Args:

@@ -114,10 +114,10 @@ def _compile(cxx: list[str], file: Path) -> None:
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
     """Call a kernel with contiguous tensors (of ``dtype``, int64, bytes or, for energies, float64),
     sizes, numbers, addresses, None for null; what it returns, if anything."""
-    values = []
+    values, taken = [], (dtype, *ALWAYS)
     for a in arguments:
         if isinstance(a, Tensor):
-            if a.dtype not in (dtype, *ALWAYS) or not a.is_contiguous():
+            if a.dtype not in taken or not a.is_contiguous():
                 raise TypeError(f"{name} wants contiguous {dtype} and int64 tensors, not {a.dtype}")
             address = a.data_ptr()
             if not address and a.numel():

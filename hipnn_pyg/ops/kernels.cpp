@@ -224,15 +224,15 @@ EXPORT(double, float64)
         const Index *sizes, const double *cutoffs, const T *const *weights, T *const *slopes,      \
         const Index *z, const Index *ptr, const T *pos, const T *r, const Index *row,              \
         const Index *j, const Index *place, const double *e0, const double *bias,                  \
-        const double *sigma_e, const double *target, double *found, const T *gradient,             \
-        const T *vector, const T *penalised, T *total, void *memory, Index bytes,                  \
-        double lambda_l2, double lambda_r) {                                                       \
+        const double *sigma_e, const double *target, double *loss, double *mae, double *rmse,      \
+        double *l2, double *r_mean, const T *gradient, const T *vector, const T *penalised,        \
+        T *total, void *memory, Index bytes, double lambda_l2, double lambda_r) {                  \
         hipnn::Network<T> network(                                                                 \
             {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]}, cutoffs,       \
             weights, {z, ptr, pos, r, row, j}, memory);                                            \
         if (network.bytes() <= bytes)                                                              \
-            hipnn::Loss<T>{lambda_l2, lambda_r, gradient, vector, penalised, total, found,         \
-                           sizes[8]}                                                               \
+            hipnn::Loss<T>{lambda_l2, lambda_r, gradient, vector, penalised, total, loss, mae,     \
+                           rmse, l2, r_mean, sizes[8]}                                             \
                 .learn(network, {place, sizes[7], e0, *bias, *sigma_e}, target, sizes[1], slopes); \
         return network.bytes();                                                                    \
     }

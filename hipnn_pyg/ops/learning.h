@@ -37,26 +37,26 @@ void penalise(const T *gradient, const T *vector, const T *penalised, T *total, 
     *sum = T(std::accumulate(sums.begin(), sums.end(), 0.0));
 }
 
-// The loss (Eq. 14) and its parts, found = loss, MAE, RMSE, L2 term, mean R; its gradient to `total`.
+// The loss (Eq. 14) and its parts: MAE, RMSE, L2 term, mean R; its gradient to `total`.
 // The slopes of `weights` are parts of `gradient`, which lacks the L2 term's.
 template <typename T> struct Loss {
     double lambda_l2, lambda_r;
     const T *gradient, *vector, *penalised;
     T *total;
-    double *found;
+    double *loss, *mae, *rmse, *l2, *r;
     Index parameters;
 
     void learn(Network<T> &network, const Zeroth &zeroth, const double *target, Index molecules,
                T *const *slopes) const {
-        const auto [absolute, square, r] = network.forward(zeroth, target);
-        const double mae = absolute / molecules, rmse = std::sqrt(square / molecules);
+        const auto sums = network.forward(zeroth, target);
+        *mae = sums[0] / molecules, *rmse = std::sqrt(sums[1] / molecules), *r = sums[2] / molecules;
         const double scale = molecules * zeroth.sigma_e;
-        network.backward({1 / scale, rmse ? 0.5 / (rmse * scale) : 0, lambda_r / molecules},
+        network.backward({1 / scale, *rmse ? 0.5 / (*rmse * scale) : 0, lambda_r / molecules},
                          zeroth.sigma_e, slopes);
-        T l2;
-        penalise(gradient, vector, penalised, total, &l2, parameters, T(2 * lambda_l2));
-        found[0] = (mae + rmse) / zeroth.sigma_e + lambda_l2 * l2 + lambda_r * r / molecules;
-        found[1] = mae, found[2] = rmse, found[3] = l2, found[4] = r / molecules;
+        T sum;
+        penalise(gradient, vector, penalised, total, &sum, parameters, T(2 * lambda_l2));
+        *l2 = sum;
+        *loss = (*mae + *rmse) / zeroth.sigma_e + lambda_l2 * *l2 + lambda_r * *r;
     }
 };
 

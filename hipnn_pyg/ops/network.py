@@ -117,7 +117,7 @@ class Network:
         parameters: Parameters,
         lambda_l2: float,
         lambda_r: float,
-    ) -> Tensor:
+    ) -> list[Tensor]:
         """The loss (Eq. 14) and its gradient, to ``parameters.total``.
 
         Args:
@@ -129,14 +129,14 @@ class Network:
             lambda_r: weight of the R term.
 
         Returns:
-            The loss, MAE, RMSE, L2 term and mean R, float64, ``[5]``.
+            The loss, MAE, RMSE, L2 term and mean R, float64 scalars.
         """
         place, *zeroth = reference
         numbers = (structures.z.numel(), target.numel(), *self._sizes)
         sizes = (ctypes.c_int64 * 9)(*numbers, place.numel() - 1, parameters.total.numel())
-        found = target.new_empty(5)
+        found = [target.new_empty(()) for _ in range(5)]
         tables = (sizes, self._cutoffs, self._weights.addresses, self._slopes.addresses)
-        given = (*tables, *structures, place, *zeroth, target, found, *parameters)
+        given = (*tables, *structures, place, *zeroth, target, *found, *parameters)
         weights = (float(lambda_l2), float(lambda_r))
         with _lock:
             while True:

@@ -61,7 +61,6 @@ class DirectGradient:
             )
         )
 
-    @torch.no_grad()
     def __call__(self, batch: MoleculeBatch) -> tuple[LossTerms, Tensor]:
         """The loss and its gradient ``[P]``.
 
@@ -74,6 +73,7 @@ class DirectGradient:
             return self._by_molecules(batch)  # each thread has molecules enough of its own
         return self._penalised(self._by_layers(batch))
 
+    @torch.no_grad()
     def _penalised(self, found: LossTerms) -> tuple[LossTerms, Tensor]:
         """The loss and its gradient with the L2 term, which both still lack."""
         lambda_l2 = self.loss.lambda_l2
@@ -83,13 +83,15 @@ class DirectGradient:
         return found._replace(loss=found.loss + lambda_l2 * l2, l2=l2), gradient
 
     def _by_molecules(self, batch: MoleculeBatch) -> tuple[LossTerms, Tensor]:
-        loss, total = self.loss, torch.empty_like(self.gradient)
+        loss, total = self.loss, self.gradient.new_empty(self.gradient.numel())
         parameters = Parameters(self.gradient, self.vector, self.penalised, total)
         given = (self._structures(batch), batch.target, parameters, loss.lambda_l2, loss.lambda_r)
-        return LossTerms(*direct.learn(loss.model, self.network, *given).unbind()), total
+        return LossTerms(*direct.learn(loss.model, self.network, *given)), total
 
     def _structures(self, batch: MoleculeBatch) -> Structures:
-        z, pos = batch.z.long(), batch.pos.to(self.vector.dtype)
+        z, pos = batch.z, batch.pos.detach()
+        z = z if z.dtype == torch.int64 else z.long()
+        pos = pos if pos.dtype == self.vector.dtype else pos.to(self.vector.dtype)
         if batch.cells is None and batch.pairs is None:
             return Structures(z, batch.ptr, pos.contiguous())
         pairs = batch_pairs("fused", pos, batch)
@@ -97,6 +99,7 @@ class DirectGradient:
         pattern = pairs.pattern
         return Structures(z, batch.ptr, None, pairs.r.contiguous(), pattern.row, pattern.j)
 
+    @torch.no_grad()
     def _by_layers(self, batch: MoleculeBatch) -> LossTerms:
         terms, passes, _ = self._forward(batch)
         sums, error = cpu.error_sums(terms, batch.ptr, batch.target)
@@ -106,6 +109,7 @@ class DirectGradient:
         direct.backward(self.loss.model, passes, dterms, self.slopes)
         return found
 
+    @torch.no_grad()
     def _of_forces(self, loss: HIPNNForceLoss, batch: MoleculeBatch) -> Any:
         terms, passes, pairs = self._forward(batch)
         sums, error = cpu.error_sums(terms, batch.ptr, batch.target)
