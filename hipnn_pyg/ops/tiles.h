@@ -45,7 +45,7 @@ constexpr Index kTile = 5;  // rows of a tile
 
 // C[r, c] (+)= sum over k < depth of a(r, k) b(k)[c] for R rows and V registers of W columns.
 template <typename T, bool ADD, int R, int V, int W, typename A, typename B>
-inline void tile(Index depth, A a, B b, T *c, Index ldc) {
+__attribute__((always_inline)) inline void tile(Index depth, A a, B b, T *c, Index ldc) {
     using vec = lanes<T, W>;
     vec sum[R][V] = {};
     for (Index k = 0; k < depth; ++k) {
