@@ -41,7 +41,6 @@ template <typename T> struct Order {
     T *turned = nullptr, *turned_V = nullptr;                        // transposed weights
     double *denergy = nullptr;                                       // [N]
     T *dresult = nullptr;                                            // [N, out]
-    T *dinputs = nullptr, *dh = nullptr;  // gradients inside the layers, of a group of molecules
 };
 
 struct NetworkSizes {
@@ -74,6 +73,7 @@ template <typename T> class Network {
     Index *found_row, *found_j, *j;
     std::vector<Order<T>> orders;
     T *one_hot;              // [N, species]
+    T *dinputs, *dh;         // gradients inside the layers of one order, of a group of molecules
     double *terms, *dterms;  // E_i^n, [N, orders + 1]
     Standing *standings;     // [G]
     Index most_edges = 0, most_atoms = 0, needed;
@@ -119,9 +119,9 @@ template <typename T> class Network {
             own.turned_V = pieces.take<T>(nu * own.in * out);
             own.denergy = pieces.take<double>(atoms);
             own.dresult = pieces.take<T>(atoms * out);
-            own.dinputs = pieces.take<T>((size.layers - 1) * most_atoms * out);
-            own.dh = pieces.take<T>(size.layers * most_atoms * out);
         }
+        dinputs = pieces.take<T>((size.layers - 1) * most_atoms * out);
+        dh = pieces.take<T>(size.layers * most_atoms * out);
         needed = pieces.bytes();
     }
 
@@ -171,11 +171,12 @@ template <typename T> class Network {
                 for (Index m = own.begin; m < own.end; ++m)
                     standing_backward(terms, standings[m].error, dsums.data(), dterms, ptr[m],
                                       ptr[m + 1], size.orders);
-                for (Index n = size.orders - 1; n >= 0; --n)
+                for (Index n = size.orders - 1; n >= 0; --n) {
                     down(n, {ptr[own.begin], ptr[own.end]}, ptr[from], sigma_e,
                          parts.data() + (n * team + omp_get_thread_num()) * each);
 #pragma omp barrier
-                sum_weights({ptr[from], ptr[to]}, group == 0, slopes);
+                    sum_weights(n, {ptr[from], ptr[to]}, group == 0, slopes + 6 * n);
+                }
             }
 #pragma omp for schedule(static)
             for (Index n = 0; n < size.orders; ++n)
@@ -268,52 +269,49 @@ template <typename T> class Network {
             if (n + 1 == size.orders) std::fill(dresult, dresult + count * out, T(0));
             readout_pull<true>(own.w, own.denergy + first, dresult, count, out, sigma_e);
             for (Index l = size.layers - 1; l >= 0; --l) {
-                T *up = l ? own.dinputs + ((l - 1) * most_atoms + first - origin) * out
+                T *up = l ? dinputs + ((l - 1) * most_atoms + first - origin) * out
                           : dz ? dz + first * in : dz;
                 own.layers[l].backward(count, nullptr,
                                        own.activations + (l * size.atoms + first) * out, dresult,
-                                       own.dh + (l * most_atoms + first - origin) * out, up, nullptr);
+                                       dh + (l * most_atoms + first - origin) * out, up, nullptr);
                 dresult = up;
             }
         }
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
             send(own.edges, first, count, own.z, own.turned_V, own.sensitivities,
-                 own.dh + (first - origin) * out, parts, parts + size.nu, dz, (T *)nullptr,
-                 most_edges, in, out);
+                 dh + (first - origin) * out, parts, parts + size.nu, dz, (T *)nullptr, most_edges,
+                 in, out);
         }
     }
 
-    // Gradients in V and the dense weights, added up over a group of molecules; the team shares the
-    // matrices.
-    void sum_weights(Span atoms, bool first, T *const *slopes) const {
-        const Index nu = size.nu, out = size.out, at = atoms.begin, count = atoms.size();
-        const Index last = size.layers - 1;
+    // Gradients in V and the dense weights of order n, added up over a group of molecules while what
+    // `down` found is near; the team shares the matrices.
+    void sum_weights(Index n, Span atoms, bool first, T *const *slopes) const {
+        const Order<T> &own = orders[n];
+        const Index nu = size.nu, in = own.in, out = size.out, at = atoms.begin;
+        const Index count = atoms.size(), group = side_by_side(nu, in), last = size.layers - 1;
 #pragma omp for schedule(dynamic)
-        for (Index task = 0; task < size.orders * (size.layers + nu); ++task) {
-            const Index n = task % size.orders, k = task / size.orders;
-            const Order<T> &own = orders[n];
-            T *to = slopes[6 * n + 3] + parameters(own.layers, std::min(k, last));
-            if (k <= last) {
-                const Layer<T> &layer = own.layers[k];
-                if (first) std::fill(to, to + layer.parameters(), T(0));
-                const T *z = own.z + at * own.in;
-                if (k) z = own.inputs + ((k - 1) * size.atoms + at) * out;
-                const T *dresult = own.dresult + at * out, *dh = own.dh + k * most_atoms * out;
-                if (k < last) dresult = own.dinputs + k * most_atoms * out;
-                const T *activation = own.activations + (k * size.atoms + at) * out;
-                layer.weights(count, z, activation, dresult, dh, to);
-                layer.biases(count, dresult, dh, to);
-            } else {
-                const Index m = k - size.layers, in = own.in;
-                if (m % side_by_side(nu, in)) continue;
-                T *dV = slopes[6 * n + 2];
+        for (Index task = 0; task < size.layers + (nu + group - 1) / group; ++task) {
+            if (task > last) {
                 const T *e = own.environments + at * nu * in;
+                const Index m = (task - size.layers) * group;
                 if (first)
-                    weight_gradient(e, own.dh, dV, m, count, nu, in, out);
+                    weight_gradient(e, dh, slopes[2], m, count, nu, in, out);
                 else
-                    weight_gradient<true>(e, own.dh, dV, m, count, nu, in, out);
+                    weight_gradient<true>(e, dh, slopes[2], m, count, nu, in, out);
+                continue;
             }
+            const Layer<T> &layer = own.layers[task];
+            T *to = slopes[3] + parameters(own.layers, task);
+            if (first) std::fill(to, to + layer.parameters(), T(0));
+            const T *z = own.z + at * in;
+            if (task) z = own.inputs + ((task - 1) * size.atoms + at) * out;
+            const T *dresult = own.dresult + at * out, *own_dh = dh + task * most_atoms * out;
+            if (task < last) dresult = dinputs + task * most_atoms * out;
+            const T *activation = own.activations + (task * size.atoms + at) * out;
+            layer.weights(count, z, activation, dresult, own_dh, to);
+            layer.biases(count, dresult, own_dh, to);
         }
     }
 };
