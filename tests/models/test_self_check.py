@@ -66,7 +66,7 @@ def test_a_wrong_step_is_refused(own_cache: Path, monkeypatch: pytest.MonkeyPatc
     """What learns from many molecules in one call is compared too."""
     right = Network.learn
 
-    def wrong(self: Network, *arguments: Any) -> Tensor:
+    def wrong(self: Network, *arguments: Any) -> list[Tensor]:
         found = right(self, *arguments)
         arguments[3].total.mul_(1 + 1e-2)
         return found

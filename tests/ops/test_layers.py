@@ -71,10 +71,11 @@ def assert_same(
 
 
 @pytest.mark.parametrize("nu, wide, out", SIZES)
-@pytest.mark.parametrize("atoms, number", [(1, 0), (6, 20), (131, 700)])
+@pytest.mark.parametrize("atoms, number", [(1, 0), (6, 20), (131, 700), (1_701, 3_000)])
 def test_interact(
     nu: int, wide: int, out: int, atoms: int, number: int, dtype: torch.dtype
 ) -> None:
+    """Of many atoms, too: more than one sum of V's gradient takes."""
     pattern, r = edges(atoms, number)
     readable = readable_of(pattern)
 
@@ -319,9 +320,9 @@ def test_nothing_is_kept_where_no_gradient_follows(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("dtype, digits", [(torch.float32, 3e-6), (torch.float64, 1e-14)])
-@pytest.mark.parametrize("level", [-18.0, -8.0, -2.5, 0.0, 5.0])
-def test_slope_of_small_activations(dtype: torch.dtype, digits: float, level: float) -> None:
-    """Where softplus is small its slope is as small: no digits are lost."""
+@pytest.mark.parametrize("level", [-18.0, -8.0, -2.5, -1.1, 0.0, 1.5, 5.0, 18.0, 25.0])
+def test_slope_of_activations(dtype: torch.dtype, digits: float, level: float) -> None:
+    """Where softplus is small its slope is as small: no digits are lost; far out it is 1."""
     torch.manual_seed(0)
     weights: list[Tensor | None] = [torch.zeros(8, 8), torch.full((8,), level)]
     weights += [torch.rand(8, 8), torch.zeros(8), None]
@@ -332,3 +333,14 @@ def test_slope_of_small_activations(dtype: torch.dtype, digits: float, level: fl
     given = received.detach().double().requires_grad_()
     (expected,) = torch.autograd.grad(layers(z.double(), given, *exact).sum(), given)
     torch.testing.assert_close(slope.double(), expected, rtol=digits, atol=0)
+
+
+def test_an_activation_that_is_no_number_is_seen(dtype: torch.dtype) -> None:
+    weights = [None if w is None else w.to(dtype) for w in dense_weights(5, 16, 2)]
+    received = torch.randn(3, 16, dtype=dtype)
+    received[1, 7] = torch.nan
+    given = received.requires_grad_()
+    result = ops.dense(torch.randn(3, 5, dtype=dtype), given, weights, layers)
+    (slope,) = torch.autograd.grad(result.sum(), given)
+    for found in (result, slope):
+        assert found.isfinite().all(1).tolist() == [True, False, True]
