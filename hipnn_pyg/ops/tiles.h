@@ -105,8 +105,11 @@ inline void multiply(Index m, Index n, Index k, const T *a, const T *b, T *c, In
 }
 
 // C[m, n] += A[k, m]^T B[k, n]: a weight's gradient from k atoms; rows of A are `lda` apart.
+// They are asked for first: one after the other, each by few numbers, they would be waited for.
 template <typename T>
 inline void add_outer(Index m, Index n, Index k, const T *a, Index lda, const T *b, T *c) {
+    for (Index x = 0; x < k; ++x)
+        for (Index r = 0; r < m; r += 64 / sizeof(T)) __builtin_prefetch(a + x * lda + r, 0, 2);
     product<T, true>(
         m, k, n, [=](Index r, Index x) { return a[x * lda + r]; },
         [=](Index x) { return b + x * n; }, c, n);
