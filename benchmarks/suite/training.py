@@ -97,7 +97,7 @@ def ensemble_row(bench: Bench, device: str, other: str, kind: Kind, goal: Goal) 
             "ensemble": lambda number: workers["ensemble"](fit_epoch, "ensemble"),
             other: lambda number: workers[kind](fit_epoch, kind),
         }
-        samples, failed = interleave(turns, settings.trainer_rounds)
+        samples, failed = interleave(turns, settings.rounds)
     title = f"{'GPU: ' if device == 'cuda' else ''}{ENSEMBLE} models, {steps:,} steps each"
     return Row(title, "s", "ensemble", samples, failed, [other], goals=[goal])
 
@@ -154,7 +154,7 @@ def _trainer(
     validation = molecules.subset(index[num_train : num_train + num_validation])
     torch.manual_seed(seed)
     model = HIPNN(SPECIES, **asdict(settings.network)).fit_e0(train, train.spec)
-    epochs = settings.trainer_rounds + 1
+    epochs = max(settings.trainer_rounds, settings.rounds) + 1
     config = Training(batch_size=size, epochs=epochs, seed=seed, device=device)
     return kind(model, train, validation, config, folder)
 
