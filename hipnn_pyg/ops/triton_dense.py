@@ -18,7 +18,7 @@ from torch.nn.functional import softplus
 from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.operands import Weights
-from hipnn_pyg.ops.triton_tiles import ROWS, column_blocks, products, stack_of
+from hipnn_pyg.ops.triton_tiles import ROWS, column_blocks, kernel, products, stack_of
 
 WIDEST = 128
 """Features of a layer that the kernels take; wider ones are PyTorch's products."""
@@ -115,7 +115,7 @@ def _product(  # type: ignore[no-untyped-def]
     return x, tl.dot(second, w, y, input_precision=PRODUCTS, out_dtype=first.dtype)
 
 
-@triton.jit
+@kernel
 def _dense(
     Z: tl.tensor,
     RECEIVED: tl.tensor,
@@ -169,7 +169,7 @@ def _dense(
         _store(ACTIVATIONS + layer * atoms * F, x, y, row, live, F, A, B)
 
 
-@triton.jit
+@kernel
 def _dense_slopes(
     WEIGHTS: tl.tensor,
     ACTIVATIONS: tl.tensor,
@@ -261,7 +261,7 @@ def _weight_block(  # type: ignore[no-untyped-def]
             tl.store(TO + F * WIDTH + a, tl.reduce(biases, 1, _add), mask=a < F)
 
 
-@triton.jit
+@kernel
 def _weight_slopes(
     Z: tl.tensor,
     ACTIVATIONS: tl.tensor,

@@ -18,7 +18,7 @@ from triton.language.standard import _sum_combine as _add
 from hipnn_pyg.ops.operands import Kept, Where
 from hipnn_pyg.ops.triton import OPTIONS, WORKSPACE, by_sender, feature_block
 from hipnn_pyg.ops.triton_product import product
-from hipnn_pyg.ops.triton_tiles import exact, stack_of, sum_parts
+from hipnn_pyg.ops.triton_tiles import exact, kernel, stack_of, sum_parts
 
 EDGES = 16
 """Edges that a program takes at a time for their slopes, which is little as it has much to keep."""
@@ -44,7 +44,7 @@ def _cutoff(r, CUTOFF: tl.constexpr):  # type: ignore[no-untyped-def]
     return inside, r, tl.cos((r / CUTOFF) * HALF_PI)
 
 
-@triton.jit
+@kernel
 def _environments(
     R: tl.tensor,
     MU: tl.tensor,
@@ -88,7 +88,7 @@ def _environments(
     tl.store(e_at, e, mask=(nu < NU)[:, None] & (b < F)[None, :])
 
 
-@triton.jit
+@kernel
 def _edge_slopes(
     G: tl.tensor,
     R: tl.tensor,

@@ -14,6 +14,7 @@ from triton.language.standard import _elementwise_max as _max
 from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.pattern import Pattern
+from hipnn_pyg.ops.triton_tiles import kernel
 
 ATOMS = 32
 """Atoms of a molecule that are read at a time."""
@@ -35,7 +36,7 @@ def _begin(BATCH, g, atoms, steps):  # type: ignore[no-untyped-def]
     return low
 
 
-@triton.jit
+@kernel
 def _sizes(
     BATCH: tl.tensor,
     PTR: tl.tensor,
@@ -59,7 +60,7 @@ def _sizes(
     tl.store(FOUND + 1, tl.reduce(edges, 0, _add))
 
 
-@triton.jit
+@kernel
 def _first_edges(
     PTR: tl.tensor, FIRST_EDGE: tl.tensor, graphs: tl.tensor, BLOCK: tl.constexpr
 ) -> None:
@@ -122,7 +123,7 @@ def edges_of_atom(
         tl.store(R + place, tl.sqrt(da * da + db * db + dc * dc), mask=other)
 
 
-@triton.jit
+@kernel
 def _all_pairs(
     POS: tl.tensor,
     PTR: tl.tensor,
@@ -168,7 +169,7 @@ def sums_of_orders(TERMS, first, last, ORDERS: tl.constexpr, ATOMS: tl.constexpr
     return tl.reduce(zeroth, 0, _add), tl.reduce(others, 0, _add), tl.reduce(ratios, 0, _add)
 
 
-@triton.jit
+@kernel
 def _molecule_sums(
     TERMS: tl.tensor,
     BATCH: tl.tensor,

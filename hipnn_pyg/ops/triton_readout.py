@@ -10,10 +10,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.standard import _sum_combine as _add
 
-from hipnn_pyg.ops.triton_tiles import ROWS, column_block, stack_of, sum_parts
+from hipnn_pyg.ops.triton_tiles import ROWS, column_block, kernel, stack_of, sum_parts
 
 
-@triton.jit
+@kernel
 def _readout(
     Z: tl.tensor,
     W: tl.tensor,
@@ -40,7 +40,7 @@ def _readout(
     tl.store(ENERGY + row, energy.to(tl.float64), mask=row < atoms)
 
 
-@triton.jit
+@kernel
 def _readout_slopes(
     Z: tl.tensor,
     W: tl.tensor,
@@ -90,7 +90,7 @@ def _readout_slopes(
             tl.store(to + F, tl.reduce(g, 0, _add))
 
 
-@triton.jit
+@kernel
 def _inputs(
     SPECIES: tl.tensor,
     WEIGHT: tl.tensor,

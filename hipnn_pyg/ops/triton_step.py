@@ -17,6 +17,7 @@ from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.pattern import Pattern
 from hipnn_pyg.ops.triton_molecules import ATOMS, edges_of_atom, sums_of_orders
+from hipnn_pyg.ops.triton_tiles import kernel
 
 # -- drawing a mini-batch --------------------------------------------------------------------------
 
@@ -303,7 +304,7 @@ def _loss(
     tl.store(SLOPES + 2, tl.full((), LAMBDA_R, tl.float64) / count)
 
 
-@triton.jit
+@kernel
 def _term_slopes(
     TERMS: tl.tensor,
     BATCH: tl.tensor,

@@ -10,6 +10,11 @@ from triton.language.standard import _sum_combine as _add
 
 ROWS = 16
 """Atoms that a program takes at a time through the dense layers and the readout."""
+SIZES = ("atoms", "each", "rows", "graphs", "edges", "steps")
+"""Arguments that differ from call to call."""
+
+kernel = triton.jit(do_not_specialize=SIZES)
+"""A kernel that is compiled once for all these: Triton would again for the first multiple of 16."""
 
 
 def exact(x: Tensor) -> str:
@@ -51,7 +56,7 @@ def stack_of(parameter: Tensor, dimensions: int) -> tuple[int, int]:
     return parameter.size(0), parameter.stride(0)
 
 
-@triton.jit
+@kernel
 def sum_parts(
     PARTS: tl.tensor,
     A: tl.tensor,

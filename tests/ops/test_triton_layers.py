@@ -358,6 +358,22 @@ def test_control_broken_kernels_are_caught(
             test_dense_layers(128, 37, 5, 17, 3, kernels, drawn, monkeypatch)
 
 
+def test_sizes_compile_nothing_anew(load_layers: Callable[..., ModuleType]) -> None:
+    """A kernel is not compiled again for the first mini-batch of, say, a multiple of 16 atoms."""
+    module = load_layers(interpret=False)
+    seen = 0
+    for name, constants in options().items():
+        inside = (module.dense if name in DENSE else module.interact).__globals__
+        function = inside["product"].__globals__[name] if name == "_product" else inside[name]
+        for parameter in function.params:
+            if parameter.name in inside["stack_of"].__globals__["SIZES"]:
+                seen += 1
+                assert parameter.do_not_specialize
+            elif parameter.name not in constants:
+                assert not parameter.do_not_specialize  # addresses: aligned, they are read at once
+    assert seen >= 8
+
+
 DENSE = ("_dense", "_dense_slopes", "_weight_slopes")
 
 
