@@ -126,17 +126,17 @@ def _edge_slopes(
     model = i // each
     first = tl.load(ROW + i + model)
     degree = (tl.load(ROW + i + model + 1) - first).to(tl.int32)
-    mu = tl.load(MU + model * stride + nu, mask=nu < NU, other=1)
-    sigma = tl.load(SIGMA + model * stride + nu, mask=nu < NU, other=1)
+    mu = tl.load(MU + model * stride + nu, mask=nu < NU, other=1)[None, :]
+    sigma = tl.load(SIGMA + model * stride + nu, mask=nu < NU, other=1)[None, :]
     g_at = G + i * (NU * F) + nu[:, None] * F + b[None, :]
-    slopes = tl.full((NU_BLOCK,), 0, G.dtype.element_ty)
-    slopes_over_r = tl.full((NU_BLOCK,), 0, G.dtype.element_ty)
+    dmu = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
+    dsigma = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
     for k in range(0, degree, EDGES):
         live = k + x < degree
         j = tl.load(J + first + k + x, mask=live, other=0)
         r = tl.load(R + first + k + x, mask=live, other=CUTOFF)
         inside, r, cosine = _cutoff(r, CUTOFF)
-        gaussians, deviation = _gaussians(r[:, None], mu[None, :], sigma[None, :])
+        gaussians, deviation = _gaussians(r[:, None], mu, sigma)
         gaussians = tl.where(inside[:, None], gaussians, 0.0)
         s = gaussians * (cosine * cosine)[:, None]
         t = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
@@ -158,17 +158,17 @@ def _edge_slopes(
                     tl.store(w_at, w, mask=live[:, None] & mine[None, :])
         slope = -t * s * deviation
         if LEARNED:
-            slopes += tl.reduce(slope, 0, _add)
-            slopes_over_r += tl.reduce(slope / r[:, None], 0, _add)
+            dmu += slope * sigma / (mu * mu)
+            dsigma += slope * (1.0 / r[:, None] - 1.0 / mu)
         if DISTANCES:
             sine = tl.sin((r / CUTOFF) * HALF_PI)
             cut = sine * cosine * (-2.0 * HALF_PI / CUTOFF)
-            along = t * gaussians * cut[:, None] - slope * sigma[None, :] / (r * r)[:, None]
+            along = t * gaussians * cut[:, None] - slope * sigma / (r * r)[:, None]
             tl.store(DR + first + k + x, tl.reduce(along, 1, _add), mask=live)
     if LEARNED:
         part = PARTS + i * (2 * NU) + nu
-        tl.store(part, slopes * sigma / (mu * mu), mask=nu < NU)
-        tl.store(part + NU, slopes_over_r - slopes / mu, mask=nu < NU)
+        tl.store(part, tl.reduce(dmu, 0, _add), mask=nu < NU)
+        tl.store(part + NU, tl.reduce(dsigma, 0, _add), mask=nu < NU)
 
 
 def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Kept | None]:

@@ -330,7 +330,7 @@ MUTANTS = {
     "the cutoff is not squared": ("(cosine * cosine)[None, :]", "cosine[None, :]"),
     "edges beyond the first few are lost": ("range(0, degree, EDGES)", "range(0, 1, EDGES)"),
     "the cutoff has no slope": ("t * gaussians * cut[:, None]", "t * gaussians * 0.0"),
-    "mu and sigma change places": ("store(part + NU, slopes", "store(part, slopes"),
+    "mu and sigma change places": ("tl.store(part + NU, tl", "tl.store(part, tl"),
     "layers are swapped": ("n // 2 + 1 + (n % 2) * LAYERS", "n // 2 + 1 + ((n + 1) % 2) * LAYERS"),
     "a bias is lost": ("tl.reduce(biases, 1, _add)", "tl.reduce(biases, 1, _add) * 0.0"),
     "the second block of columns is the first": ("A + tl.arange(0, B)", "tl.arange(0, B)"),
