@@ -18,7 +18,7 @@ from torch.nn.functional import softplus
 from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.operands import Weights
-from hipnn_pyg.ops.triton_tiles import ROWS, column_blocks, kernel, products, stack_of
+from hipnn_pyg.ops.triton_tiles import ROWS, by_model, column_blocks, kernel, products, stack_of
 
 WIDEST = 128
 """Features of a layer that the kernels take; wider ones are PyTorch's products."""
@@ -90,7 +90,7 @@ def _matrix(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _product(  # type: ignore[no-untyped-def]
+def _rows_times(  # type: ignore[no-untyped-def]
     first,
     second,
     W,
@@ -145,21 +145,21 @@ def _dense(
     v, w = _load(Z, row, live, IN, IN_A, IN_B)
     a, b = _load(RECEIVED, row, live, F, A, B)
     c, d = _bias(WEIGHTS + F * IN, F, A, B)
-    x, y = _product(v, w, WEIGHTS, IN, F, 1, IN, A, B, PRODUCTS)
+    x, y = _rows_times(v, w, WEIGHTS, IN, F, 1, IN, A, B, PRODUCTS)
     x, y = _softplus(x + a + c), _softplus(y + b + d)
     _store(ACTIVATIONS, x, y, row, live, F, A, B)
-    x, y = _product(x, y, residual, F, F, 1, F, A, B, PRODUCTS)
+    x, y = _rows_times(x, y, residual, F, F, 1, F, A, B, PRODUCTS)
     if IN == F:
         a, b = v, w
     else:
-        a, b = _product(v, w, residual + F * F + F, IN, F, 1, IN, A, B, PRODUCTS)
+        a, b = _rows_times(v, w, residual + F * F + F, IN, F, 1, IN, A, B, PRODUCTS)
     c, d = _bias(residual + F * F, F, A, B)
     x, y = x + a + c, y + b + d
     _store(OUTPUTS, x, y, row, live, F, A, B)
     a, b = x, y
     for n in range(0, 2 * (LAYERS - 1)):  # W, W~ of each layer
         matrix = WEIGHTS + first + n * (F * F + F)
-        x, y = _product(x, y, matrix, F, F, 1, F, A, B, PRODUCTS)
+        x, y = _rows_times(x, y, matrix, F, F, 1, F, A, B, PRODUCTS)
         c, d = _bias(matrix + F * F, F, A, B)
         x, y = x + c, y + d
         last = n % 2 == 1
@@ -203,7 +203,7 @@ def _dense_slopes(
     x, y = a, b
     for back in range(0, 2 * (LAYERS - 1)):  # W~, W of each layer, the last one first
         n = 2 * (LAYERS - 1) - 1 - back
-        x, y = _product(x, y, WEIGHTS + first + n * (F * F + F), F, F, F, 1, A, B, PRODUCTS)
+        x, y = _rows_times(x, y, WEIGHTS + first + n * (F * F + F), F, F, F, 1, A, B, PRODUCTS)
         layer = n // 2 + 1
         c, d = _load(ACTIVATIONS + layer * atoms * F, row, live, F, A, B)
         last = n % 2 == 0
@@ -212,14 +212,14 @@ def _dense_slopes(
         # inner lies behind outer
         to = OUTER + tl.where(last, layer - 1, LAYERS + layer) * atoms * F
         _store(to, x, y, row, live, F, A, B)
-    x, y = _product(a, b, residual, F, F, F, 1, A, B, PRODUCTS)
+    x, y = _rows_times(a, b, residual, F, F, F, 1, A, B, PRODUCTS)
     c, d = _load(ACTIVATIONS, row, live, F, A, B)
     x, y = x * _slope(c), y * _slope(d)
     _store(INNER, x, y, row, live, F, A, B)
     if WANTED:
-        x, y = _product(x, y, WEIGHTS, F, IN, IN, 1, IN_A, IN_B, PRODUCTS)
+        x, y = _rows_times(x, y, WEIGHTS, F, IN, IN, 1, IN_A, IN_B, PRODUCTS)
         if IN != F:
-            a, b = _product(a, b, residual + F * F + F, F, IN, IN, 1, IN_A, IN_B, PRODUCTS)
+            a, b = _rows_times(a, b, residual + F * F + F, F, IN, IN, 1, IN_A, IN_B, PRODUCTS)
         _store(DZ, x + a, y + b, row, live, IN, IN_A, IN_B)
 
 
@@ -410,10 +410,10 @@ def _wide(
     """All layers by PyTorch's products."""
     for layer, (activation, output) in enumerate(zip(activations, outputs, strict=True)):
         W, B, W_residual, B_residual, M = weights[5 * layer : 5 * layer + 5]
-        before = _times(z, W, True) + _by_model(B, z) + (0 if layer else received)
+        before = _linear(z, W, B) + (0 if layer else received)
         activation.copy_(softplus(before))
-        kept = z if M is None else _times(z, M, True)
-        output.copy_(_times(activation, W_residual, True) + _by_model(B_residual, z) + kept)
+        kept = z if M is None else _linear(z, M)
+        output.copy_(_linear(activation, W_residual, B_residual) + kept)
         z = output
 
 
@@ -431,27 +431,20 @@ def _wide_slopes(
         outer[layer].copy_(gradient)
         activation = activations[layer]
         slope = torch.where(activation > 20, 1.0, -torch.expm1(-activation))
-        inner[layer].copy_(_times(gradient, W_residual, False) * slope)
+        assert W is not None and W_residual is not None
+        inner[layer].copy_(_linear(gradient, W_residual.mT) * slope)
         if layer or dz is not None:
-            kept = gradient if M is None else _times(gradient, M, False)
-            gradient = _times(inner[layer], W, False) + kept
+            kept = gradient if M is None else _linear(gradient, M.mT)
+            gradient = _linear(inner[layer], W.mT) + kept
     if dz is not None:
         dz.copy_(gradient)
 
 
-def _times(x: Tensor, w: Tensor | None, transposed: bool) -> Tensor:
-    """x w^T, or x w: of a model's atoms with its matrix."""
+def _linear(x: Tensor, w: Tensor | None, b: Tensor | None = None) -> Tensor:
+    """x w^T + b: each model's atoms with its own."""
     assert w is not None
-    w = w.mT if transposed else w
-    return (x.unflatten(0, (w.size(0), -1)) @ w).flatten(0, 1) if w.dim() == 3 else x @ w
-
-
-def _by_model(bias: Tensor | None, like: Tensor) -> Tensor:
-    """The bias of each atom's model."""
-    assert bias is not None
-    if bias.dim() == 1:
-        return bias
-    return bias.repeat_interleave(like.size(0) // bias.size(0), 0)
+    y = by_model(x, w, 2) @ w.mT
+    return (y if b is None else y + b.unsqueeze(-2)).flatten(0, -2)
 
 
 def _joined(weights: Weights) -> tuple[Tensor, int, int]:

@@ -18,7 +18,7 @@ from triton.language.standard import _sum_combine as _add
 from hipnn_pyg.ops.operands import Kept, Where
 from hipnn_pyg.ops.triton import OPTIONS, WORKSPACE, by_sender, feature_block
 from hipnn_pyg.ops.triton_product import product
-from hipnn_pyg.ops.triton_tiles import exact, kernel, stack_of, sum_parts
+from hipnn_pyg.ops.triton_tiles import by_model, exact, kernel, stack_of, sum_parts
 
 EDGES = 16
 """Edges that a program takes at a time for their slopes, which is little as it has much to keep."""
@@ -185,7 +185,7 @@ def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Ke
                 *(float(where.cutoff), nu, in_channels, _sensitivity_block(nu), block, MANY_EDGES),
                 **OPTIONS,
             )
-    received = product(_by_model(environments, V), V.flatten(-3, -2))
+    received = product(by_model(environments, V, 3), V.flatten(-3, -2))
     return received.flatten(0, -2), Kept(environments, None) if keep else None
 
 
@@ -200,10 +200,10 @@ def interact_backward(
     """See :func:`hipnn_pyg.ops.cpu.interact_backward`."""
     dr, dmu, dsigma, dz, dV = slopes
     pattern, (nu, in_channels, _), z = where.pattern, V.shape[-3:], z.contiguous()
-    gradient = _by_model(gradient, V)
+    gradient = by_model(gradient, V, 3)
     if dV is not None:
         assert kept is not None, "a gradient in V needs what the forward pass kept"
-        environments = _by_model(kept.environments, V)
+        environments = by_model(kept.environments, V, 3)
         product(environments.mT, gradient, dV.view(V.shape).flatten(-3, -2))
     learned = dmu is not None or dsigma is not None
     if dr is None and dz is None and not learned:
@@ -254,11 +254,6 @@ def _shares(where: Where) -> tuple[int, int]:
     """Receiving atoms of each model, and how far apart their parameters lie."""
     models, stride = stack_of(where.mu, 1)
     return max(_receivers(where) // models, 1), stride
-
-
-def _by_model(x: Tensor, V: Tensor) -> Tensor:
-    """``[N, columns]`` as ``[K, N / K, columns]`` where V is that of K models."""
-    return x.unflatten(0, (V.size(0), -1)) if V.dim() == 4 else x
 
 
 def _columns_at_once(z: Tensor, edges: int) -> int:

@@ -56,6 +56,17 @@ def stack_of(parameter: Tensor, dimensions: int) -> tuple[int, int]:
     return parameter.size(0), parameter.stride(0)
 
 
+def by_model(x: Tensor, parameter: Tensor, dimensions: int) -> Tensor:
+    """``[N, columns]`` as ``[K, N / K, columns]`` where a parameter is that of K models.
+
+    Args:
+        x: of the atoms of all models, one model after the other.
+        parameter: as :func:`stack_of` takes it.
+        dimensions: that it has in one model.
+    """
+    return x if parameter.dim() == dimensions else x.unflatten(0, (parameter.size(0), -1))
+
+
 @kernel
 def sum_parts(
     PARTS: tl.tensor,
