@@ -85,6 +85,48 @@ def _choose(
 
 
 @triton.jit
+def _pad(
+    number: tl.tensor,
+    first: tl.tensor,
+    edge: tl.tensor,
+    i: tl.tensor,
+    Z: tl.tensor,
+    POS: tl.tensor,
+    BATCH: tl.tensor,
+    ROW: tl.tensor,
+    J: tl.tensor,
+    I: tl.tensor,  # noqa: E741
+    REVERSE: tl.tensor,
+    R: tl.tensor,
+    atoms: tl.tensor,
+    edges: tl.tensor,
+    G: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The atoms and edges that a model has room for behind its molecules: program i of BLOCK."""
+    x = tl.arange(0, BLOCK)
+    for k in range(first + i * BLOCK, atoms, BLOCK * BLOCK):
+        atom = k + x
+        there = atom < atoms
+        tl.store(Z + atom, tl.full((BLOCK,), 0, Z.dtype.element_ty) + number, mask=there)
+        for c in tl.static_range(3):
+            nowhere = tl.full((BLOCK,), 0, POS.dtype.element_ty)
+            tl.store(POS + atom * 3 + c, nowhere, mask=there)
+        tl.store(BATCH + atom, tl.full((BLOCK,), G, tl.int64), mask=there)
+        tl.store(ROW + atom, tl.full((BLOCK,), 0, tl.int64) + edge, mask=there)
+    if i == 0:
+        tl.store(ROW + atoms, edge)
+    for k in range(edge + i * BLOCK, edges, BLOCK * BLOCK):
+        place = k + x
+        there = place < edges
+        last = tl.full((BLOCK,), 0, tl.int64) + atoms - 1
+        tl.store(J + place, last, mask=there)
+        tl.store(I + place, last, mask=there)
+        tl.store(REVERSE + place, place, mask=there)
+        tl.store(R + place, tl.full((BLOCK,), float("inf"), R.dtype.element_ty), mask=there)
+
+
+@triton.jit
 def _fill(
     ORDER: tl.tensor,
     STEP: tl.tensor,
@@ -117,7 +159,6 @@ def _fill(
     ROW += model  # behind the ends of the rows of those before
     atoms *= model + 1
     edges *= model + 1
-    x = tl.arange(0, BLOCK)
     ptr = tl.load(PTR + g)
     edge = tl.load(FIRST_EDGE + g)
     if g < G:
@@ -133,27 +174,8 @@ def _fill(
             mine = POS_ALL + source * 3
             edges_of_atom(mine, ptr, edge, count, i, ROW, J, I, REVERSE, R, BLOCK)
     else:
-        source = tl.load(START + tl.load(ORDER))  # of a species that is known
-        number = tl.load(Z_ALL + source)
-        for k in range(ptr + i * BLOCK, atoms, BLOCK * BLOCK):
-            atom = k + x
-            there = atom < atoms
-            tl.store(Z + atom, tl.full((BLOCK,), 0, Z.dtype.element_ty) + number, mask=there)
-            for c in tl.static_range(3):
-                nowhere = tl.full((BLOCK,), 0, POS.dtype.element_ty)
-                tl.store(POS + atom * 3 + c, nowhere, mask=there)
-            tl.store(BATCH + atom, tl.full((BLOCK,), G, tl.int64), mask=there)
-            tl.store(ROW + atom, tl.full((BLOCK,), 0, tl.int64) + edge, mask=there)
-        if i == 0:
-            tl.store(ROW + atoms, edge)
-        for k in range(edge + i * BLOCK, edges, BLOCK * BLOCK):
-            place = k + x
-            there = place < edges
-            last = tl.full((BLOCK,), 0, tl.int64) + atoms - 1
-            tl.store(J + place, last, mask=there)
-            tl.store(I + place, last, mask=there)
-            tl.store(REVERSE + place, place, mask=there)
-            tl.store(R + place, tl.full((BLOCK,), float("inf"), R.dtype.element_ty), mask=there)
+        number = tl.load(Z_ALL + tl.load(START + tl.load(ORDER)))  # of a species that is known
+        _pad(number, ptr, edge, i, Z, POS, BATCH, ROW, J, I, REVERSE, R, atoms, edges, G, BLOCK)
 
 
 def draw(
