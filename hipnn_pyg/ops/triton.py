@@ -26,6 +26,8 @@ except ImportError as error:
         "such a build (https://pytorch.org/get-started), or pip install triton"
     ) from error
 
+from hipnn_pyg.ops.triton_tiles import kernel  # which needs Triton, too
+
 WORKSPACE = 2**28
 """Bytes that featsum may use for its intermediate; more only where s itself is larger."""
 
@@ -139,7 +141,7 @@ def _edge_features(
         tl.store(w_at + k * WIDTH, w, mask=live[:, None] & (b < WIDTH)[None, :])
 
 
-@triton.jit
+@kernel
 def by_sender(
     W: tl.tensor,
     ORDER: tl.tensor,
