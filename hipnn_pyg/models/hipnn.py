@@ -461,8 +461,7 @@ class HIPNN(nn.Module):
             check_species(z, species >= 0, self.species)
             check_distances(pairs.r)
         terms, features = self.atom_terms(species, pairs)
-        fused = pairs.pattern is not None
-        energy, r = molecule_sums(terms, batch, num_graphs, fused)
+        energy, r = molecule_sums(terms, batch, num_graphs, pairs.pattern is not None)
         return EnergyTerms(energy.unsqueeze(1), terms, r, features)
 
     def forward(
