@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -245,6 +246,36 @@ class HIPNN(nn.Module):
             if reset is not None and module is not self:
                 reset()
         self._fix_lower_orders()
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]] |= {"species": self.species, "cutoff": self.cutoff}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        *given: Any,
+    ) -> None:
+        """Refuse weights that have the right shapes and mean something else."""
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *given)
+        errors: list[str] = given[-1]
+        species = tuple(local_metadata.get("species", self.species))
+        cutoff = float(local_metadata.get("cutoff", self.cutoff))
+        if species != self.species:
+            errors.append(
+                f"the weights are of a model with species={species}, not {self.species}: build "
+                f"this one with HIPNN(species={species}, ...)"
+            )
+        if not math.isclose(cutoff, self.cutoff, rel_tol=1e-6):
+            errors.append(
+                f"the weights are of a model with cutoff={cutoff:.6g} Å, not {self.cutoff:.6g}: "
+                f"build this one with HIPNN(cutoff={cutoff!r}, ...)"
+            )
 
     def _fix_lower_orders(self) -> None:
         """Without hierarchy w^n = b^n = 0 below the last order (Table II)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import ase.build
@@ -122,3 +123,28 @@ def test_forces_by_one_gradient(dataset: list[Data]) -> None:
         assert forces.shape == pos.shape and bool(forces.any())
         net = torch.zeros(4, 3).index_add(0, data.batch, forces)
         torch.testing.assert_close(net, torch.zeros(4, 3), rtol=0, atol=1e-5)  # Newton's third law
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_weights_of_a_model_that_means_something_else_are_refused(
+    wrapped: bool, tmp_path: Path
+) -> None:
+    """Neither the order of the species nor the cutoff changes the shape of a weight."""
+
+    def build(species: tuple[int, ...] = (1, 6, 8), cutoff: float = 4.0) -> torch.nn.Module:
+        model = HIPNN(species, 8, num_onsite=1, cutoff=cutoff)
+        return torch.nn.ModuleDict({"energy": model}) if wrapped else model
+
+    torch.save(build().state_dict(), tmp_path / "weights.pt")
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    with pytest.raises(RuntimeError, match=r"species=\(1, 6, 8\), not \(8, 6, 1\): build"):
+        build(species=(8, 6, 1)).load_state_dict(weights)
+    with pytest.raises(RuntimeError, match=r"cutoff=4 Å, not 5: build .*cutoff=4\.0"):
+        build(cutoff=5.0).load_state_dict(weights, strict=False)
+    same = build()
+    same.load_state_dict(weights)
+    bare = build(species=(8, 6, 1))
+    bare.load_state_dict(dict(weights))  # tensors alone say nothing of what they mean
+    for model in (same, bare):
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, weights[name])
