@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
+from torch_geometric.datasets import MD17
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ ASE_ENERGY = Target("energy", "eV", "energy")
 """The total energy of structures read through ASE, which stores eV."""
 
 
-def resolve_target(target: str | int | Target) -> Target:
+def resolve_target(target: str | int | Target, source: Any = None) -> Target:
     """Turn a short name into a :class:`Target`.
 
     ====================  ==========================================================
@@ -121,10 +123,14 @@ def resolve_target(target: str | int | Target) -> Target:
     ====================  ==========================================================
     a :class:`Target`     itself
     a QM9 name, ``"U0"``  that column of PyG's QM9, in its unit
-    ``"energy"``          :data:`MD17_ENERGY`, kcal/mol (:data:`ASE_ENERGY` is in eV)
+    ``"energy"``          of PyG's MD17 :data:`MD17_ENERGY`, kcal/mol
     any other string      the attribute of that name, unit ``"unknown"``
     an integer            that column of ``data.y``, unit ``"unknown"``
     ====================  ==========================================================
+
+    Args:
+        target: as above.
+        source: what it is read from; a ``DataLoader`` or ``Subset`` of a dataset counts as that.
 
     Raises:
         TypeError: ``target`` is none of these.
@@ -135,8 +141,11 @@ def resolve_target(target: str | int | Target) -> Target:
     if isinstance(target, str):
         if not target:
             raise ValueError(f"target '' is empty: give one of {[*QM9_TARGETS, 'energy']}")
-        known = QM9_TARGETS | {"energy": MD17_ENERGY}
-        return known.get(target) or Target(target, "unknown", target)
+        while hasattr(source, "dataset"):
+            source = source.dataset
+        if target == MD17_ENERGY.name and isinstance(source, MD17):
+            return MD17_ENERGY
+        return QM9_TARGETS.get(target) or Target(target, "unknown", target)
     column = _as_column(target)
     return Target(f"y[{column}]", "unknown", "y", column)
 

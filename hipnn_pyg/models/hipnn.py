@@ -341,9 +341,10 @@ class HIPNN(nn.Module):
         Args:
             data: the training molecules: a PyG dataset, a list of ``Data``, a ``DataLoader`` or
                 :class:`~hipnn_pyg.data.packed.PackedMolecules`.
-            target: a QM9 name such as ``"U0_atom"``, ``"energy"`` (MD17), a column of ``y``, the
-                name of an attribute, or a :class:`~hipnn_pyg.data.targets.Target`; None for the
-                one that molecules were packed with, else ``"U0_atom"``.
+            target: a QM9 name such as ``"U0_atom"``, ``"energy"``, a column of ``y``, the name of
+                an attribute (:func:`~hipnn_pyg.data.targets.resolve_target` says in which unit),
+                or a :class:`~hipnn_pyg.data.targets.Target`; None for the one that molecules were
+                packed with, else ``"U0_atom"``.
             scale: sigma_E is the standard deviation of the energies (``"total"``, the paper's) or
                 of E - E^0 (``"residual"``, which trains to lower errors in the same time).
 
@@ -356,7 +357,7 @@ class HIPNN(nn.Module):
         """
         if target is None:
             target = data.spec if isinstance(data, PackedMolecules) else "U0_atom"
-        target = resolve_target(target)
+        target = resolve_target(target, data)
         scale = scale if self.hierarchical else "total"
         weight, sigma_e = fit_reference_energies(data, target, self.species, scale)
         self.set_e0(weight if self.hierarchical else None, sigma_e)

@@ -15,13 +15,15 @@ import pytest
 import torch
 from torch.utils.data import Subset
 from torch_geometric import datasets
+from torch_geometric.loader import DataLoader
 
+from hipnn_pyg import HIPNN
 from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.data import md17
 from hipnn_pyg.data.forces import MD17_FORCES
 from hipnn_pyg.data.md17 import load_md17, md17_energies, md17_molecules
 from hipnn_pyg.data.packed import PackedMolecules
-from hipnn_pyg.data.targets import MD17_ENERGY
+from hipnn_pyg.data.targets import MD17_ENERGY, resolve_target
 from hipnn_pyg.data.unavailable import DatasetUnavailableError, download_timeout
 
 BENZENE = np.array([6] * 6 + [1] * 6, dtype=np.uint8)
@@ -165,6 +167,21 @@ def test_coupled_cluster_files(tmp_path: Path) -> None:
         assert np.array_equal(md17_energies(dataset).numpy(), expected)
     with pytest.raises(ValueError, match="pass train=True or train=False"):
         load_md17(tmp_path, name)
+
+
+def test_unit_of_the_name_energy(
+    place: Callable[[str], Path], tmp_path: Path, no_network: None
+) -> None:
+    """kcal/mol for the dataset, a part or a loader of it; of loose frames nobody knows."""
+    place("benzene")
+    dataset = datasets.MD17(str(tmp_path), "benzene")
+    part = Subset(dataset, range(20))
+    for source in (dataset, dataset[:20], part, DataLoader(part, batch_size=5)):
+        assert resolve_target("energy", source) is MD17_ENERGY
+        assert HIPNN((1, 6), 4).fit_e0(source, "energy").energy_unit == "kcal/mol"
+    frames = [dataset[number] for number in range(20)]
+    for source in (frames, DataLoader(frames, batch_size=5), None):
+        assert resolve_target("energy", source).unit == "unknown"
 
 
 def test_replaced_file_is_noticed(place: Callable[[str], Path], tmp_path: Path) -> None:

@@ -81,16 +81,17 @@ def test_values_per_atom_are_refused(batch: Batch) -> None:
 
 def test_resolve_target() -> None:
     assert resolve_target("gap") is QM9_TARGETS["gap"]
-    assert resolve_target("energy") is MD17_ENERGY
     assert resolve_target(ASE_ENERGY) is ASE_ENERGY and ASE_ENERGY.unit == "eV"
     assert resolve_target("dipole") == Target("dipole", "unknown", "dipole", None)
     assert resolve_target(7) == Target("y[7]", "unknown", "y", 7)
 
 
-def test_unit_is_never_guessed() -> None:
+def test_unit_is_never_guessed(batch: Batch) -> None:
     # an int may mean any data set's column: only a name carries QM9's unit
     assert resolve_target(7).unit == resolve_target("u0").unit == "unknown"
     assert resolve_target("U0").unit == "eV"
+    # MD17's energies are in kcal/mol, an attribute of the same name elsewhere need not be
+    assert resolve_target("energy", [batch]) == Target("energy", "unknown", "energy")
 
 
 def test_resolve_target_refuses_the_rest(batch: Batch) -> None:
