@@ -36,7 +36,8 @@ class StepState(NamedTuple):
         moment: Adam's first moment, ``[P]``.
         square: its second moment, ``[P]``.
         done: steps that Adam has done, float32, ``[]``.
-        totals: sums of loss, MAE and R over steps, float64, ``[3]``.
+        totals: sums of loss, MAE, R and, where forces are learned, their MAE over steps, float64,
+            ``[3]`` or ``[4]``.
         first_bad: number of the first step whose loss was not finite, or -1, int64, ``[]``.
         average: averaged parameters, ``[P]``, or None.
     """
@@ -67,8 +68,8 @@ class CapturedStep:
     """Draw the mini-batch, loss, gradient, Adam, weight average and logged sums in one go.
 
     Args:
-        gradient: of a :class:`~hipnn_pyg.train.static.StaticLoss` at ``state.vector``: by the
-            GPU's kernels alone, or the step that autograd goes through.
+        gradient: of a :class:`~hipnn_pyg.train.static.StaticLoss` or ``StaticForceLoss`` at
+            ``state.vector``: by the GPU's kernels alone, or the step that autograd goes through.
         state: what the steps change.
         settings: of Adam; its learning rate is not read, see :meth:`begin`.
         batches: the mini-batches.
@@ -200,7 +201,7 @@ class CapturedStep:
     def _log(self, terms: LossTerms) -> None:
         """Sums of the epoch, and where it went wrong."""
         totals, first_bad = self.state.totals, self.state.first_bad
-        totals.add_(torch.stack((terms.loss, terms.mae, terms.r)))
+        totals.add_(torch.stack(terms.logged[: totals.numel()]))
         bad = ~torch.isfinite(terms.loss) & (first_bad < 0)
         first_bad.copy_(torch.where(bad, self.batches.step[0], first_bad))
 
@@ -243,7 +244,7 @@ def captured_step(trainer: Trainer) -> CapturedStep:
         gradient_of(objective),
         StepState.of(trainer),
         trainer.optimizer.param_groups[0],
-        StaticBatches(trainer.train, size, trainer.steps_per_epoch, dtype),
+        StaticBatches(trainer.train, size, trainer.steps_per_epoch, dtype, trainer.forces),
     )
 
 

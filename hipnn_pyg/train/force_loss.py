@@ -48,6 +48,11 @@ class ForceLossTerms(NamedTuple):
     stress_mae: Tensor
     stress_rmse: Tensor
 
+    @property
+    def logged(self) -> tuple[Tensor, ...]:
+        """Whose means over an epoch are logged, the last one where stress is learned."""
+        return self.loss, self.mae, self.r, self.force_mae, self.stress_mae
+
 
 def force_kernel(model: HIPNN, device: torch.device) -> Kernel:
     """The kernel whose second derivatives autograd takes to train on forces: ``"auto"`` is

@@ -75,7 +75,6 @@ def capture_wanted(
     config: Training,
     device: torch.device,
     processes: int,
-    forces: bool = False,
     periodic: bool = False,
 ) -> bool:
     """Whether to run the step as one CUDA graph (:mod:`hipnn_pyg.train.capture`).
@@ -84,21 +83,18 @@ def capture_wanted(
         config: its ``capture``.
         device: that trains.
         processes: of the run.
-        forces: whether forces are learned: such steps are not captured.
-        periodic: whether structures have cells: nor are these.
+        periodic: whether structures have cells: such steps are not captured.
 
     Raises:
-        ValueError: ``capture="on"`` with several processes, with forces, cells or
-            ``compile="on"``.
+        ValueError: ``capture="on"`` with several processes, with cells or ``compile="on"``.
     """
     if config.compile == "on":
         if config.capture == "on":
             raise ValueError("--compile on and --capture on exclude each other: choose one")
         return False
-    if forces or periodic:
+    if periodic:
         if config.capture == "on":
-            what = "forces" if forces else "periodic structures"
-            raise ValueError(f"--capture on does not take {what} yet: leave it out")
+            raise ValueError("--capture on does not take periodic structures yet: leave it out")
         return False
     if processes > 1:
         if config.capture == "on":

@@ -30,6 +30,11 @@ class LossTerms(NamedTuple):
     l2: Tensor
     r: Tensor
 
+    @property
+    def logged(self) -> tuple[Tensor, ...]:
+        """Whose means over an epoch are logged."""
+        return self.loss, self.mae, self.r
+
 
 def l2_norm(model: HIPNN) -> Tensor:
     r"""Sum of squared weights (Eq. 16): :math:`|w|^2/\sigma_E^2 + |W|^2 + |V|^2 + |\tilde W|^2

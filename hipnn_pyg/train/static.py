@@ -12,7 +12,14 @@ from torch import Tensor
 from hipnn_pyg.data.packed import MoleculeBatch, PackedMolecules
 from hipnn_pyg.graph import Pairs, molecule_pairs
 from hipnn_pyg.graph.static import static_edges
+from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.ops import available
+from hipnn_pyg.train.force_loss import (
+    HIPNNForceLoss,
+    component_sums,
+    force_errors,
+    terms_and_forces,
+)
 from hipnn_pyg.train.loss import HIPNNLoss, sums_of_terms
 
 SPREADS = (2.0, 3.0)
@@ -66,6 +73,7 @@ class StaticBatches:
         batch_size: molecules of a mini-batch, G.
         steps: mini-batches of an epoch.
         dtype: of the distances that are drawn; None for that of the positions.
+        forces: whether to draw force labels, too.
 
     Attributes:
         capacities: the shapes that mini-batches are drawn in.
@@ -78,6 +86,7 @@ class StaticBatches:
         batch_size: int,
         steps: int,
         dtype: torch.dtype | None = None,
+        forces: bool = False,
     ) -> None:
         device = molecules.device
         self.molecules = molecules
@@ -89,7 +98,8 @@ class StaticBatches:
         self.step = torch.zeros(1, dtype=torch.long, device=device)
         self.needed: list[int] = []
         self.dtype = molecules.pos.dtype if dtype is None else dtype
-        self.by_kernels = device.type == "cuda" and not available("cuda")
+        self.forces = molecules.forces if forces else None
+        self.by_kernels = device.type == "cuda" and not forces and not available("cuda")
 
     def begin(self, batches: Sequence[Tensor], step: int = 0) -> None:
         """Write the mini-batches of an epoch.
@@ -133,7 +143,7 @@ class StaticBatches:
 
         Returns:
             Fields of fixed shape: ``z [A]``, ``pos [A, 3]``, ``batch [A]``, ``ptr [G + 2]``,
-            ``target [G]``.
+            ``target [G]`` and, if they are wanted, ``forces [A, 3]``, 0 on padding.
         """
         if self.by_kernels:
             return self._drawn_by_kernels(capacity)
@@ -147,8 +157,11 @@ class StaticBatches:
         atom = torch.arange(capacity.atoms, device=data.device)
         batch = torch.searchsorted(last, atom, right=True)  # G for padding
         # Padding copies the first atom of the mini-batch, whose species the model knows.
-        start = data.start[torch.cat((molecule, molecule[:1]))]
-        source = start[batch] + torch.where(batch < size, atom - ptr[batch], 0)
+        start, real = data.start[torch.cat((molecule, molecule[:1]))], batch < size
+        source = start[batch] + torch.where(real, atom - ptr[batch], 0)
+        forces = self.forces
+        if forces is not None:
+            forces = torch.where(real.unsqueeze(1), forces[source], 0.0)
         return MoleculeBatch(
             data.z[source],
             data.pos[source],
@@ -157,6 +170,7 @@ class StaticBatches:
             self.max_atoms,
             capacity.edges,
             torch.where(there, data.target[molecule], 0.0),
+            forces,
         )
 
     def _drawn_by_kernels(self, capacity: Capacity) -> MoleculeBatch:
@@ -183,18 +197,47 @@ class StaticLoss(HIPNNLoss):
 
     def sums(self, batch: MoleculeBatch) -> Tensor:
         """Sums over the molecules, as :func:`~hipnn_pyg.train.loss.error_sums` gives them."""
-        model, size = self.model, batch.target.size(0)
-        if batch.ptr.size(0) == size + 1:
+        if not _is_padded(batch):
             return super().sums(batch)
-        pos = batch.pos.to(model.blocks[0].interaction.V.dtype)
-        if self.kernel == "padded":
-            pairs = molecule_pairs(pos, batch.batch, batch.ptr, batch.max_atoms)
-        else:
-            pairs = static_edges(pos, batch.batch, batch.ptr, batch.num_edges)
-            pairs = pairs if self.kernel == "fused" else pairs._replace(pattern=None)
-        terms, _ = model.atom_terms(model.species_index(batch.z), pairs)
-        terms = torch.where((batch.batch < size).unsqueeze(1), terms, 0.0)
-        target = torch.cat((batch.target, torch.zeros_like(batch.target[:1])))
-        absolute, square, r, _ = sums_of_terms(terms, batch._replace(target=target)).unbind()
-        count = (batch.ptr.diff() > 0).sum()
-        return torch.stack((absolute, square, r, count.to(r.dtype)))
+        batch = _with_pairs(self.model, self.kernel, batch)
+        assert batch.pairs is not None
+        terms, _ = self.model.atom_terms(self.model.species_index(batch.z), batch.pairs)
+        return _sums_of_terms(terms, batch)
+
+
+class StaticForceLoss(HIPNNForceLoss):
+    """:class:`HIPNNForceLoss`, without stress, that takes them, too: padding has no forces."""
+
+    def sums(self, batch: MoleculeBatch) -> Tensor:
+        """Sums over the molecules and their atoms, as those of :class:`HIPNNForceLoss`."""
+        if not _is_padded(batch):
+            return super().sums(batch)
+        batch = _with_pairs(self.model, self.kernel, batch)
+        terms, forces, _ = terms_and_forces(self.model, self.kernel, batch)
+        errors, count = force_errors(forces, batch), 3 * batch.ptr[-1]
+        return torch.cat((_sums_of_terms(terms, batch), component_sums(errors, count)))
+
+
+def _is_padded(batch: MoleculeBatch) -> bool:
+    return batch.ptr.size(0) == batch.target.size(0) + 2
+
+
+def _with_pairs(model: HIPNN, kernel: str, batch: MoleculeBatch) -> MoleculeBatch:
+    """The same with all pairs inside the molecules, in the layout that a kernel takes."""
+    real = (batch.batch < batch.target.size(0)).unsqueeze(1)
+    pos = torch.where(real, batch.pos, 0.0).to(model.blocks[0].interaction.V.dtype)
+    if kernel == "padded":
+        pairs = molecule_pairs(pos, batch.batch, batch.ptr, batch.max_atoms)
+    else:
+        pairs = static_edges(pos, batch.batch, batch.ptr, batch.num_edges)
+        pairs = pairs if kernel == "fused" else pairs._replace(pattern=None)
+    return batch._replace(pos=pos, pairs=pairs)
+
+
+def _sums_of_terms(terms: Tensor, batch: MoleculeBatch) -> Tensor:
+    """:func:`~hipnn_pyg.train.loss.sums_of_terms` of the molecules that have atoms."""
+    real = (batch.batch < batch.target.size(0)).unsqueeze(1)
+    target = torch.cat((batch.target, torch.zeros_like(batch.target[:1])))
+    sums = sums_of_terms(torch.where(real, terms, 0.0), batch._replace(target=target))
+    count = (batch.ptr.diff() > 0).sum()
+    return torch.cat((sums[:3], count.to(sums.dtype).view(1)))

@@ -36,7 +36,7 @@ from hipnn_pyg.train.checkpoint import (
     write_history,
 )
 from hipnn_pyg.train.config import Training
-from hipnn_pyg.train.force_loss import ForceLossTerms, force_kernel
+from hipnn_pyg.train.force_loss import force_kernel
 from hipnn_pyg.train.graphs import (
     capture_wanted,
     compile_wanted,
@@ -148,7 +148,7 @@ class Trainer:
             kernel = force_kernel(self.model, device)
         self_check(kernel, device, config.self_check)
         self.captures = (self.alone or device.type == "cuda") and capture_wanted(
-            config, device, self.fabric.world_size, self.forces, periodic
+            config, device, self.fabric.world_size, periodic
         )
         self.compiled = not self.captures and compile_wanted(
             config, device, kernel, total_steps, self.forces, periodic
@@ -277,10 +277,7 @@ class Trainer:
         self._count_step()
         if self.average is not None and self.step % self.average_every == 0:
             self.average.update(self.objective.vector)
-        logged = (terms.loss, terms.mae, terms.r)
-        if isinstance(terms, ForceLossTerms):
-            logged += (terms.force_mae, terms.stress_mae)[: 1 + self.stress]
-        self.totals += torch.stack(logged)
+        self.totals += torch.stack(terms.logged[: self.totals.numel()])
         self._watch(terms.loss)
         self._checkpoint_if_due()
 

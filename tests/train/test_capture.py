@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from hipnn_pyg import HIPNN, PackedMolecules
 from hipnn_pyg.checks import HIPNNWarning
+from hipnn_pyg.data.forces import ASE_FORCES
 from hipnn_pyg.data.packed import MoleculeBatch, partition
 from hipnn_pyg.graph import molecule_edges
 from hipnn_pyg.graph.static import static_edges
@@ -27,7 +29,13 @@ from hipnn_pyg.train import PlateauAnnealing, Trainer, Training, TrainingStopped
 from hipnn_pyg.train.capture import CapturedStep
 from hipnn_pyg.train.graphs import capture_wanted
 from hipnn_pyg.train.recipe import running_average, shares
-from hipnn_pyg.train.static import Capacity, StaticBatches, StaticLoss, capacities
+from hipnn_pyg.train.static import (
+    Capacity,
+    StaticBatches,
+    StaticForceLoss,
+    StaticLoss,
+    capacities,
+)
 
 Parts = tuple[PackedMolecules, PackedMolecules]
 Models = Callable[..., HIPNN]
@@ -42,13 +50,20 @@ def parts(parts: Parts) -> Parts:
     return parts[0].subset(torch.arange(89)), parts[1]
 
 
+def with_forces(part: PackedMolecules) -> PackedMolecules:
+    """The same molecules with force labels that belong to no energy."""
+    forces = torch.sin(1e3 * part.pos.double())
+    return replace(part, forces=forces, force_labels=ASE_FORCES)
+
+
 @pytest.fixture
 def train(new_model: Models, parts: Parts, settings: Settings) -> Callable[..., Trainer]:
-    """``train(capture, kernel, **settings)``: a trainer in float64, not yet run."""
+    """``train(capture, kernel, forces, **settings)``: a trainer in float64, not yet run."""
 
     def build(
         capture: str,
         kernel: str = "fused",
+        forces: bool = False,
         folder: Path | None = None,
         network: dict[str, int] | None = None,
         **changes: Any,
@@ -56,7 +71,8 @@ def train(new_model: Models, parts: Parts, settings: Settings) -> Callable[..., 
         changes = {"epochs": 4, "average_every": 3, "t_init": 1, "t_patience": 1, **changes}
         config = settings(capture=capture, warmup_steps=3, **changes)
         model = new_model(kernel=kernel, **(network or {})).double()
-        return Trainer(model, *parts, config, folder, progress=False)
+        own = map(with_forces, parts) if forces else parts
+        return Trainer(model, *own, config, folder, progress=False)
 
     return build
 
@@ -166,29 +182,32 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the numbers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("forces", [False, True], ids=["energies", "forces"])
 @pytest.mark.parametrize("recipe", ["paper", "fast"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_static_step_is_the_ordinary_step(
-    recipe: str, kernel: str, train: Callable[..., Trainer]
+    recipe: str, kernel: str, forces: bool, train: Callable[..., Trainer]
 ) -> None:
     """40 steps, the last one of each epoch smaller, learning rates and averages that change."""
-    ours, theirs = (train(capture, kernel, recipe=recipe) for capture in ("on", "off"))
+    ours, theirs = (train(capture, kernel, forces, recipe=recipe) for capture in ("on", "off"))
     ours.fit()
     theirs.fit()
     assert ours.captured is not None and theirs.captured is None
     assert ours.epoch * ours.steps_per_epoch == 40
+    assert ("train_force_mae" in ours.history[-1]) == forces
     assert_equal_runs(ours, theirs)
-    other = train("on", kernel, recipe=recipe, seed=1)  # control: another order of molecules
+    other = train("on", kernel, forces, recipe=recipe, seed=1)  # control: in another order
     other.fit()
     with pytest.raises(AssertionError):
         assert_equal_runs(ours, other, 1e-4)
 
 
-@pytest.mark.parametrize("recipe", ["paper", "fast"])
+@pytest.mark.parametrize("recipe, forces", [("paper", False), ("fast", False), ("fast", True)])
 @pytest.mark.parametrize("kernel", ["padded", "fused"])
 def test_replays_are_the_ordinary_steps(
     recipe: str,
     kernel: str,
+    forces: bool,
     like_a_gpu: None,
     graphs: list[Graph],
     train: Callable[..., Trainer],
@@ -197,13 +216,31 @@ def test_replays_are_the_ordinary_steps(
     """Two capacities, each captured once, when it is first needed."""
     monkeypatch.setattr("hipnn_pyg.train.static.SPREADS", (0.5,))
     monkeypatch.setattr("hipnn_pyg.train.static.ROUND", 1)
-    ours, theirs = (train(capture, kernel, recipe=recipe) for capture in ("on", "off"))
+    ours, theirs = (train(capture, kernel, forces, recipe=recipe) for capture in ("on", "off"))
     theirs.fit()
     assert not graphs
     ours.fit()
     assert_equal_runs(ours, theirs)
     usual, large = graphs
     assert usual.replays + large.replays == 40 and usual.replays > large.replays > 2
+
+
+@pytest.mark.parametrize("kernel", ["padded", "fused"])
+def test_forces_are_learned_on_a_gpu_as_on_a_cpu(
+    kernel: str, train: Callable[..., Trainer]
+) -> None:
+    """By graphs of a GPU where there is one, else by the same step as it is."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ours = train("on", kernel, forces=True, device=device)
+    theirs = train("off", kernel, forces=True)
+    for trainer in (ours, theirs):
+        trainer.fit()
+    assert ours.captured is not None and ours.captured.graphed == (device == "cuda")
+    vectors = [trainer.objective.vector.detach().cpu() for trainer in (ours, theirs)]
+    torch.testing.assert_close(*vectors, rtol=1e-9, atol=1e-9)
+    for one, other in zip(ours.history, theirs.history, strict=True):
+        for name in ("train_loss", "train_force_mae", "validation_force_mae"):
+            assert one[name] == pytest.approx(other[name], rel=1e-8)
 
 
 def test_a_number_that_python_keeps_shows_in_replays(
@@ -255,10 +292,13 @@ def test_a_step_that_cannot_be_captured(
     assert_equal_runs(ours, theirs)
 
 
-def test_ordinary_mini_batches_still_have_a_gradient(train: Callable[..., Trainer]) -> None:
-    ours, theirs = train("on"), train("off")
+@pytest.mark.parametrize("forces", [False, True], ids=["energies", "forces"])
+def test_ordinary_mini_batches_still_have_a_gradient(
+    forces: bool, train: Callable[..., Trainer]
+) -> None:
+    ours, theirs = (train(capture, forces=forces) for capture in ("on", "off"))
     index = ours.batches()[3]
-    assert isinstance(ours.objective.loss, StaticLoss)
+    assert isinstance(ours.objective.loss, StaticForceLoss if forces else StaticLoss)
     for trainer in (ours, theirs):
         trainer.gradient_of(index)
     gradients = [trainer.objective.vector.grad for trainer in (ours, theirs)]
@@ -268,12 +308,13 @@ def test_ordinary_mini_batches_still_have_a_gradient(train: Callable[..., Traine
 # -- what a graph cannot hold ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("forces", [False, True], ids=["energies", "forces"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_step_is_the_same_list_of_operations(
-    kernel: str, like_a_gpu: None, train: Callable[..., Trainer]
+    kernel: str, forces: bool, like_a_gpu: None, train: Callable[..., Trainer]
 ) -> None:
     """Same operations and shapes for all mini-batches, the smaller last too; no look at data."""
-    trainer = train("on", kernel)
+    trainer = train("on", kernel, forces)
     trainer.start()
     trainer.begin_epoch()
     assert trainer.captured is not None
@@ -310,30 +351,32 @@ def test_a_look_at_the_data_is_caught(
 
     monkeypatch.setattr(StaticBatches, "draw", peep)
     with pytest.raises(AssertionError):
-        test_every_step_is_the_same_list_of_operations("fused", None, train)
+        test_every_step_is_the_same_list_of_operations("fused", False, None, train)
 
 
 # -- padding ---------------------------------------------------------------------------------------
 
 
 def static_batches(molecules: PackedMolecules, size: int = 9) -> StaticBatches:
-    batches = StaticBatches(molecules, size, -(-len(molecules) // size))
+    forces = molecules.forces is not None
+    batches = StaticBatches(molecules, size, -(-len(molecules) // size), forces=forces)
     batches.begin(partition(len(molecules), size, True, 0, 0))
     return batches
 
 
+@pytest.mark.parametrize("forces", [False, True], ids=["energies", "forces"])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("step", [0, 9], ids=["whole", "smaller"])
 def test_the_content_of_padding_does_not_matter(
-    step: int, kernel: str, new_model: Models, parts: Parts
+    step: int, kernel: str, forces: bool, new_model: Models, parts: Parts
 ) -> None:
     """Garbage there changes not a bit of loss and gradient; a real atom that moves does."""
     model = new_model(kernel=kernel).double()
     with torch.no_grad():  # all orders count, as after training
         for block in model.blocks:
             block.readout.weight.uniform_(-1, 1)
-    loss = StaticLoss(model)
-    batches = static_batches(parts[0])
+    loss = StaticForceLoss(model, 0.7) if forces else StaticLoss(model)
+    batches = static_batches(with_forces(parts[0]) if forces else parts[0])
     batches.step.fill_(step)
     batch = batches.draw(batches.capacities[-1])
     padding = batch.batch == 9
@@ -375,13 +418,14 @@ def test_no_gradient_is_lost_where_the_errors_vanish(new_model: Models, parts: P
 
 def test_drawn_mini_batches_are_gathered_ones(parts: Parts) -> None:
     """In front the very molecules of the ordinary mini-batch; then nothing but padding."""
-    train = parts[0]
+    train = with_forces(parts[0])
     batches = static_batches(train)
     for number, index in enumerate(partition(len(train), 9, True, 0, 0)):
         drawn, gathered = batches.draw(batches.capacity_of(number)), train.gather(index)
         atoms, size = gathered.z.numel(), index.numel()
-        for name in ("z", "pos", "batch"):
+        for name in ("z", "pos", "batch", "forces"):
             assert torch.equal(getattr(drawn, name)[:atoms], getattr(gathered, name))
+        assert drawn.forces is not None and not bool(drawn.forces[atoms:].any())
         assert torch.equal(drawn.ptr[: size + 1], gathered.ptr)
         assert torch.equal(drawn.target[:size], gathered.target)
         assert bool((drawn.batch[atoms:] == 9).all()) and drawn.z.numel() > atoms

@@ -527,12 +527,6 @@ def test_ensemble_trains_each_as_alone(trainer: Build, tmp_path: Path) -> None:
         EnsembleTrainer(mixed, progress=False)
 
 
-def test_captured_steps_refuse_forces(trainer: Build) -> None:
-    with pytest.raises(ValueError, match="--capture on does not take forces"):
-        trainer(capture="on")
-    assert trainer(capture="on", forces=False).captures  # control
-
-
 # -- prediction ------------------------------------------------------------------------------------
 
 
