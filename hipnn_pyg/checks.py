@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,8 @@ def check_graphs(
     Raises:
         StructureError: naming the first thing found wrong.
     """
-    _check_atoms(z, pos)
+    check_shapes(z, pos)
+    _check_values(z, pos)
     if batch is not None:
         _check_batch(batch, z, num_graphs)
     if edge_index is not None:
@@ -53,7 +55,19 @@ def check_graphs(
             _check_edges_inside(edge_index.long(), batch.long())
 
 
-def _check_atoms(z: Tensor, pos: Tensor) -> None:
+def check_shapes(z: Any, pos: Any) -> None:
+    """One atomic number and one position for each atom.
+
+    Args:
+        z: atomic numbers, ``[N]``.
+        pos: positions in Å, ``[N, 3]``.
+
+    Raises:
+        StructureError: they are something else.
+    """
+    for name, value in (("z", z), ("pos", pos)):
+        if not isinstance(value, Tensor):
+            raise StructureError(f"{name} is {value}: give it as a tensor, or a Data that has it")
     if z.dim() != 1 or z.is_floating_point() or z.dtype == torch.bool:
         raise StructureError(
             f"z must be integers of shape [N], not {z.dtype} of shape {list(z.shape)}: "
@@ -64,6 +78,9 @@ def _check_atoms(z: Tensor, pos: Tensor) -> None:
             f"pos must be floating point of shape [{z.size(0)}, 3] (Å) to match z, not {pos.dtype} "
             f"of shape {list(pos.shape)}"
         )
+
+
+def _check_values(z: Tensor, pos: Tensor) -> None:
     if not z.numel():
         raise StructureError("the batch holds no atoms: give at least one molecule")
     if z.device != pos.device:

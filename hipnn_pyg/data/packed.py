@@ -24,6 +24,7 @@ from hipnn_pyg.checks import (
     StructureError,
     check_distances,
     check_graphs,
+    check_shapes,
     check_targets,
     warn_unlikely_unit,
 )
@@ -133,7 +134,7 @@ class PackedMolecules:
         forces: ForceLabels | None = None,
         stress: StressLabels | None = None,
     ) -> PackedMolecules:
-        """Pack a PyG dataset, a list of ``Data`` or a ``DataLoader``.
+        """Pack a PyG dataset, a list of ``Data``, one ``Data`` or ``Batch``, or a ``DataLoader``.
 
         An ``InMemoryDataset`` without transform is already packed and is only re-indexed; of a
         ``DataLoader`` over a dataset the dataset is taken (in its own order; of what a sampler
@@ -168,6 +169,8 @@ class PackedMolecules:
                         f"these molecules were packed without {what}: pack the source anew"
                     )
             return source
+        if isinstance(source, Data):
+            source = [source]
         if isinstance(source, DataLoader):
             source = _of_loader(source)
         source = _indexed(source)
@@ -192,7 +195,11 @@ class PackedMolecules:
         if not len(dataset):
             raise StructureError("the dataset holds no molecules: give at least one")
         stored = dataset._data
-        counts = dataset.slices["pos"].diff() if dataset.slices else torch.tensor([len(stored.pos)])
+        slices = dataset.slices or {}
+        if {"z", "pos"} <= slices.keys():
+            _check_slices(slices["z"].diff(), slices["pos"].diff())
+        check_shapes(stored.get("z"), stored.get("pos"))
+        counts = slices["pos"].diff() if slices else torch.tensor([len(stored.pos)])
         whole = Data(batch=torch.arange(len(counts)))
         if target.key in stored:
             whole[target.key] = stored[target.key]
@@ -225,7 +232,11 @@ class PackedMolecules:
     ) -> PackedMolecules:
         z, pos, counts, energies, forces, stress = [], [], [], [], [], []
         cells: dict[int, PackedCells] = {}
-        for item in source:
+        for number, item in enumerate(source):
+            try:
+                check_shapes(getattr(item, "z", None), getattr(item, "pos", None))
+            except StructureError as error:
+                raise StructureError(f"item {number} of the dataset: {error}") from None
             z.append(item.z)
             pos.append(item.pos)
             sizes = torch.tensor([item.num_nodes])
@@ -243,9 +254,9 @@ class PackedMolecules:
                 stress.append(found * of_stress.factor(target.unit))
         if not z:
             raise StructureError("the dataset holds no molecules: give at least one")
-        number = torch.cat(counts).cpu()
-        start = number.cumsum(0) - number
-        atoms = (torch.cat(z), torch.cat(pos), number)
+        sizes = torch.cat(counts).cpu()
+        start = sizes.cumsum(0) - sizes
+        atoms = (torch.cat(z), torch.cat(pos), sizes)
         return cls(
             *(*atoms, torch.cat(energies), start, target),
             forces=torch.cat(forces) if forces else None,
@@ -257,10 +268,12 @@ class PackedMolecules:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the molecules in their order: sizes, elements, positions, target, forces, stress."""
+        """Of the molecules in their order: sizes, elements, positions, target, forces, cells,
+        stress."""
         _, _, atoms = rows_of(torch.arange(len(self)), self.counts, self.start)
         parts = [self.counts, self.z[atoms], self.pos[atoms], self.target]
         parts += [] if self.forces is None else [self.forces[atoms]]
+        parts += [] if self.cells is None else [self.cells.cell, self.cells.pbc]
         parts += [] if self.stress is None else [self.stress]
         digest = hashlib.sha256()
         for part in parts:
@@ -361,8 +374,11 @@ class PackedMolecules:
             and self.stress is None
             and self.pos.dtype in cpu.SUFFIX
             and self.z.dtype == torch.int64
+            and self.z.dim() == 1
+            and self.pos.shape == (self.z.size(0), 3)
             and all(t.device.type == "cpu" and t.is_contiguous() for t in whole)
             and not self.pos.requires_grad
+            and bool((self.start + self.counts <= self.z.size(0)).all())
         )
 
     def gather(self, index: Tensor) -> MoleculeBatch:
@@ -391,6 +407,16 @@ class PackedMolecules:
         return MoleculeBatch(z, pos, *pairs, *labels, cells=cells, stress=stress)
 
 
+def _check_slices(numbers: Tensor, positions: Tensor) -> None:
+    """As many atomic numbers as positions in each molecule."""
+    if not torch.equal(numbers, positions):
+        odd = int((numbers != positions).nonzero()[0])
+        raise StructureError(
+            f"molecule {odd} of the dataset has {int(numbers[odd])} atomic numbers and "
+            f"{int(positions[odd])} positions: repair it, or leave it out"
+        )
+
+
 def _nearest_distances(block: MoleculeBatch, within: float = 3.0) -> Tensor:
     """Distance of each atom to its nearest neighbour in Å, ``[N]``; inf if beyond ``within``."""
     shift = None
@@ -414,9 +440,13 @@ def _indexed(source: Any) -> Any:
 
 def _of_loader(loader: DataLoader) -> Any:
     """What a loader draws from: the dataset, or the part of it that a sampler names."""
-    if isinstance(loader.sampler, (SequentialSampler, RandomSampler)):
+    sampler, batches = loader.sampler, loader.batch_sampler
+    if batches is not None and getattr(batches, "sampler", None) is not sampler:
+        return Subset(loader.dataset, [int(index) for batch in batches for index in batch])
+    everything = isinstance(sampler, (SequentialSampler, RandomSampler))
+    if everything and sampler.data_source is loader.dataset:
         return loader.dataset
-    return Subset(loader.dataset, [int(index) for index in loader.sampler])
+    return Subset(loader.dataset, [int(index) for index in sampler])
 
 
 def _gives_what_it_stores(dataset: InMemoryDataset) -> bool:
@@ -506,5 +536,5 @@ def partition(
         return ()
     if not shuffle:
         return torch.arange(num).split(batch_size)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(num, generator=generator).split(batch_size)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
-from hipnn_pyg.checks import StructureError, check_graphs
+from hipnn_pyg.checks import StructureError, check_graphs, check_shapes
 from hipnn_pyg.graph.lattice import lattice_of
 
 _NO_GRADIENT = (
@@ -107,12 +107,9 @@ def graphs_of(data: Data) -> int | None:
     return data.num_graphs if isinstance(data, Batch) else None
 
 
-def both(z: Any, pos: Tensor | None) -> tuple[Tensor, Tensor]:
+def both(z: Any, pos: Any) -> tuple[Tensor, Tensor]:
     """Atomic numbers and positions, or an error that names what is missing."""
-    for name, value in (("z", z), ("pos", pos)):
-        if not isinstance(value, Tensor):
-            raise StructureError(f"{name} is {value}: give it as a tensor, or a Data that has it")
-    assert pos is not None
+    check_shapes(z, pos)
     return z, pos
 
 

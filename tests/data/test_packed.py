@@ -9,8 +9,8 @@ import ase.build
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import SubsetRandomSampler
-from torch_geometric.data import Data, InMemoryDataset
+from torch.utils.data import BatchSampler, SequentialSampler, SubsetRandomSampler
+from torch_geometric.data import Batch, Data, InMemoryDataset
 from torch_geometric.loader import DataLoader
 
 from hipnn_pyg import HIPNNWarning, PackedLoader, PackedMolecules, StructureError, Target
@@ -179,6 +179,7 @@ def test_partition_is_a_function_of_seed_and_epoch() -> None:
     assert first not in different and len(set(map(tuple, different))) == 3
     assert [len(part) for part in partition(100, 30, True, 3, 5)] == [30, 30, 30, 10]
     assert torch.cat(partition(100, 30, False, 3, 5)).tolist() == list(range(100))
+    assert torch.cat(partition(100, 30, True, 2**80 + 1, 5)).unique().numel() == 100  # any seed
 
 
 def energies(loader: PackedLoader) -> list[float]:
@@ -232,6 +233,34 @@ def test_bad_molecules_are_named(
     PackedMolecules.pack(source(items), ENERGY)  # control
     with pytest.raises(StructureError, match=message):
         PackedMolecules.pack(source(replaced(items, number, **fields)), ENERGY)
+
+
+@pytest.mark.parametrize("source", [list, InMemory], ids=["list", "memory"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda item: {"z": item.z.new_ones(5)}, "1 of the dataset(: pos .* to match z| has 5 at)"),
+        (lambda item: {"z": item.z.view(-1, 1)}, r"z must be integers of shape \[N\]"),
+        (lambda item: {"pos": item.pos.repeat(1, 2)}, r"pos must be .* of shape \[\d+, 3\]"),
+        (lambda item: {"z": None}, "z is None: give it as a tensor"),
+    ],
+    ids=["other_number", "table", "six_columns", "none"],
+)
+def test_atoms_that_do_not_match_their_positions(
+    items: list[Data], source: Callable, change: Callable, message: str
+) -> None:
+    """Checked or not: they would shift the atoms of all molecules behind them."""
+    broken = [item.clone().update(change(item)) for item in items[:2]]
+    cpu.library()  # the kernel that gathers mini-batches believes what it is given
+    for validate in (True, False):
+        with pytest.raises(StructureError, match=message):
+            PackedMolecules.pack(source(broken), ENERGY, validate)
+
+
+def test_one_structure_is_a_data_set(items: list[Data]) -> None:
+    for one, held in ((items[4], items[4:5]), (Batch.from_data_list(items), items)):
+        packed = PackedMolecules.pack(one, ENERGY)
+        assert packed.target.tolist() == [float(item.energy) for item in held]
 
 
 def test_bad_molecules_that_were_left_out_do_not_matter(items: list[Data]) -> None:
@@ -312,6 +341,16 @@ def test_what_a_sampler_draws_is_packed(items: list[Data]) -> None:
     packed = PackedMolecules.pack(DataLoader(items, batch_size=2, sampler=sampler), ENERGY)
     whole = PackedMolecules.pack(items, ENERGY).target
     assert sorted(packed.target.tolist()) == sorted(whole[chosen].tolist())
+    for source in (
+        DataLoader(items, batch_sampler=BatchSampler(sampler, 2, drop_last=False)),
+        DataLoader(items, batch_sampler=[[7, 2], [5]]),
+        DataLoader(items[2:8], batch_size=2, sampler=SequentialSampler(range(3))),
+    ):
+        packed = PackedMolecules.pack(source, ENERGY)
+        drawn = [item.energy.tolist() for item in source]
+        assert sorted(packed.target.tolist()) == sorted(energy for part in drawn for energy in part)
+    everything = PackedMolecules.pack(DataLoader(items, batch_size=2, shuffle=True), ENERGY)
+    assert torch.equal(everything.target, whole)  # control
 
 
 def test_a_hash_tells_molecules_apart(items: list[Data]) -> None:
@@ -319,5 +358,14 @@ def test_a_hash_tells_molecules_apart(items: list[Data]) -> None:
     assert PackedMolecules.pack(InMemory(items), ENERGY).sha256 == packed.sha256
     parts = packed.subset(torch.arange(11)), packed.subset(torch.arange(11).flip(0))
     assert parts[0].sha256 == packed.sha256 != parts[1].sha256
-    for change in ({"pos": items[3].pos + 1e-4}, {"energy": items[3].energy + 1e-9}):
+    for change in (
+        {"pos": items[3].pos + 1e-4},
+        {"energy": items[3].energy + 1e-9},
+        {"cell": 20 * torch.eye(3).unsqueeze(0)},
+    ):
         assert PackedMolecules.pack(replaced(items, 3, **change), ENERGY).sha256 != packed.sha256
+    crystals = [
+        PackedMolecules.pack(replaced(items, 3, cell=a * torch.eye(3).unsqueeze(0)), ENERGY)
+        for a in (20, 20, 21)
+    ]
+    assert crystals[0].sha256 == crystals[1].sha256 != crystals[2].sha256
