@@ -11,7 +11,8 @@ from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg.checks import StructureError, check_species
 from hipnn_pyg.data.embedded import conformers
-from hipnn_pyg.data.molecules import read_structures
+from hipnn_pyg.data.molecules import read_each
+from hipnn_pyg.data.periodic import cells_of
 from hipnn_pyg.uncertainty import CalibratedModel, Geometry
 
 HELP = "SMILES, .smi files, files that ASE reads (xyz, db ...), roots of PyG data sets"
@@ -74,7 +75,7 @@ def read_inputs(
     Raises:
         StructureError: an input is none of these, or a file cannot be read.
     """
-    found: list[tuple[str, Data | str]] = []
+    found: list[tuple[str, Data | StructureError | str]] = []
     for text in inputs:
         path = Path(text)
         if text and os.path.isdir(path):  # not path.is_dir(): it fails on a long SMILES
@@ -83,12 +84,11 @@ def read_inputs(
                 (str(data.get("name") or f"{text}#{number}"), data)
                 for number, data in enumerate(dataset)
             ]
-        elif os.path.isfile(path) and path.suffix in SMILES_FILES:
+        elif os.path.isfile(path) and path.suffix.lower() in SMILES_FILES:
             found += read_smiles(path)
         elif os.path.isfile(path):
-            structures = read_structures(path)
-            found += [(f"{text}#{number}", data) for number, data in enumerate(structures)]
-        elif path.suffix in STRUCTURE_FILES:
+            found += [(f"{text}#{number}", data) for number, data in enumerate(read_each(path))]
+        elif path.suffix.lower() in STRUCTURE_FILES:
             raise StructureError(f"{text} does not exist: give a file, a folder or a SMILES")
         else:
             found.append((text, text))
@@ -103,12 +103,21 @@ def read_inputs(
                 read.append(Refused(name, str(data)))
             else:
                 read.append(Named(name, data, "rdkit" if optimize else None))
-        elif "cell" in source:
-            remedy = "energy, forces and stress of a crystal are hipnn_pyg.interfaces.ase's"
-            read.append(Refused(name, f"{name} is periodic, not a molecule: {remedy}"))
+        elif isinstance(source, StructureError):
+            read.append(Refused(name, str(source)))
         else:
-            read.append(Named(name, source))
+            read.append(_molecule(name, source))
     return read
+
+
+def _molecule(name: str, data: Data) -> Named | Refused:
+    try:
+        if cells_of(data, 1) is None:
+            return Named(name, data)
+    except StructureError as error:
+        return Refused(name, f"{name}: {error}")
+    remedy = "energy, forces and stress of a crystal are hipnn_pyg.interfaces.ase's"
+    return Refused(name, f"{name} is periodic, not a molecule: {remedy}")
 
 
 def read_smiles(path: Path) -> list[tuple[str, str]]:
@@ -116,9 +125,16 @@ def read_smiles(path: Path) -> list[tuple[str, str]]:
 
     Args:
         path: a file of a SMILES and, after a space or tab, a name on each line.
+
+    Raises:
+        StructureError: it is not UTF-8.
     """
-    lines = (line.split(maxsplit=1) for line in path.read_text().splitlines())
-    return [(parts[-1].strip(), parts[0]) for parts in lines if parts]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise StructureError(f"{path} is not UTF-8 ({error}): save it as that") from error
+    found = (line.split(maxsplit=1) for line in lines)
+    return [(parts[-1].strip(), parts[0]) for parts in found if parts]
 
 
 def check(read: list[Named | Refused], model: CalibratedModel) -> list[Named | Refused]:

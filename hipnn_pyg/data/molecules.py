@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rdkit.Chem import Mol
 
 _MAX_MMFF_STEPS = 5_000
+COMPRESSED = (".gz", ".bz2", ".xz")
+"""Ends of names behind which ASE looks for what is compressed."""
 
 
 def from_smiles(smiles: str, seed: int = 0, optimize: bool = True) -> Data:
@@ -25,7 +27,7 @@ def from_smiles(smiles: str, seed: int = 0, optimize: bool = True) -> Data:
 
     Args:
         smiles: SMILES of one connected molecule.
-        seed: seed of the embedding; the same seed gives the same coordinates.
+        seed: seed of the embedding, 0 to 2^31 - 1; the same seed gives the same coordinates.
         optimize: relax with MMFF94 after embedding.
 
     Returns:
@@ -34,8 +36,11 @@ def from_smiles(smiles: str, seed: int = 0, optimize: bool = True) -> Data:
     Raises:
         StructureError: the SMILES cannot be parsed, has several fragments, a charge or an unpaired
             electron, cannot be embedded, or MMFF94 has no parameters for it or does not converge.
+        ValueError: a seed outside that range, of which RDKit makes a random one, or none.
         ImportError: RDKit is not installed.
     """
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"the seed of an embedding must be 0 to {2**31 - 1}, not {seed}")
     try:
         from rdkit import Chem, rdBase
     except ImportError as error:
@@ -50,7 +55,7 @@ def from_smiles(smiles: str, seed: int = 0, optimize: bool = True) -> Data:
                 f"SMILES {smiles!r}: {fragments} fragments, whose distance a SMILES does not say; "
                 f"give each '.'-separated part by itself"
             )
-        _check_neutral(mol, smiles)
+        _check_neutral(mol, f"SMILES {smiles!r}")
         mol = Chem.AddHs(mol)
         _embed(mol, smiles, seed)
         if optimize:
@@ -124,14 +129,14 @@ def from_atoms(atoms: Atoms) -> Data:
     return data
 
 
-def _check_neutral(mol: Any, smiles: str) -> None:
+def _check_neutral(mol: Any, label: str) -> None:
     """A model sees elements and positions, so that an ion would get a neutral molecule's energy."""
     charge = sum(atom.GetFormalCharge() for atom in mol.GetAtoms())
     unpaired = sum(atom.GetNumRadicalElectrons() for atom in mol.GetAtoms())
     if charge or unpaired:
         raise StructureError(
-            f"SMILES {smiles!r} has charge {charge:+d} and {unpaired} unpaired electrons: models "
-            "know neither, and their training molecules are neutral and closed-shell"
+            f"{label} has charge {charge:+d} and {unpaired} unpaired electrons: models know "
+            "neither, and their training molecules are neutral and closed-shell"
         )
 
 
@@ -146,15 +151,38 @@ def read_structures(path: str | Path) -> list[Data]:
         FileNotFoundError: there is no such file.
         StructureError: ASE cannot read it, it holds no structure, or one of them is not valid.
     """
+    structures = []
+    for found in read_each(path):
+        if isinstance(found, StructureError):
+            raise found
+        structures.append(found)
+    return structures
+
+
+def read_each(path: str | Path) -> list[Data | StructureError]:
+    """The same, with the reason in place of each structure that is not valid.
+
+    An SDF record with a charge or an unpaired electron is not, nor is one drawn in two dimensions.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StructureError: ASE cannot read it, or it holds no structure.
+    """
     import ase.io
+    from ase.io.formats import open_with_compression
 
     if not Path(path).exists():
         raise FileNotFoundError(f"no structure file {path}")
-    if Path(path).suffix == ".sdf":  # of which ASE reads the first record only
-        return _of_sdf(path)
+    kind = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() not in COMPRESSED]
+    if kind[-1:] == [".sdf"]:  # of which ASE reads the first record only
+        with open_with_compression(str(path), "rb") as file:
+            return _of_sdf(path, file)
     try:
+        if kind[-1:] in ([".xyz"], [".extxyz"]):
+            with open_with_compression(str(path), "r") as file:
+                _check_whole(path, file)
         frames = ase.io.read(path, index=":")
-    except ImportError:
+    except (ImportError, StructureError):
         raise
     except Exception as error:  # every ASE format has exceptions of its own
         raise StructureError(
@@ -163,30 +191,61 @@ def read_structures(path: str | Path) -> list[Data]:
         ) from error
     if not frames:
         raise StructureError(f"{path} holds no structure")
-    structures = []
+    structures: list[Data | StructureError] = []
     for number, atoms in enumerate(frames):
         try:
             structures.append(from_atoms(atoms))
         except StructureError as error:
-            raise StructureError(f"{path}, structure {number}: {error}") from error
+            structures.append(StructureError(f"{path}, structure {number}: {error}"))
     return structures
 
 
-def _of_sdf(path: str | Path) -> list[Data]:
+def _check_whole(path: str | Path, file: IO[str]) -> None:
+    """At a blank line between two structures of an xyz file ASE would stop reading."""
+    lines = enumerate(file, 1)
+    for number, line in lines:
+        if not line.strip():
+            if any(rest.strip() for _, rest in lines):
+                raise StructureError(
+                    f"{path}, line {number} is blank, where the next structure should begin: "
+                    "delete it, nothing behind it would be read"
+                )
+            return
+        if not line.strip().isdecimal():
+            return  # another kind of file
+        for _ in zip(range(int(line) + 1), lines, strict=False):  # comment and atoms
+            pass
+
+
+def _of_sdf(path: str | Path, file: IO[bytes]) -> list[Data | StructureError]:
     """Every record of an SDF file, with all the atoms that it lists."""
     from rdkit import Chem, rdBase
 
-    structures = []
+    structures: list[Data | StructureError] = []
     with rdBase.BlockLogs():
-        for number, mol in enumerate(Chem.SDMolSupplier(str(path), sanitize=False, removeHs=False)):
-            where = f"{path}, record {number}"
-            if mol is None or not mol.GetNumConformers():
-                raise StructureError(f"{where}: RDKit cannot read it, or it has no positions")
-            z = _atomic_numbers([atom.GetAtomicNum() for atom in mol.GetAtoms()], where)
-            structures.append(Data(z=z, pos=_real(mol.GetConformer().GetPositions())))
+        records = Chem.ForwardSDMolSupplier(file, sanitize=False, removeHs=False)
+        for number, mol in enumerate(records):
+            try:
+                structures.append(_of_record(mol, f"{path}, record {number}"))
+            except StructureError as error:
+                structures.append(error)
     if not structures:
         raise StructureError(f"{path} holds no structure")
     return structures
+
+
+def _of_record(mol: Mol | None, where: str) -> Data:
+    if mol is None or not mol.GetNumConformers():
+        raise StructureError(f"{where}: RDKit cannot read it, or it has no positions")
+    z = _atomic_numbers([atom.GetAtomicNum() for atom in mol.GetAtoms()], where)
+    _check_neutral(mol, where)
+    conformer = mol.GetConformer()
+    if len(z) > 1 and not conformer.Is3D():
+        raise StructureError(
+            f"{where} is drawn in two dimensions: give it 3-D positions with all hydrogens (and "
+            "3D in its second line, if all z are 0), or its SMILES"
+        )
+    return Data(z=z, pos=_real(conformer.GetPositions()))
 
 
 def to_atoms(

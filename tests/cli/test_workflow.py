@@ -20,6 +20,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from PIL import Image
+from rdkit import Chem
 from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg import load_model
@@ -644,6 +645,12 @@ def test_every_record_of_an_sdf_file(trained: Path, tmp_path: Path) -> None:
     assert main([*command, "--output", str(output)]) == 0
     found = [float(row["energy"]) for row in read_csv(output)]
     np.testing.assert_allclose(found, energies(trained, images), rtol=1e-4)
+    ion = Chem.MolToMolBlock(Chem.MolFromSmiles("[OH-]")) + "$$$$\n"
+    (tmp_path / "all.sdf").write_text(ion + text)  # one of four, named in its place
+    assert main([*command, "--output", str(output)]) == 1
+    first, *rest = read_csv(output)
+    assert "charge -1" in first["error"] and not first["energy"]
+    assert [float(row["energy"]) for row in rest] == found
 
 
 def test_names_survive_extxyz(trained: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +17,15 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
+from rdkit import Chem
+from rdkit.Chem import rdDepictor, rdDistGeom
 from torch_geometric.data import Batch, Data
 
 from hipnn_pyg.data.molecules import (
     StructureError,
     from_atoms,
     from_smiles,
+    read_each,
     read_structures,
     to_atoms,
 )
@@ -53,6 +58,9 @@ def test_seed_decides_the_conformer() -> None:
     first, again, other = (from_smiles(flexible, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.pos, again.pos) and torch.equal(first.z, other.z)
     assert not torch.allclose(torch.pdist(first.pos), torch.pdist(other.pos), atol=1e-2)
+    for outside in (-1, 2**31):  # -1 is RDKit's word for a random one
+        with pytest.raises(ValueError, match=f"0 to 2147483647, not {outside}"):
+            from_smiles(flexible, seed=outside)
 
 
 def test_optimisation_moves_the_atoms() -> None:
@@ -245,6 +253,64 @@ def test_file_errors_name_the_structure(tmp_path: Path) -> None:
     path.write_text("1\n\nH 0 0 0\n1\n\nH 0 0 nan\n")
     with pytest.raises(StructureError, match=r"nan\.xyz, structure 1: .*not finite"):
         read_structures(path)
+
+
+@pytest.mark.parametrize("name", ["two.xyz", "two.EXTXYZ", "two.xyz.gz"])
+def test_a_blank_line_between_structures(name: str, tmp_path: Path) -> None:
+    """ASE ends there, as if the file did; blank comments and blank lines at the end are fine."""
+    first, second = "1\n\nH 0 0 0\n", "2\n\nH 0 0 0\nH 0 0 0.7\n"
+    write = gzip.open if name.endswith("gz") else open
+    with write(tmp_path / name, "wt") as file:
+        file.write(f"{first}{second}\n  \n")
+    if "EXT" not in name:  # which ASE does not know by its name
+        assert [len(data.z) for data in read_structures(tmp_path / name)] == [1, 2]  # control
+    with write(tmp_path / name, "wt") as file:
+        file.write(f"{first}\n{second}")
+    with pytest.raises(StructureError, match=rf"{name}, line 4 is blank.*delete it"):
+        read_structures(tmp_path / name)
+
+
+def sdf_record(smiles: str, dimensions: int = 3) -> str:
+    """With all hydrogens in space, or drawn without them."""
+    mol = Chem.MolFromSmiles(smiles)
+    if dimensions == 2:
+        rdDepictor.Compute2DCoords(mol)
+    else:
+        mol = Chem.AddHs(mol)
+        rdDistGeom.EmbedMolecule(mol, randomSeed=0)
+    return Chem.MolToMolBlock(mol) + "$$$$\n"
+
+
+@pytest.mark.parametrize("name", ["all.sdf", "all.SDF", "all.sdf.gz"])
+def test_every_record_of_an_sdf_file(name: str, tmp_path: Path) -> None:
+    """ASE would read the first. What a model cannot know of is named, the rest is read."""
+    records = ["CCO", "C[CH2]", "CC(=O)[O-]", "[He]", "C[N+](=O)[O-]"]
+    text = "".join(map(sdf_record, records)) + sdf_record("Oc1ccccc1", 2)
+    write = gzip.open if name.endswith("gz") else open
+    with write(tmp_path / name, "wt") as file:
+        file.write(text)
+    ethanol, radical, ion, helium, nitromethane, drawing = read_each(tmp_path / name)
+    assert [len(found.z) for found in (ethanol, helium, nitromethane)] == [9, 1, 7]
+    assert ethanol.z.tolist() == [6, 6, 8, 1, 1, 1, 1, 1, 1]
+    for found, number, message in (
+        (radical, 1, r"charge \+0 and 1 unpaired"),
+        (ion, 2, "charge -1 and 0 unpaired"),
+        (drawing, 5, "drawn in two dimensions"),
+    ):
+        assert re.search(rf"{name}, record {number}.*{message}", str(found))
+    with pytest.raises(StructureError, match="record 1 has charge"):
+        read_structures(tmp_path / name)
+
+
+def test_a_broken_record_loses_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "some.sdf"
+    path.write_text(f"{sdf_record('C')}\nno\n\nrecord\n$$$$\n{sdf_record('O')}")
+    methane, broken, water = read_each(path)
+    assert [len(methane.z), len(water.z)] == [5, 3]
+    assert "record 1: RDKit cannot read it" in str(broken)
+    path.write_text("")
+    with pytest.raises(StructureError, match="holds no structure"):
+        read_each(path)
 
 
 def test_data_without_pbc_flag_is_periodic_in_its_cell() -> None:
