@@ -20,6 +20,9 @@ def add_options(parser: ArgumentParser) -> None:
         "so that torch_geometric.datasets.QM9(ROOT) loads QM9 with its bonds and no download."
     )
     raw.add_argument("root", type=str, help="folder of the data set; files go to ROOT/raw")
+    raw.add_argument(
+        "--overwrite", action="store_true", help="replace raw files, and what PyG made of them"
+    )
     sets.add_subcommand("qm9-raw", raw, help="write PyG's raw QM9 files from the wheel")
 
     rdkit = ArgumentParser(description="Embed the SMILES of QM9 by RDKit (ETKDG, MMFF94).")
@@ -37,7 +40,7 @@ def run(arguments: Namespace) -> None:
     if arguments.what == "qm9-raw":
         from hipnn_pyg.data.qm9_raw import write_qm9_raw  # needs RDKit, which training does not
 
-        written = write_qm9_raw(options.root, progress=True)
+        written = write_qm9_raw(options.root, overwrite=options.overwrite, progress=True)
         print(
             f"wrote {written.molecules:,} molecules and {written.placeholders:,} placeholders to "
             f"{written.folder} ({len(written.unmatched)} without bonds, listed there); load them "

@@ -29,12 +29,15 @@ class MD17(datasets.MD17):
     """PyG's ``MD17`` whose failed download says what to put where, and leaves no broken file."""
 
     def download(self) -> None:
-        before = set(Path(self.raw_dir).iterdir())
+        before = set(Path(self.raw_dir).rglob("*"))
         try:
             with download_timeout():
                 super().download()
+            for path in self.raw_paths:  # a connection that was cut raises nothing
+                if not zipfile.is_zipfile(path):
+                    raise zipfile.BadZipFile(f"{path} did not arrive whole")
         except BaseException as error:
-            for partial in filter(Path.is_file, set(Path(self.raw_dir).iterdir()) - before):
+            for partial in filter(Path.is_file, set(Path(self.raw_dir).rglob("*")) - before):
                 partial.unlink()
             if isinstance(error, _DOWNLOAD_ERRORS):
                 raise DatasetUnavailableError(self._advice(error)) from error
@@ -73,13 +76,19 @@ def load_md17(root: str | Path, name: str, train: bool | None = None) -> dataset
     Raises:
         ValueError: the name is unknown, ``train`` does not fit it, or the raw file was replaced
             after PyG processed it.
-        DatasetUnavailableError: the file is not there and cannot be downloaded.
+        DatasetUnavailableError: the file is damaged, or not there and cannot be downloaded.
     """
     if name not in datasets.MD17.file_names:
         raise ValueError(f"unknown MD17 trajectory {name!r}: choose one of {md17_molecules()}")
     if train is None and "CCSD" in name:
         raise ValueError(f"MD17 {name!r} comes in two files: pass train=True or train=False")
-    dataset = MD17(str(root), name, train=train)
+    try:
+        dataset = MD17(str(root), name, train=train)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise DatasetUnavailableError(
+            f"the raw file of MD17 {name!r} below {root} is damaged ({error}): delete it, then it "
+            "is downloaded again"
+        ) from error
     stored = dataset._data.energy
     dataset._data.energy = md17_energies(dataset).reshape(stored.shape)
     return dataset

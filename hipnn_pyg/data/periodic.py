@@ -63,6 +63,9 @@ class PackedEdges(NamedTuple):
         Args:
             molecules: packed, with cells.
             cutoff: R_cut in Å.
+
+        Raises:
+            StructureError: atoms more than 32,767 cells apart.
         """
         j, i, images, counts = [], [], [], []
         for index in torch.arange(len(molecules)).split(AT_ONCE):
@@ -76,6 +79,12 @@ class PackedEdges(NamedTuple):
             sender, receiver = edge_index - block.ptr[graph]
             j.append(sender.int())
             i.append(receiver.int())
+            farthest = int(translations.abs().max()) if translations.numel() else 0
+            if farthest > torch.iinfo(torch.int16).max:
+                raise StructureError(
+                    f"structures {int(index[0])} to {int(index[-1])} of the dataset: atoms stand "
+                    f"{farthest} cells apart: wrap them into their cell"
+                )
             images.append(translations.short())
             counts.append(torch.bincount(graph, minlength=index.numel()).cpu())
         number = torch.cat(counts)
@@ -171,9 +180,15 @@ def cells_of(data: Data, num: int, number: int = 0) -> PackedCells | None:
         number: of the first one, for messages.
 
     Raises:
-        StructureError: another shape, or periodic directions without a cell.
+        StructureError: no tensors, another shape, or periodic directions without a cell.
     """
     cell, pbc = data.get("cell"), data.get("pbc")
+    for name, value in (("cell", cell), ("pbc", pbc)):
+        if value is not None and not isinstance(value, Tensor):
+            raise StructureError(
+                f"structure {number} of the dataset: {name} is a {type(value).__name__}: give it "
+                "as a tensor"
+            )
     if (cell is None and pbc is None) or (pbc is not None and not bool(pbc.any())):
         return None
     what = f"structure {number} of the dataset"

@@ -58,6 +58,7 @@ class QM9Pack(InMemoryDataset):
 
     Raises:
         ModuleNotFoundError: nothing is saved in ``root`` and ``qm9pack`` is not installed.
+        ValueError: the saved file is damaged.
     """
 
     def __init__(
@@ -67,7 +68,13 @@ class QM9Pack(InMemoryDataset):
         force_reload: bool = False,
     ) -> None:
         super().__init__(str(root), transform, log=False, force_reload=force_reload)
-        self.load(self.processed_paths[0])
+        path = self.processed_paths[0]
+        try:
+            self.load(path)
+        except Exception as error:  # of damage inside, torch and pickle have many
+            raise ValueError(
+                f"{path} is damaged ({error}): delete it, then it is built again"
+            ) from error
 
     @property
     def processed_dir(self) -> str:
@@ -123,7 +130,7 @@ def load_qm9(root: str | os.PathLike[str], source: Source = "auto") -> InMemoryD
         return _fall_back(root, error)
 
 
-def _local(root: str | os.PathLike[str]) -> QM9:
+def _local(root: Path) -> QM9:
     """PyG's data set from its files in ``root``."""
     try:
         return QM9(str(root))
@@ -176,8 +183,8 @@ def _targets(records: QM9Records) -> np.ndarray:
 
 
 def _has_official_files(root: Path) -> bool:
-    processed = any((root / "processed").glob("data_v*.pt"))
-    return processed or all((root / "raw" / name).is_file() for name in RAW_FILES)
+    processed = root / "processed" / QM9.processed_file_names.fget(None)
+    return processed.is_file() or all((root / "raw" / name).is_file() for name in RAW_FILES)
 
 
 def _has_packed_file(root: Path) -> bool:
@@ -190,8 +197,9 @@ def _download(root: Path) -> InMemoryDataset:
     try:
         with download_timeout():
             return QM9(str(root))
-    except BaseException:
-        for file in set(raw.glob("*")) - before:
+    except BaseException as error:
+        torn = raw.glob("*.zip") if isinstance(error, BadZipFile) else ()
+        for file in (set(raw.glob("*")) - before).union(torn):
             if file.is_file() and file.name not in RAW_FILES:
                 file.unlink()  # PyG would take a torn archive for a whole one
         raise

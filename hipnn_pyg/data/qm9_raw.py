@@ -63,22 +63,24 @@ def write_qm9_raw(
         root: the root to give to PyG's ``QM9``.
         indices: 1-based gdb9 indices to write, for a small data set; the file then ends at the
             largest, and every other index up to it is a placeholder. Default: all.
-        overwrite: replace raw files that exist.
+        overwrite: replace raw files that exist, and remove what PyG made of them.
         progress: show a progress bar.
 
     Returns:
         The folder and the counts.
 
     Raises:
-        FileExistsError: a raw file exists and ``overwrite`` is false.
+        FileExistsError: a raw file exists, or what PyG made of some, and ``overwrite`` is false.
         ValueError: an index is not in the wheel.
         ModuleNotFoundError: ``qm9pack`` is not installed.
     """
     folder = Path(root).expanduser() / "raw"
-    existing = [name for name in RAW_FILES if (folder / name).exists()]
+    processed = [*(folder.parent / "processed").glob("data_v*.pt")]
+    existing = [path for name in RAW_FILES if (path := folder / name).exists()] + processed
     if existing and not overwrite:
         raise FileExistsError(
-            f"{folder} already holds {', '.join(existing)}; pass overwrite=True to replace it"
+            f"there already is {', '.join(map(str, existing))}; overwrite=True (--overwrite) "
+            "replaces it"
         )
     records = read_qm9pack()
     rows, last = _select_rows(records, indices)
@@ -91,6 +93,8 @@ def write_qm9_raw(
         _write_unmatched(Path(partial) / UNMATCHED_FILE, unmatched)
         for file in Path(partial).iterdir():
             os.replace(file, folder / file.name)
+    for file in processed:
+        file.unlink()
     return QM9RawFiles(folder, len(rows), len(absent), list(unmatched))
 
 

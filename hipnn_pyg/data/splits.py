@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +84,9 @@ class Split:
             with np.load(path, allow_pickle=False) as file:
                 parts = {part: torch.from_numpy(file[part]) for part in PARTS}
                 seed, name, checksum = (file[key].item() for key in ("seed", "name", "checksum"))
-        except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # of damage inside, each part of NumPy and zipfile has its own
             raise ValueError(f"{path} is no file written by Split.save: {error}") from error
         split = cls(**parts, seed=seed, name=name)
         if split.checksum != checksum:

@@ -238,6 +238,30 @@ def test_broken_download_leaves_no_file(
     assert len(load_md17(tmp_path, "benzene")) >= 40
 
 
+@pytest.mark.parametrize("name", ["benzene", "revised benzene"])
+def test_a_connection_that_was_cut_leaves_no_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Callable[[str], Path]
+) -> None:
+    """Which PyG's download does not notice; nor does a torn archive stop it from unpacking half."""
+    path = place(name)
+    torn = path.read_bytes()[:-1000]
+    path.unlink()
+
+    def cut_off(self: datasets.MD17) -> None:
+        Path(self.raw_paths[0]).parent.mkdir(parents=True, exist_ok=True)
+        Path(self.raw_paths[0]).write_bytes(torn)
+
+    monkeypatch.setattr(datasets.MD17, "download", cut_off)
+    with pytest.raises(DatasetUnavailableError, match="did not arrive whole"):
+        load_md17(tmp_path, name)
+    assert not path.exists()
+    path.write_bytes(torn)  # by other means
+    with pytest.raises(DatasetUnavailableError, match=f"{name}.*is damaged .*delete it"):
+        load_md17(tmp_path, name)
+    place(name)
+    assert len(load_md17(tmp_path, name)) >= 40
+
+
 def test_silent_server_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(md17, "download_timeout", lambda: download_timeout(0.2))

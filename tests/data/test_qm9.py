@@ -6,7 +6,9 @@ import csv
 import importlib.util
 import json
 import re
+import shutil
 import socket
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -267,6 +269,19 @@ def test_existing_raw_files_are_not_replaced(from_records: QM9Records, tmp_path:
         write_qm9_raw(tmp_path, indices=[1, 58], overwrite=True)
 
 
+def test_what_pyg_made_of_other_raw_files_is_removed(
+    from_records: QM9Records, tmp_path: Path
+) -> None:
+    """It would be loaded in place of the new ones."""
+    write_qm9_raw(tmp_path, indices=[1, 2])
+    assert [data.name for data in QM9(str(tmp_path))] == ["gdb_1", "gdb_2"]
+    shutil.rmtree(tmp_path / "raw")
+    with pytest.raises(FileExistsError, match=r"processed.data_v3\.pt; overwrite=True"):
+        write_qm9_raw(tmp_path, indices=[3])
+    write_qm9_raw(tmp_path, indices=[3], overwrite=True)
+    assert [data.name for data in QM9(str(tmp_path))] == ["gdb_3"]
+
+
 def test_unmatched_molecule_is_listed_and_has_no_bonds(
     records: QM9Records, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -378,6 +393,40 @@ def test_broken_local_files_are_not_called_a_download_problem(
     with pytest.raises(ValueError, match="cannot read the QM9 files in .*restore or delete them"):
         load_qm9(tmp_path)
     assert no_network == []
+
+
+def test_leftovers_do_not_stand_in_the_way(
+    no_network: list[float | None],
+    records: QM9Records,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """What an older PyG made and a torn archive: the wheel is read, the archive thrown away."""
+    old = tmp_path / "old" / "processed" / "data_v2.pt"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"older")
+    monkeypatch.setattr(qm9, "read_qm9pack", lambda: records)
+    assert isinstance(load_qm9(tmp_path / "old"), QM9Pack) and old.exists()
+
+    def torn(self: QM9) -> None:
+        raise zipfile.BadZipFile("File is not a zip file")
+
+    monkeypatch.setattr(QM9, "download", torn)
+    archive = tmp_path / "new" / "raw" / "qm9.zip"
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(b"PK")
+    with pytest.raises(DatasetUnavailableError, match="not a zip file"):
+        load_qm9(tmp_path / "new", "official")
+    assert not archive.exists()
+
+
+def test_a_damaged_pack_is_named(pack: QM9Pack, pack_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(pack_root, tmp_path, dirs_exist_ok=True)
+    assert len(load_qm9(tmp_path)) == len(pack)  # control
+    path = tmp_path / "qm9pack" / "processed" / "qm9pack_v1.pt"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"qm9pack_v1\.pt is damaged .*delete it"):
+        load_qm9(tmp_path)
 
 
 def test_unknown_source(tmp_path: Path) -> None:

@@ -149,3 +149,20 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", train_idx=np.arange(3))
     with pytest.raises(ValueError, match=r"no file written by Split\.save"):
         Split.load(tmp_path / "other.npz")
+
+
+def test_no_damage_passes_for_a_split(tmp_path: Path) -> None:
+    """Whichever byte is turned: the same split, or one kind of error."""
+    path = tmp_path / "s.npz"
+    split = random_split(40, 20, 5, 0)
+    split.save(path)
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x55
+        path.write_bytes(damaged)
+        try:
+            assert Split.load(path).checksum == split.checksum
+        except ValueError:
+            refused += 1
+    assert refused > 50

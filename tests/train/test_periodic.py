@@ -14,8 +14,9 @@ from torch_geometric.data import Data, InMemoryDataset
 from hipnn_pyg import HIPNN, HIPNNPotential, PackedMolecules, radius_graph_pbc
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.data.forces import ForceLabels
-from hipnn_pyg.data.packed import PackedLoader
+from hipnn_pyg.data.packed import PackedLoader, edges_of
 from hipnn_pyg.data.targets import Target
+from hipnn_pyg.graph import edge_pairs
 from hipnn_pyg.train import Trainer, Training, error_statistics, predict
 from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
 from hipnn_pyg.train.force_loss import HIPNNForceLoss
@@ -124,6 +125,22 @@ def test_edges_are_those_of_the_search() -> None:
     assert numbers[0] > numbers[1] > 0
 
 
+def test_an_atom_far_outside_its_cell() -> None:
+    """Translations are kept as int16: as many cells as that away, and no further."""
+    data = structures(1)[0]
+    for cells, far in ((32_000, False), (-40_000, True)):
+        moved = data.clone()
+        moved.pos[0] += cells * moved.cell[0, 0]
+        packed = pack([moved])
+        if far:
+            with pytest.raises(StructureError, match=r"0 to 0 .* 4000\d cells apart: wrap them"):
+                packed.with_edges(CUTOFF)
+            continue
+        batch = packed.with_edges(CUTOFF).gather(torch.tensor([0]))
+        pairs = edge_pairs(batch.pos, *edges_of(batch))
+        assert float(pairs.r.max()) <= CUTOFF + 1e-3
+
+
 def test_training_learns_and_goes_on(make: Make, tmp_path: Path) -> None:
     """Trained in two pieces or one, with the same bits; errors are those of the potential."""
     packed = pack(structures(60))
@@ -203,6 +220,8 @@ def test_bad_cells_are_named() -> None:
         (dict(cell=None), "structure 3 of the dataset has pbc"),
         (dict(cell=flat[:, :2]), r"structure 3 of the dataset has a cell of shape \[1, 2, 3\]"),
         (dict(pbc=torch.ones(1, 2).bool()), "structure 3 of the dataset has pbc of shape"),
+        (dict(pbc=[True] * 3), "structure 3 of the dataset: pbc is a list: give it as a tensor"),
+        (dict(cell=flat.numpy()), "structure 3 of the dataset: cell is a ndarray: give it"),
         (dict(cell=flat), "structure 3.*singular"),
         (dict(cell=thin), "molecule 3 of the dataset.*5.00e-04"),  # an atom and its own image
     ):
