@@ -84,12 +84,22 @@ def serves(model: HIPNN) -> bool:
         return False
     if any(getattr(getattr(model, name), "__func__", None) is not own for name, own in OWN.items()):
         return False
-    return unchanged(model.reference, ReferenceEnergy) and all(
-        unchanged(block, Block)
-        and as_built(block.readout, EnergyReadout, weight)
-        and layers_as_built(block.interaction, block.onsite, weight)
-        for block in model.blocks
-    )
+    if not unchanged(model.reference, ReferenceEnergy):
+        return False
+    width = len(model.species)
+    for block in model.blocks:
+        layer, readout = block.interaction, block.readout
+        if not (
+            unchanged(block, Block)
+            and as_built(readout, EnergyReadout, weight)
+            and layers_as_built(layer, block.onsite, weight)
+        ):
+            return False
+        own, (_, below, width_above) = readout.__dict__["_parameters"], layer.V.shape
+        if below != width or own["weight"].shape != (width_above,) or own["bias"].shape != (1,):
+            return False
+        width = width_above
+    return True
 
 
 def _scale(model: HIPNN) -> Any:

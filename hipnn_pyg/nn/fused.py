@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
+from torch.nn.modules import module as torch_module
 
 from hipnn_pyg import ops
 from hipnn_pyg.graph.pairs import Pairs
@@ -37,16 +39,42 @@ def has_kernels(interaction: Interaction, onsite: nn.Module, z: Tensor, pairs: P
         z: features.
         pairs: edges, with their pattern for the kernels.
     """
-    return pairs.pattern is not None and ops.takes(z) and layers_as_built(interaction, onsite, z)
+    return (
+        pairs.pattern is not None
+        and ops.takes(z)
+        and layers_as_built(interaction, onsite, z)
+        and z.size(1) == interaction.V.size(1)
+    )
 
 
 def layers_as_built(interaction: nn.Module, onsite: nn.Module, like: Tensor) -> bool:
-    """:func:`as_built` of an interaction layer and the on-site layers after it."""
+    """:func:`as_built` of an interaction layer and the on-site layers after it, whose sizes fit."""
+    layers = onsite.__dict__["_modules"].values()
     return (
         as_built(interaction, Interaction, like)
+        and interaction.__dict__["_modules"]["environment_sum"].as_written
         and unchanged(onsite, nn.Sequential)
-        and all(as_built(layer, OnSite, like) for layer in onsite.__dict__["_modules"].values())
+        and all(as_built(layer, OnSite, like) for layer in layers)
+        and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+        and _sizes_fit(interaction, layers)
     )
+
+
+def _sizes_fit(interaction: nn.Module, onsite: Iterable[nn.Module]) -> bool:
+    """Whether weights have the shapes that kernels expect: they read memory by address."""
+    nu, width, out = interaction.__dict__["_parameters"]["V"].shape
+    functions = interaction.__dict__["_modules"]["sensitivity"].__dict__["_parameters"]
+    if not functions["mu"].shape == functions["sigma"].shape == (nu,):
+        return False
+    shapes = [None if w is None else w.shape for w in dense_weights(interaction, onsite)]
+    for n in range(0, len(shapes), 5):
+        W, B, W_residual, B_residual, M = shapes[n : n + 5]
+        if not (W == (out, width) and B == B_residual == (out,) and W_residual == (out, out)):
+            return False
+        if M != (out, width) and (M is not None or width != out):
+            return False
+        width = out
+    return True
 
 
 def as_built(module: nn.Module, kind: type[nn.Module], like: Tensor) -> bool:
@@ -60,19 +88,27 @@ def as_built(module: nn.Module, kind: type[nn.Module], like: Tensor) -> bool:
         kind: its class.
         like: a tensor whose dtype and device the weights must have.
     """
+    return _as_built(module, kind, like.dtype, like.device)
+
+
+def _as_built(
+    module: nn.Module, kind: type[nn.Module], dtype: torch.dtype, device: torch.device
+) -> bool:
     if not unchanged(module, kind):
         return False
     own = module.__dict__
     for w in own["_parameters"].values():
-        if w is not None and not (
-            w.dtype == like.dtype and w.device == like.device and w.is_contiguous()
-        ):
+        if w is not None and not (w.dtype is dtype and w.device == device and w.is_contiguous()):
             return False
     if kind in PARTS:
         parts = own["_modules"]
         for name, part in PARTS[kind].items():
-            if parts.get(name) is not None and not as_built(parts[name], part, like):
+            if (held := parts.get(name)) is None:
+                continue
+            if not _as_built(held, part, dtype, device):
                 return False
+        if kind is Residual and parts.get("M") is not None:
+            return parts["M"].__dict__["_parameters"]["bias"] is None
     return True
 
 
@@ -85,6 +121,7 @@ def unchanged(module: nn.Module, kind: type[nn.Module]) -> bool:
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
         or "forward" in own
+        or "received" in own
     )
 
 
@@ -114,15 +151,17 @@ def fused_layers(
     return ops.dense(z, sent, dense_weights(interaction, onsite), layers)
 
 
-def dense_weights(interaction: Interaction, onsite: Sequence[OnSite]) -> list[Tensor | None]:
+def dense_weights(interaction: nn.Module, onsite: Iterable[nn.Module]) -> list[Tensor | None]:
     """W, B, W~, B~, M~ (None: identity) of the layers, in the order of the parameters."""
     weights: list[Tensor | None] = []
-    stack: list[Interaction | OnSite] = [interaction, *onsite]
-    for layer in stack:
-        W, residual = layer.W, layer.residual
-        W_residual, M = residual.W, residual.M
-        weights += [W.weight, W.bias, W_residual.weight, W_residual.bias]
-        weights.append(None if M is None else M.weight)
+    for layer in (interaction, *onsite):
+        parts = layer.__dict__["_modules"]  # past slow attributes, see as_built
+        residual = parts["residual"].__dict__["_modules"]
+        for part in (parts["W"], residual["W"]):
+            own = part.__dict__["_parameters"]
+            weights += [own["weight"], own["bias"]]
+        M = residual.get("M")
+        weights.append(None if M is None else M.__dict__["_parameters"]["weight"])
     return weights
 
 

@@ -49,13 +49,22 @@ class DirectGradient:
 
     @classmethod
     def serves(cls, loss: HIPNNLoss) -> bool:
-        """Whether the model has the kernels and all weights of its layers are learned."""
+        """Whether the model has the kernels, its blocks are alike, and all weights of its layers
+        are learned, E^0 not, each readout as a whole or not, and none shared."""
+        if type(loss) not in cls.losses or not direct.serves(loss.model):
+            return False
+        blocks, reference = loss.model.blocks, loss.model.reference
+        named = loss.model.named_parameters(remove_duplicate=False)
+        shapes = {(b.interaction.V.shape[::2], len(b.onsite)) for b in blocks}
         return (
-            type(loss) in cls.losses
-            and direct.serves(loss.model)
+            len(shapes) == 1
+            and len([*named]) == len([*loss.model.parameters()])
+            and all(e0.dtype == torch.float64 for e0 in reference.state_dict().values())
+            and not any(e0.requires_grad for e0 in reference.parameters())
+            and all(b.readout.weight.requires_grad == b.readout.bias.requires_grad for b in blocks)
             and all(
                 parameter.requires_grad
-                for block in loss.model.blocks
+                for block in blocks
                 for part in (block.interaction, block.onsite)
                 for parameter in part.parameters()
             )

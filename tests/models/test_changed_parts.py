@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
+from torch_geometric.nn import MeanAggregation
 
 from hipnn_pyg import HIPNN, HIPNNPotential
 from hipnn_pyg.graph import Pairs
 from hipnn_pyg.models import direct
-from hipnn_pyg.nn import OnSite
+from hipnn_pyg.nn import EnergyReadout, EnvironmentSum, Interaction, OnSite, Sensitivity
+from hipnn_pyg.nn.residual import Linear
 
 Build = Callable[..., HIPNN]
 Change = Callable[[HIPNN], object]
@@ -52,7 +54,54 @@ def put_forward(model: HIPNN) -> None:
     layer.forward = types.MethodType(lambda self, z: z + 1, layer)
 
 
+def put_narrow_layers(model: HIPNN, width: int) -> None:
+    layers = model.blocks[0].onsite
+    layers.append(OnSite(6, width).double())
+    layers.append(OnSite(width, 6).double())
+
+
+def put_biases(model: HIPNN) -> None:
+    """A learned M~ with biases, where a layer is built with the identity."""
+    M = Linear(6, 6).double()
+    nn.init.ones_(M.bias)
+    model.blocks[0].onsite[0].residual.M = M
+
+
+def put_mean(model: HIPNN) -> None:
+    model.blocks[1].interaction.environment_sum.aggr_module = MeanAggregation()
+
+
+class Squared(EnvironmentSum):
+    def message(self, s: Tensor, z_j: Tensor) -> Tensor:
+        return super().message(s, z_j).square()
+
+
+def put_sum(model: HIPNN) -> None:
+    model.blocks[0].interaction.environment_sum = Squared()
+
+
+def put_received(model: HIPNN) -> None:
+    layer = model.blocks[0].interaction
+    own = layer.received
+    layer.received = lambda z, pairs: 2 * own(z, pairs)  # type: ignore[method-assign]
+
+
+def message_hook(model: HIPNN) -> None:
+    model.blocks[0].interaction.environment_sum.register_message_forward_hook(
+        lambda module, given, messages: 2 * messages
+    )
+
+
 CHANGES: dict[str, Change] = {
+    "wider layers": lambda m: put_narrow_layers(m, 9),
+    "narrower layers": lambda m: put_narrow_layers(m, 2),
+    "no bias": lambda m: setattr(m.blocks[1].onsite[0].W, "bias", None),
+    "no bias of the residual": lambda m: setattr(m.blocks[1].onsite[0].residual.W, "bias", None),
+    "M with a bias": put_biases,
+    "hook of messages": message_hook,
+    "another aggregation": put_mean,
+    "own messages": put_sum,
+    "own received": put_received,
     "hook of a layer": lambda m: m.blocks[1].onsite[0].register_forward_hook(shift_by_one),
     "hook of a map": lambda m: m.blocks[0].interaction.W.register_forward_hook(shift_by_one),
     "hook of sensitivities": lambda m: m.blocks[0].interaction.sensitivity.register_forward_hook(
@@ -74,15 +123,21 @@ def energies(model: HIPNN, molecules: Batch) -> Tensor:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_layers_are_called(change: str, small_model: Build, molecules: Batch) -> None:
-    fused, plain = small_model(kernel="fused"), small_model(kernel="reference")
+    models = [small_model(kernel=kernel) for kernel in ("fused", "padded", "reference")]
+    fused, padded, plain = models
+    for model in models:  # with biases that are missed
+        for layer in model.modules():
+            if isinstance(layer, Linear) and layer.bias is not None:
+                nn.init.constant_(layer.bias, 0.3)
     before = energies(fused, molecules)
     assert direct.serves(fused)
-    for model in (fused, plain):
+    for model in models:
         torch.manual_seed(3)
         CHANGES[change](model)
     assert not direct.serves(fused)
     expected = energies(plain, molecules)
-    torch.testing.assert_close(energies(fused, molecules), expected)
+    for model in (fused, padded):
+        torch.testing.assert_close(energies(model, molecules), expected)
     predicted = HIPNNPotential(fused)(molecules.z, molecules.pos, molecules.batch)
     torch.testing.assert_close(predicted.energy, expected)
     slopes = HIPNNPotential(plain)(molecules.z, molecules.pos, molecules.batch).forces
@@ -98,6 +153,47 @@ def test_a_removed_hook_gives_the_kernels_back(small_model: Build, molecules: Ba
     handle.remove()
     assert direct.serves(model)
     torch.testing.assert_close(energies(model, molecules), before, rtol=0, atol=0)
+
+
+def test_a_hook_of_all_modules_is_called(small_model: Build, molecules: Batch) -> None:
+    model = small_model(kernel="fused")
+    before = energies(model, molecules)
+    seen: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(m))
+    try:
+        torch.testing.assert_close(energies(model, molecules), before)
+    finally:
+        handle.remove()
+    assert model.blocks[0].onsite[0].W in seen
+    torch.testing.assert_close(energies(model, molecules), before, rtol=0, atol=0)
+
+
+def put_long_block(model: HIPNN) -> None:
+    """Its first layer takes as many features as no other gives."""
+    model.blocks[1].interaction = Interaction(5, 6, Sensitivity(5, 0.9, 2.5, 3.0)).double()
+
+
+MISFITS: dict[str, Change] = {
+    "readout": lambda m: setattr(m.blocks[1], "readout", EnergyReadout(9, 2).double()),
+    "block": put_long_block,
+    "sensitivities": lambda m: setattr(
+        m.blocks[1].interaction, "sensitivity", Sensitivity(4, 0.9, 2.5, 3.0).double()
+    ),
+}
+
+
+@pytest.mark.parametrize("change", MISFITS)
+def test_parts_that_do_not_fit_are_refused(
+    change: str, small_model: Build, molecules: Batch
+) -> None:
+    """PyTorch says what does not fit; a kernel would read what lies behind."""
+    model = small_model(kernel="fused")
+    energies(model, molecules)  # control
+    MISFITS[change](model)
+    assert not direct.serves(model)
+    for call in (model, HIPNNPotential(model)):
+        with pytest.raises(RuntimeError, match="shape|size"):
+            call(molecules.z, molecules.pos, molecules.batch)
 
 
 class Raised(HIPNN):

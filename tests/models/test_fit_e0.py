@@ -149,7 +149,11 @@ def test_qm9_column_by_name(items: list[Data]) -> None:
         (lambda items: items[:1], StructureError, "sigma_E.*1 target energies, is 0"),
         (lambda items: [*items, molecule([0, 1, 0, 0], np.nan)], StructureError, "30 is nan"),
         (lambda items: [*items, molecule([0, 1, 0, 0], np.inf)], StructureError, "30 is inf"),
-        (lambda items: [*items, Data(z=torch.ones(2), pos=torch.eye(3)[:2])], KeyError, "energy"),
+        (
+            lambda items: [*items, Data(z=torch.tensor([1, 1]), pos=torch.eye(3)[:2])],
+            KeyError,
+            "energy",
+        ),
     ],
     ids=["none", "one", "nan", "inf", "no_target"],
 )

@@ -9,8 +9,10 @@ from weakref import WeakValueDictionary
 
 import pytest
 import torch
+from torch import nn
 
 from hipnn_pyg import HIPNN, PackedMolecules
+from hipnn_pyg.nn import Interaction, Sensitivity
 from hipnn_pyg.ops import network
 from hipnn_pyg.train.direct import DirectGradient
 from hipnn_pyg.train.loss import HIPNNLoss
@@ -148,6 +150,54 @@ def test_serves_only_whole_layers_with_kernels(new_model: Callable[..., HIPNN]) 
     frozen = new_model()
     frozen.blocks[1].interaction.V.requires_grad_(False)
     assert step_of(frozen).direct is None
+
+
+def share_sensitivities(m: HIPNN) -> None:
+    m.blocks[1].interaction.sensitivity = m.blocks[0].interaction.sensitivity
+
+
+def put_other_sensitivities(m: HIPNN) -> None:
+    m.blocks[1].interaction = Interaction(6, 6, Sensitivity(4, 0.9, 4.0, 5.0)).double()
+
+
+CHANGES: dict[str, Callable[[HIPNN], object]] = {
+    "fewer layers above": lambda m: m.blocks[1].onsite.pop(0),
+    "fewer layers below": lambda m: m.blocks[0].onsite.pop(0),
+    "other sensitivities": put_other_sensitivities,
+    "shared sensitivities": share_sensitivities,
+    "shared readout": lambda m: setattr(m.blocks[1], "readout", m.blocks[0].readout),
+    "shared layer": lambda m: m.blocks[0].onsite.append(m.blocks[0].onsite[0]),
+    "shared weight": lambda m: setattr(
+        m.blocks[1].onsite[0].W, "weight", m.blocks[0].onsite[0].W.weight
+    ),
+    "frozen weight of a readout": lambda m: m.blocks[1].readout.weight.requires_grad_(False),
+    "frozen bias of a readout": lambda m: m.blocks[1].readout.bias.requires_grad_(False),
+    "learned E^0": lambda m: m.requires_grad_(True),
+    "float32 E^0": lambda m: setattr(
+        m.reference, "weight", nn.Parameter(m.reference.weight.float(), requires_grad=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_models_are_left_to_autograd(
+    change: str, parts: Parts, new_model: Callable[..., HIPNN]
+) -> None:
+    """The loss and the gradient of the readable layers."""
+    batch, found = parts[0].gather(torch.arange(20)), []
+    for kernel in ("auto", "reference"):
+        model = new_model(kernel=kernel).double()
+        torch.manual_seed(1)
+        CHANGES[change](model)
+        with torch.no_grad():
+            for parameter in model.blocks.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        step = step_of(model)
+        assert step.direct is None
+        terms, gradient = step.gradient(step.vector, step.frozen, batch)
+        assert bool(gradient.any())
+        found.append((tuple(terms), gradient))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
 def test_exact_energies_give_no_error_gradient(
