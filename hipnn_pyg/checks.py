@@ -67,7 +67,8 @@ def check_shapes(z: Any, pos: Any) -> None:
     """
     for name, value in (("z", z), ("pos", pos)):
         if not isinstance(value, Tensor):
-            raise StructureError(f"{name} is {value}: give it as a tensor, or a Data that has it")
+            kind = "None" if value is None else f"a {type(value).__name__}"
+            raise StructureError(f"{name} is {kind}: give it as a tensor, or a Data that has it")
     if z.dim() != 1 or z.is_floating_point() or z.dtype == torch.bool:
         raise StructureError(
             f"z must be integers of shape [N], not {z.dtype} of shape {list(z.shape)}: "
@@ -97,6 +98,8 @@ def _check_values(z: Tensor, pos: Tensor) -> None:
 
 
 def _check_batch(batch: Tensor, z: Tensor, num_graphs: int | None) -> None:
+    if not isinstance(batch, Tensor):
+        raise StructureError(f"batch is a {type(batch).__name__}: give it as a tensor")
     if batch.shape != z.shape or batch.is_floating_point() or batch.dtype == torch.bool:
         raise StructureError(
             f"batch must be integers of shape [{z.size(0)}], one molecule number per atom, "

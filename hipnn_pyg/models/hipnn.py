@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -128,7 +128,7 @@ class HIPNN(nn.Module):
 
     Raises:
         ValueError: a size or a length that makes no model.
-        TypeError: a size that is not a whole number.
+        TypeError: a size that is not a whole number, or species that are no sequence.
     """
 
     def __init__(
@@ -150,6 +150,11 @@ class HIPNN(nn.Module):
         validate: bool = True,
     ) -> None:
         super().__init__()
+        if not isinstance(species, Iterable):
+            raise TypeError(
+                f"species must be a sequence of atomic numbers, not {species!r}: unlike SchNet's, "
+                "the other sizes are given by name"
+            )
         self.hyperparameters: dict[str, Any] = {
             "species": [operator.index(number) for number in species],
             "hidden_channels": operator.index(hidden_channels),
@@ -171,11 +176,8 @@ class HIPNN(nn.Module):
         self.card: dict[str, Any] = {}
         """What the file says that the model was read from."""
 
-        index = torch.full((max(self.species) + 2,), -1)  # 0 and the last: no species
-        index[torch.tensor(self.species)] = torch.arange(len(self.species))
-        self._species_index: Tensor
-        self.register_buffer("_species_index", index, persistent=False)
         self.reference = ReferenceEnergy(len(self.species))
+        self._species_index = self._index_of_species(self.reference.weight.device)
         sizes = [len(self.species)] + [hidden_channels] * num_interactions
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(
@@ -189,6 +191,19 @@ class HIPNN(nn.Module):
         )
         self._fix_lower_orders()
         self.set_e0(e0, sigma_e)
+
+    def _index_of_species(self, device: torch.device) -> Tensor:
+        """Place of each atomic number in the species list; -1 for 0, foreign ones and the last."""
+        index = [-1] * (max(self.species) + 2)
+        for place, number in enumerate(self.species):
+            index[number] = place
+        return torch.tensor(index, device=device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HIPNN:
+        """The index moves, too: as a buffer, averages and casts would take it for weights."""
+        super()._apply(fn, recurse)
+        self._species_index = self._index_of_species(self.reference.weight.device)
+        return self
 
     @property
     def species(self) -> tuple[int, ...]:
@@ -366,7 +381,7 @@ class HIPNN(nn.Module):
 
     def _warn_if_unfitted(self) -> None:
         """One warning per model, when it is first trained without an energy scale."""
-        if not self.training or not self.warn_unfitted:
+        if not self.training or not self.warn_unfitted or transformed():
             return
         self.warn_unfitted = False
         if self.sigma_e == 1.0 and not bool(self.reference.weight.any()):
@@ -382,11 +397,15 @@ class HIPNN(nn.Module):
     def kernel_on(self, device: torch.device) -> Kernel:
         """What ``kernel`` means on a device: ``"auto"`` decided; kernels are compiled if need be.
 
+        A trace (``torch.jit.trace``) takes the reference, where no number of atoms is kept.
+
         Raises:
             KernelUnavailableError: ``kernel="fused"`` and there are no kernels; the reason.
         """
         if self.kernel not in ("auto", "fused"):
             return self.kernel
+        if self.kernel == "auto" and torch.jit.is_tracing():
+            return "reference"
         missing = UNDER_TRANSFORMS if transformed() else available(device.type)
         if missing and self.kernel == "fused":
             raise KernelUnavailableError(f'{missing}: use kernel="padded"')
@@ -420,7 +439,12 @@ class HIPNN(nn.Module):
 
     def species_index(self, z: Tensor) -> Tensor:
         """Atomic numbers ``[N]`` to places in the species list ``[N]``; -1 for foreign ones."""
-        return self._species_index[z.clamp(0, self._species_index.numel() - 1).long()]
+        # In a compiled graph a constant, so that its size is none of the graph's symbols.
+        if torch.compiler.is_compiling() or self._species_index.device != z.device:
+            index = self._index_of_species(z.device)
+        else:
+            index = self._species_index
+        return index[z.clamp(0, index.numel() - 1).long()]
 
     def one_hot(self, species: Tensor) -> Tensor:
         """Places in the species list ``[N]`` to input features ``[N, len(species)]`` (Eq. 3)."""

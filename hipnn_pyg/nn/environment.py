@@ -23,7 +23,7 @@ MESSAGE_HOOKS = tuple(
     for when in ("", "_pre")
 )
 """What PyG's ``register_message_forward_hook`` and its like fill."""
-METHODS = frozenset(("propagate", "message", "aggregate", "update"))
+METHODS = ("propagate", "message", "aggregate", "update")
 
 
 class EnvironmentSum(MessagePassing):
@@ -45,7 +45,7 @@ class EnvironmentSum(MessagePassing):
         return (
             type(self) is EnvironmentSum
             and not any(map(own.__getitem__, MESSAGE_HOOKS))
-            and METHODS.isdisjoint(own)
+            and not any(name in own for name in METHODS)
             and not own.get("_explain")
             and type(own["_modules"]["aggr_module"]) is SumAggregation
         )

@@ -271,6 +271,9 @@ def test_traced(small_model: Build, molecules: Batch) -> None:
     moved = water.pos + 0.05 * torch.randn_like(water.pos)
     torch.testing.assert_close(traced(water.z, moved), model(water.z, moved))
     assert float((traced(water.z, moved) - model(water.z, water.pos)).abs()) > 1e-4  # control
+    larger = molecules[1]  # a trace keeps no number of atoms
+    assert len(larger.z) > len(water.z)
+    torch.testing.assert_close(traced(larger.z, larger.pos), model(larger.z, larger.pos))
     with pytest.raises(RuntimeError, match="padded"):
         torch.jit.trace(small_model(kernel="fused"), (water.z, water.pos))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,20 @@ import ase.build
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import SchNet
 
-from hipnn_pyg import HIPNN, HIPNNWarning, PackedLoader, PackedMolecules, RadiusGraph, Target
+from hipnn_pyg import (
+    HIPNN,
+    HIPNNWarning,
+    PackedLoader,
+    PackedMolecules,
+    RadiusGraph,
+    StructureError,
+    Target,
+)
 
 SCHNET_LINE = """model = SchNet(
     hidden_channels=16, num_filters=16, num_interactions=2, num_gaussians=20, cutoff=5.0,
@@ -148,3 +159,72 @@ def test_weights_of_a_model_that_means_something_else_are_refused(
     for model in (same, bare):
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, weights[name])
+
+
+def water_and_more() -> tuple[Tensor, Tensor, Tensor]:
+    """Two molecules with all elements of the default model but fluorine."""
+    found = [ase.build.molecule(name) for name in ("CH3OH", "NH3")]
+    z = torch.cat([torch.tensor(atoms.numbers) for atoms in found])
+    pos = torch.cat([torch.tensor(atoms.positions) for atoms in found])
+    return z, pos, torch.tensor([0] * 6 + [1] * 4)
+
+
+def trained() -> HIPNN:
+    model = HIPNN(hidden_channels=8, num_onsite=1, e0=(-1, -2, -3, -4, -5)).double().eval()
+    for block in model.blocks:
+        torch.nn.init.normal_(block.readout.weight)
+    return model
+
+
+def averaged(model: HIPNN) -> torch.nn.Module:
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(3):
+        average.update_parameters(model)
+    return average
+
+
+def emptied(model: HIPNN) -> HIPNN:
+    empty = copy.deepcopy(model).to("meta").to_empty(device="cpu")
+    empty.load_state_dict(model.state_dict())
+    return empty
+
+
+@pytest.mark.parametrize(
+    "treat",
+    [averaged, emptied, lambda model: model.type(torch.float64), copy.deepcopy],
+    ids=["average", "empty", "type", "copy"],
+)
+def test_elements_stay_what_they_are(treat: Callable[[HIPNN], torch.nn.Module]) -> None:
+    """Whatever is done to parameters and buffers: averages in floating point, casts, new memory."""
+    model, given = trained(), water_and_more()
+    expected = model(*given)
+    torch.testing.assert_close(treat(model)(*given), expected, rtol=1e-9, atol=1e-9)
+    assert float((model(given[0].flip(0), *given[1:]) - expected).abs().max()) > 0.1  # control
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_models_stacked_by_torch(training: bool) -> None:
+    """PyTorch's recipe for ensembles: vmap over stacked parameters."""
+    models, given = [trained().train(training) for _ in range(3)], water_and_more()
+    parameters, buffers = torch.func.stack_module_state(models)
+    bare = copy.deepcopy(models[0]).to("meta")
+    bare.kernel = "padded"
+
+    def energies(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(bare, (parameters, buffers), given)
+
+    found = torch.vmap(energies)(parameters, buffers)
+    torch.testing.assert_close(found, torch.stack([model(*given) for model in models]))
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    model = HIPNN(hidden_channels=4, num_onsite=0)
+    for given, message in (
+        (([6, 1], torch.eye(3)[:2]), "z is a list: give it as a tensor"),
+        ((torch.tensor([6, 1]), None), "pos is None"),
+        ((torch.tensor([6, 1]), torch.eye(3)[:2], [0, 0]), "batch is a list"),
+    ):
+        with pytest.raises(StructureError, match=message):
+            model(*given)
+    with pytest.raises(TypeError, match="species must be a sequence of atomic numbers, not 128"):
+        HIPNN(128, 128, 6, 50, 10.0)  # type: ignore[arg-type]
