@@ -68,6 +68,8 @@ def choose(structures: list[Named | Refused], arguments: Namespace) -> Named:
         StructureError: there are several and ``--index`` names none of them, or it is none.
     """
     index = arguments.index
+    if not structures:
+        raise StructureError(f"{arguments.input} holds no structures")
     if index is None and len(structures) == 1:
         index = 0
     if index is None or not 0 <= index < len(structures):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg.checks import StructureError, check_species
@@ -38,6 +39,13 @@ class StoredDataset(InMemoryDataset):
                 "PyG InMemoryDataset"
             )
         super().__init__()
+        try:
+            torch.load(files[0], weights_only=True)  # PyG itself would run code that a file brings
+        except Exception as error:  # of damage inside, torch and pickle have many
+            raise StructureError(
+                f"{files[0]} is damaged, or holds more than PyG's Data and tensors "
+                f"({type(error).__name__}): load it in a script of your own"
+            ) from error
         self.load(str(files[0]))
 
 

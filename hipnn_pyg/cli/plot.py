@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.data.stress import StressLabels
+from hipnn_pyg.explain.standing import are_current
 from hipnn_pyg.models.files import ModelFileError, load_model, read_card
 from hipnn_pyg.nn import Sensitivity, cosine_cutoff
 from hipnn_pyg.plots import (
@@ -62,7 +63,14 @@ def plot(path: Path) -> list[Path]:
     drawings: dict[str, Callable[[RunFolder], Figure]] = {"sensitivities": draw_sensitivities}
     if folder.metrics.is_file():
         drawings["learning"] = draw_learning
-    if folder.predictions.is_file():
+    if folder.predictions.is_file() and not are_current(path):
+        warnings.warn(
+            f"{folder.predictions} is of an earlier state of the model: run `hipnn evaluate` "
+            "again to draw it",
+            HIPNNWarning,
+            stacklevel=2,
+        )
+    elif folder.predictions.is_file():
         drawings["parity"] = draw_parity
         for name in components_of(folder):
             drawings[name] = partial(draw_components, name=name)
@@ -129,7 +137,7 @@ def _errors(folder: RunFolder) -> _Errors:
     try:
         with np.load(folder.predictions) as stored:
             target, prediction, r, unit, part = (stored[name] for name in names)
-    except (OSError, KeyError, ValueError, BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise ModelFileError(
             f"{folder.predictions} is damaged ({error!r}): run `hipnn evaluate` again"
         ) from error
@@ -155,7 +163,7 @@ def components_of(folder: RunFolder) -> list[str]:
     try:
         with np.load(folder.predictions) as stored:
             return [name for name in ("forces", "stress") if name in stored]
-    except (OSError, ValueError, BadZipFile):
+    except (OSError, ValueError, EOFError, BadZipFile):
         return []  # damaged: draw_parity says so
 
 

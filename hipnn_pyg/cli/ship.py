@@ -82,7 +82,6 @@ def ship(path: Path, name: str, output: Path = PRETRAINED, root: str | None = No
     contents: dict[Path, bytes] = {}
     for number, member in enumerate(members):
         place = target if number == 0 else target / f"member-{number}"
-        place.mkdir(parents=True, exist_ok=True)
         for file in ("model.safetensors", "model.json"):
             contents[place / file] = (member / file).read_bytes()
     for file in ("error_bars.safetensors", "error_bars.json", "calibration.json"):
@@ -92,6 +91,8 @@ def ship(path: Path, name: str, output: Path = PRETRAINED, root: str | None = No
     cards = [read_card(member) for member in members]
     text = model_card(name, cards, settings, json.loads(report.read_text()))
     contents[target / "card.md"] = text.encode()
+    for place in {path.parent for path in contents}:
+        place.mkdir(parents=True, exist_ok=True)
     atomic_write(contents)
     np.savez_compressed(target / "predictions.npz", **named)
     return target

@@ -12,8 +12,6 @@ from jsonargparse import ArgumentParser, Namespace
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
-from hipnn_pyg.models.files import member_folders
-from hipnn_pyg.models.pretrained import model_folder
 
 SMALL = 32
 """Atoms up to which one thread is taken: a second one gains a tenth on an idle machine, and on a
@@ -68,9 +66,8 @@ def load(arguments: Namespace) -> Atoms:
         )
     atoms = read_structure(arguments.structure, arguments.index)
     names = arguments.model
-    several = [each for name in names for each in member_folders(model_folder(name))]
     atoms.calc = HIPNNCalculator(
-        names[0] if len(names) == 1 else several,
+        names[0] if len(names) == 1 else names,
         usable_device(arguments.device),
         None if arguments.precision == "model" else arguments.precision,
         arguments.skin,

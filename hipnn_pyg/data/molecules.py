@@ -34,8 +34,9 @@ def from_smiles(smiles: str, seed: int = 0, optimize: bool = True) -> Data:
         ``Data`` with ``z`` ``[N]``, ``pos`` ``[N, 3]`` in Å and ``smiles``.
 
     Raises:
-        StructureError: the SMILES cannot be parsed, has several fragments, a charge or an unpaired
-            electron, cannot be embedded, or MMFF94 has no parameters for it or does not converge.
+        StructureError: the SMILES cannot be parsed, is several, has several fragments, a charge or
+            an unpaired electron, cannot be embedded, or MMFF94 has no parameters for it or does
+            not converge.
         ValueError: a seed outside that range, of which RDKit makes a random one, or none.
         ImportError: RDKit is not installed.
     """
@@ -45,6 +46,8 @@ def from_smiles(smiles: str, seed: int = 0, optimize: bool = True) -> Data:
         from rdkit import Chem, rdBase
     except ImportError as error:
         raise ImportError("SMILES need RDKit: pip install rdkit") from error
+    if len(smiles.split()) > 1:  # of which RDKit makes the molecule's name
+        raise StructureError(f"SMILES {smiles!r}: it has white space within; give one SMILES")
     with rdBase.BlockLogs():
         mol = Chem.MolFromSmiles(smiles)
         if mol is None or mol.GetNumAtoms() == 0:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch_geometric.data import Data
 
+from hipnn_pyg.checks import check_shapes
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.self_check import self_check
 from hipnn_pyg.nn.readout import nonhierarchicality
@@ -118,6 +119,7 @@ def break_down(models: Sequence[HIPNN], data: Data, unit: str | None = None) -> 
         ValueError: the unit cannot be converted.
     """
     first = models[0]
+    check_shapes(data.get("z"), data.get("pos"))
     unit = unit or first.energy_unit
     terms, steps = [], []
     for model in models:

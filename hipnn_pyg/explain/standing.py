@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hipnn_pyg.models.files import ModelFileError
+
 Floats = NDArray[np.float64]
 
+AGAIN = "run `hipnn evaluate` again, or delete it"
 BINS = 40
 """Of the histogram, equally wide in log10 R."""
 
@@ -59,27 +63,50 @@ class Standing(NamedTuple):
         return f"larger than that of {100 * self.fraction:.1f} % of {others}"
 
 
-def known_r(folder: str | Path) -> KnownR | None:
-    """R of the molecules in a model's ``predictions.npz``; None where there is none.
+def are_current(folder: str | Path) -> bool:
+    """Whether ``predictions.npz`` is of the model as it is now, not of an older state of it.
 
-    Predictions of an older state of the weights do not count: ``results.json`` beside them, if
-    there is one, must hold the model's card as it is now.
+    ``results.json`` beside it, if there is one, then holds the model's card.
 
     Args:
         folder: a run folder that was evaluated, or the folder of a model of the package.
+
+    Raises:
+        ModelFileError: one of them is damaged.
+    """
+    found = []
+    for path in (Path(folder) / "results.json", Path(folder) / "model.json"):
+        if not path.is_file():
+            return True
+        try:
+            found.append(json.loads(path.read_text()))
+        except ValueError as error:
+            raise ModelFileError(f"{path} is damaged ({error}): {AGAIN}") from error
+    results, card = found
+    return bool(results.get("model") == card)
+
+
+def known_r(folder: str | Path) -> KnownR | None:
+    """R of the molecules in a model's ``predictions.npz``; None where there is none, or where it
+    is of an older state of the weights (:func:`are_current`).
+
+    Args:
+        folder: a run folder that was evaluated, or the folder of a model of the package.
+
+    Raises:
+        ModelFileError: a damaged file.
     """
     path = Path(folder) / "predictions.npz"
-    if not path.is_file():
+    if not path.is_file() or not are_current(folder):
         return None
-    results, card = Path(folder) / "results.json", Path(folder) / "model.json"
-    if results.is_file() and card.is_file():
-        if json.loads(results.read_text()).get("model") != json.loads(card.read_text()):
-            return None
-    with np.load(path) as stored:
-        if "nonhierarchicality" not in stored:
-            return None
-        r = np.asarray(stored["nonhierarchicality"], dtype=np.float64)
-        part = str(stored["part"]) if "part" in stored else "test"
+    try:
+        with np.load(path) as stored:
+            if "nonhierarchicality" not in stored:
+                return None
+            r = np.asarray(stored["nonhierarchicality"], dtype=np.float64)
+            part = str(stored["part"]) if "part" in stored else "test"
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
+        raise ModelFileError(f"{path} is damaged ({error}): {AGAIN}") from error
     r = r[np.isfinite(r) & (r > 0)]
     return KnownR(r, part) if len(r) else None
 

@@ -87,7 +87,8 @@ class HIPNNCalculator(BaseCalculator):
         elif isinstance(model, HIPNN):
             members, self.ensemble = [model], False
         else:
-            members, self.ensemble = list(model), True
+            every = dict.fromkeys(member for each in model for member in _members(each))
+            members, self.ensemble = [*every], True
         if not members:
             raise ValueError("no model was given: pass at least one")
         check_alike([model_folder(m) for m in members if not isinstance(m, HIPNN)], ["target"])
@@ -137,6 +138,8 @@ class HIPNNCalculator(BaseCalculator):
                 f"{atoms.pbc.tolist()}"
             )
         self.results = {}
+        if self.atoms is None or changes(self.atoms, atoms):  # called by hand
+            self.atoms = atoms.copy()
         if not self._near or not self.neighbors.holds(atoms):
             self.search(atoms)
         pos = torch.as_tensor(atoms.positions, device=self.device)
@@ -195,6 +198,11 @@ class HIPNNCalculator(BaseCalculator):
             neighborhood(each.model, z, pos, None, 1, edges.edge_index, edges.shift)
             for each in self.potentials
         ]
+
+
+def _members(model: HIPNN | str | Path) -> Sequence[HIPNN | Path]:
+    """A model itself, or the folders of the one or several that a name stands for."""
+    return [model] if isinstance(model, HIPNN) else member_folders(model_folder(model))
 
 
 def _in_ev(prediction: Prediction, unit: float) -> dict[str, Any]:

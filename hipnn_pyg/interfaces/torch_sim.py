@@ -21,9 +21,11 @@ from hipnn_pyg.checks import MIN_DISTANCE, StructureError, check_graphs
 from hipnn_pyg.graph import image_shift, radius_graph, radius_graph_pbc
 from hipnn_pyg.graph.lattice import Lattice, read_lattice
 from hipnn_pyg.interfaces.loading import load_potential
+from hipnn_pyg.models.files import member_folders
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.neighborhood import Neighborhood, neighborhood
 from hipnn_pyg.models.potential import HIPNNPotential
+from hipnn_pyg.models.pretrained import model_folder
 from hipnn_pyg.units import ENERGY_UNITS
 
 try:
@@ -82,7 +84,7 @@ class TorchSimModel(ModelInterface):
     Raises:
         ModelFileError: a model file that cannot be read.
         NotAPotentialError: see :func:`hipnn_pyg.interfaces.loading.check_is_potential`.
-        ValueError: its energy unit is unknown, or a skin that is negative.
+        ValueError: an ensemble, a model whose energy unit is unknown, or a negative skin.
     """
 
     def __init__(
@@ -101,6 +103,11 @@ class TorchSimModel(ModelInterface):
             raise ValueError(f"skin must be a length >= 0 in Å, not {skin}")
         self._device, self._dtype = torch.device(device), dtype
         self._compute_stress, self._compute_forces = compute_stress, True
+        if not isinstance(model, HIPNN) and len(member_folders(model_folder(model))) > 1:
+            raise ValueError(
+                f"{model} is an ensemble, and TorchSimModel runs one model: give the folder of a "
+                "member, or take hipnn_pyg.interfaces.ase.HIPNNCalculator"
+            )
         energies = load_potential(model, device, network_dtype, i_know)
         self.potential = HIPNNPotential(energies, min_distance=min_distance)
         self.to_ev = ENERGY_UNITS[energies.energy_unit]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
+from hipnn_pyg.checks import check_shapes
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.models.files import load_model, member_folders
@@ -115,6 +116,7 @@ class CalibratedModel:
         no_target = Target("none", self.energy_unit, "none")
         bare = []
         for data in listed:
+            check_shapes(data.get("z"), data.get("pos"))
             kept = {name: data[name] for name in ("batch", "cell", "pbc") if name in data}
             number = int(data.batch.max()) + 1 if kept.get("batch") is not None else 1
             bare.append(Data(z=data.z, pos=data.pos, none=torch.zeros(number), **kept))

@@ -25,6 +25,7 @@ from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.targets import ASE_ENERGY
 from hipnn_pyg.explain import Breakdown, Report, Trust, break_down, known_r, render, stand
 from hipnn_pyg.explain.colours import colourings
+from hipnn_pyg.models.files import ModelFileError
 from hipnn_pyg.uncertainty import ErrorBars, FeatureStatistics, take_sample
 from hipnn_pyg.units import convert
 
@@ -151,6 +152,14 @@ def test_predictions_of_other_weights_do_not_count(tmp_path: Path) -> None:
     assert known_r(tmp_path) is not None
     (tmp_path / "results.json").write_text('{"model": {"epoch": 1}}')
     assert known_r(tmp_path) is None
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ModelFileError, match=r"results\.json is damaged .*evaluate"):
+        known_r(tmp_path)
+    (tmp_path / "results.json").unlink()
+    for content in (b"", (tmp_path / "predictions.npz").read_bytes()[:100]):
+        (tmp_path / "predictions.npz").write_bytes(content)
+        with pytest.raises(ModelFileError, match=r"predictions\.npz is damaged .*evaluate"):
+            known_r(tmp_path)
 
 
 # --- colours --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import ase.build
 import ase.io
@@ -424,6 +425,16 @@ def test_predict_a_list_of_smiles(trained: Path, tmp_path: Path, capsys: Capture
     assert "no structures were given" in capsys.readouterr().err
 
 
+class Opened:
+    """What runs code of its own when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path(self.path),)
+
+
 class Stored(InMemoryDataset):
     """A PyG data set of two molecules."""
 
@@ -451,6 +462,22 @@ def test_predict_a_pyg_data_set(trained: Path, tmp_path: Path, capsys: Capture) 
     assert [float(row["energy"]) for row in read_csv(output)] == pytest.approx(expected, rel=1e-5)
     (tmp_path / "empty").mkdir()
     capsys.readouterr()
+    bare = tmp_path / "pyg" / "processed" / "two.pt"
+    kept = bare.read_bytes()
+    data, slices, kind = torch.load(bare, weights_only=True)
+    del data["z"], slices["z"]
+    torch.save((data, slices, kind), bare)
+    assert main(line) == 1
+    assert "z is None: give it as a tensor" in capsys.readouterr().err
+    bare.write_bytes(kept[:1000])
+    assert main(line) == 1
+    assert "two.pt is damaged, or holds more" in one_line(capsys, "predict")
+    torch.save(Opened(tmp_path / "opened"), bare)
+    assert main(line) == 1
+    assert "two.pt is damaged, or holds more" in one_line(capsys, "predict")
+    assert not (tmp_path / "opened").exists()
+    torch.load(bare, weights_only=False)
+    assert (tmp_path / "opened").exists()  # control: it would have run
     assert main(["predict", "--model", str(trained), str(tmp_path / "empty")]) == 1
     assert "0 files processed" in one_line(capsys, "predict")
 
@@ -510,6 +537,14 @@ def test_what_was_evaluated_is_said(trained: Path, tmp_path: Path, capsys: Captu
     assert _errors(RunFolder(run)).title == "train set" and main(["plot", str(run)]) == 0
     assert main(["evaluate", str(run)]) == 0
     assert _errors(RunFolder(run)).title is None  # control
+    before = (run / "model.json").read_text()
+    shutil.rmtree(run / "plots")
+    (run / "model.json").write_text(before.replace('"epoch": ', '"epoch": 1'))  # training went on
+    assert main(["plot", str(run)]) == 0
+    assert "earlier state of the model: run `hipnn evaluate`" in capsys.readouterr().err
+    assert {path.stem for path in (run / "plots").iterdir()} == {"learning", "sensitivities"}
+    (run / "model.json").write_text(before)
+    assert main(["plot", str(run)]) == 0 and (run / "plots" / "parity.png").exists()
     (run / "predictions.npz").write_bytes((run / "predictions.npz").read_bytes()[:200])
     capsys.readouterr()
     assert main(["plot", str(run)]) == 1
@@ -628,7 +663,7 @@ def test_predict_prints_all_digits_and_names(
     assert "[NH]" in "".join(shown.out.split())
 
 
-@pytest.mark.parametrize("smiles", ["CC[O-]", "C[NH3+]", "C[CH2]", ""])
+@pytest.mark.parametrize("smiles", ["CC[O-]", "C[NH3+]", "C[CH2]", "", "C C", "C\nO"])
 def test_ions_and_radicals_have_no_energy(smiles: str, trained: Path, capsys: Capture) -> None:
     assert main(["predict", "--model", str(trained), smiles]) == 1
     assert "SMILES" in one_line(capsys, "predict")

@@ -119,6 +119,16 @@ def test_one_calculation_serves_all_properties(model: HIPNN) -> None:
     assert len(calls) == 2
 
 
+def test_called_by_hand_it_knows_whose_results_it_has(model: HIPNN) -> None:
+    near, far = (ase.Atoms("CO", [[0, 0, 0], [0, 0, r]]) for r in (1.1, 1.6))
+    near.calc = calculator = HIPNNCalculator(model)
+    energy, forces = near.get_potential_energy(), near.get_forces()
+    calculator.calculate(far, ["energy"])
+    assert calculator.results["energy"] != energy  # control
+    assert near.get_potential_energy() == energy
+    np.testing.assert_array_equal(near.get_forces(), forces)
+
+
 @pytest.mark.parametrize("unit, factor", [("kcal/mol", kcal_per_mol), ("Hartree", Hartree)])
 def test_units_come_from_the_model(small_model: Build, unit: str, factor: float) -> None:
     results = []
@@ -225,6 +235,9 @@ def test_the_folder_of_an_ensemble_is_averaged() -> None:
         atoms.calc.get_property("q90", atoms)
     atoms.calc = HIPNNCalculator(folders[1], i_know=True)
     assert atoms.get_potential_energy() != energy  # control
+    for named in (["qm9-u0-ensemble"], ["qm9-u0-ensemble", folders[1]]):
+        atoms.calc = HIPNNCalculator(named, i_know=True)
+        assert len(atoms.calc.potentials) == 3 and atoms.get_potential_energy() == energy
 
 
 # -- what ASE does with it ---------------------------------------------------------------------

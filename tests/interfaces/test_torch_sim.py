@@ -102,6 +102,8 @@ def test_units_and_files(small_model: Build, tmp_path: Path) -> None:
     with pytest.raises(NotAPotentialError, match="zero-point"):
         TorchSimModel(tmp_path / "qm9")
     assert TorchSimModel(tmp_path / "qm9", i_know=True)
+    with pytest.raises(ValueError, match="qm9-u0-ensemble is an ensemble.*one model"):
+        TorchSimModel("qm9-u0-ensemble", i_know=True)
 
 
 def test_pairs_are_kept_while_that_is_safe(model: HIPNN) -> None:
