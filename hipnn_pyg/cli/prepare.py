@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -131,33 +132,62 @@ def _check_start(
             f"--start {name} gives energies in {card['energy_unit']}, this data set in "
             f"{target.unit}: start with a model of that unit"
         )
-    if data["dataset"] == "file" or _structures(card) != _structures(data):
-        return
-    if card.get("target") != target.name:
+    if _structures(card) == _structures(data) and card.get("target") != target.name:
         raise ValueError(
             f"--start {name} learned {card.get('target')}, not {target.name}, and keeps its E^0: "
             "start with a model of that target"
         )
-    if card.get("split_sha256") != data["split_sha256"]:
-        seed = card.get("split_seed", card.get("seed"))
-        same = all(card.get(key) == data.get(key) for key in ("dataset", "molecule"))
-        way_out = f"use its --split_seed {seed}" if same else "train without it"
-        raise ValueError(
-            f"--start {name} learned another split of these structures: some molecules of this "
-            f"test set were its training molecules; {way_out}"
-        )
+    began = f"--start {name}"
+    while card:
+        if _structures(card) == _structures(data) and not _keeps_apart(card, data):
+            raise ValueError(
+                f"{began} learned another split of these structures: some molecules of this test "
+                f"or validation set were its training molecules; {_way_out(card, data)}"
+            )
+        card = card.get("started_from", {})
+        began += f", which began with {card.get('model')}, that"
+
+
+def _way_out(card: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """How to split so that what a model learned is learned again."""
+    if any(card.get(key) != data.get(key) for key in ("dataset", "molecule")):
+        return "train without it"
+    return (
+        f"use its --split_seed {_split_seed(card)}, --num_validation {card.get('num_validation')} "
+        f"and --num_train {card.get('num_train')} or more"
+    )
 
 
 def _structures(data: Mapping[str, Any]) -> tuple[str, str]:
     """Which structures a data set has: the same with other geometries or labels count as such."""
     dataset, molecule = str(data.get("dataset")), str(data.get("molecule"))
+    if dataset == "file":
+        return dataset, str(data.get("structures_sha256"))
     return dataset.removesuffix("-rdkit"), molecule.removeprefix("revised ")
+
+
+def _split_seed(data: Mapping[str, Any]) -> Any:
+    return data.get("split_seed", data.get("seed"))
+
+
+def _keeps_apart(card: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Whether what a model learned is within this run's training set: the same split, or one with
+    fewer training molecules (see :func:`hipnn_pyg.data.splits.random_split`)."""
+    if card.get("split_sha256") == data["split_sha256"]:
+        return True
+    alike = ("dataset", "molecule", "num_validation")
+    return (
+        all(card.get(key) == data.get(key) for key in alike)
+        and _split_seed(card) == _split_seed(data)
+        and card.get("num_train", math.inf) <= data["num_train"]
+    )
 
 
 def _origin(name: str, card: Mapping[str, Any]) -> dict[str, Any]:
     """What a model file says of the model that its training began with."""
     own = (
-        *("dataset", "molecule", "seed", "split_seed", "split_sha256", "training_seconds"),
+        *("dataset", "molecule", "num_train", "num_validation", "seed", "split_seed"),
+        *("split_sha256", "structures_sha256", "training_seconds"),
         "started_from",  # as that model itself may have
     )
     return {"model": Path(name).name, **{key: card[key] for key in own if key in card}}

@@ -72,7 +72,7 @@ def test_training_starts_from_a_trained_model(
     trained: Path, training: Training, molecule_file: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     images = ase.io.read(molecule_file, index=":10")
-    still = ("--epochs", "1", "--learning_rate", "1e-30", "--seed", "7")
+    still = ("--epochs", "1", "--learning_rate", "1e-30", "--seed", "7", "--split_seed", "0")
     again, new, first = tmp_path / "again", tmp_path / "new", tmp_path / trained.name
     shutil.copytree(trained, first)
     assert main(training(again, *still, "--start", str(first))) == 0
@@ -94,6 +94,7 @@ def test_training_starts_from_a_trained_model(
         (("--start", str(trained), "--hidden_channels", "9"), "hidden_channels = "),
         (("--start", str(trained), "--ensemble", "2"), "leave --ensemble out"),
         (("--start", "no-such-model"), "no-such-model"),
+        (("--start", str(again), "--split_seed", "1"), "again learned another split"),
     ):
         assert main(training(tmp_path / "bad", *options)) == 1
         assert words in one_line(capsys, "train")
@@ -103,7 +104,10 @@ def test_training_starts_from_a_trained_model(
     "changes, words",
     [
         ({}, None),
-        ({"split_sha256": "other"}, "use its --split_seed 4"),
+        ({"split_sha256": "other"}, "use its --split_seed 4, --num_validation 5 and --num_train 8"),
+        ({"split_sha256": "other", "split_seed": 3, "num_train": 7}, None),
+        ({"split_sha256": "other", "split_seed": 3, "num_train": 9}, "--num_train 9 or more"),
+        ({"split_sha256": "other", "split_seed": 3, "num_validation": 4}, "--num_validation 4"),
         ({"dataset": "qm9-rdkit", "split_sha256": "other"}, "train without it"),
         ({"target": "zpve"}, "learned zpve, not U0_atom"),
         ({"energy_unit": "kcal/mol"}, "energies in kcal/mol, this data set in eV"),
@@ -115,15 +119,29 @@ def test_training_starts_from_a_trained_model(
 def test_a_model_that_knows_test_molecules_is_no_start(
     changes: dict[str, str], words: str | None
 ) -> None:
-    """QM9 on RDKit's geometries has the same molecules, though its splits are never the same."""
-    data = {"dataset": "qm9", "split_sha256": "one", "target": "U0_atom"}
+    """QM9 on RDKit's geometries has the same molecules, though its splits are never the same. A
+    larger training set of the same seed holds the smaller one."""
+    data = {"dataset": "qm9", "split_sha256": "one", "target": "U0_atom", "split_seed": 3}
+    data |= {"num_train": 8, "num_validation": 5}
     card = {**data, "hyperparameters": asdict(Network()), "energy_unit": "eV", "split_seed": 4}
-    given = ("a", card | changes, Network(), QM9_TARGETS["U0_atom"], data)
+    card |= changes
+    given = [card, Network(), QM9_TARGETS["U0_atom"], data]
     if words is None:
-        assert _check_start(*given) is None
+        _check_start("a", *given)
     else:
         with pytest.raises(ValueError, match=words):
-            _check_start(*given)
+            _check_start("a", *given)
+    # Nor does it forget them when it learns something else in between.
+    given[0] = {
+        **card,
+        "dataset": "file",
+        "energy_unit": "eV",
+        "started_from": card | {"model": "b"},
+    }
+    if words is None or "split" not in str(changes):
+        return
+    with pytest.raises(ValueError, match="--start a, which began with b, that learned another"):
+        _check_start("a", *given)
 
 
 def test_revised_frames_are_the_same_frames() -> None:
@@ -132,7 +150,7 @@ def test_revised_frames_are_the_same_frames() -> None:
     card |= {"hyperparameters": network, "energy_unit": "kcal/mol"}
     data = card | {"molecule": "toluene", "split_sha256": "other"}
     _check_start("a", card, Network(), MD17_ENERGY, data)  # control
-    with pytest.raises(ValueError, match="some molecules of this test set"):
+    with pytest.raises(ValueError, match="some molecules of this test or"):
         _check_start("a", card, Network(), MD17_ENERGY, data | {"molecule": "revised benzene"})
 
 
