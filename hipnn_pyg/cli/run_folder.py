@@ -158,7 +158,7 @@ class RunFolder:
         old = {"ensemble": 1, **defaults_of(*kinds), **self.read_config()}
         old.pop("start", None)  # the checkpoint is further on
         new = {**describe(molecules), **asdict(network), **asdict(training), "ensemble": ensemble}
-        for name in (old.keys() | new.keys()) - RESUME_MAY_CHANGE:
+        for name in sorted((old.keys() | new.keys()) - RESUME_MAY_CHANGE):
             if old.get(name) != new.get(name):
                 raise ModelFileError(
                     f"{self.path} was trained with {name} = {old.get(name)}, not {new.get(name)}: "

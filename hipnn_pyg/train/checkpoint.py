@@ -37,6 +37,7 @@ def settings_of(trainer: Trainer) -> dict[str, Any]:
     hashes = {
         "training molecules (SHA-256)": atoms.hexdigest(),
         "training positions and labels (SHA-256)": train.sha256,
+        "validation positions and labels (SHA-256)": trainer.validation.sha256,
     }
     return {**settings, **network, **hashes}
 

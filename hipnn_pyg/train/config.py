@@ -113,7 +113,9 @@ class Training:
     def __post_init__(self) -> None:
         smallest = {"batch_size": 1, "warmup_steps": 0, "average_every": 1, "num_nodes": 1}
         smallest |= {"energy_weight": 0, "force_weight": 0, "validate_every": 1}
-        smallest |= {"stress_weight": 0, "lambda_l2": 0, "lambda_r": 0}
+        smallest |= {"stress_weight": 0, "lambda_l2": 0, "lambda_r": 0, "seed": 0}
+        if self.split_seed is not None:
+            smallest["split_seed"] = 0
         if self.devices != "auto":
             smallest["devices"] = 1
         for name, least in smallest.items():

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from hipnn_pyg.checks import HIPNNWarning, check_species
 from hipnn_pyg.data.packed import PackedMolecules, partition
-from hipnn_pyg.models.files import load_model, save_model
+from hipnn_pyg.models.files import ModelFileError, load_model, save_model
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.self_check import self_check
 from hipnn_pyg.nn.precision import matrix_products
@@ -294,6 +294,7 @@ class Trainer:
             return
         judged = self.model if self.average is None else cast(HIPNN, self.average.module)
         self.last = self._validate(judged)
+        self._raise_if_bad()
         epochs = self.epoch - (self.history[-1]["epoch"] if self.history else 0)
         means = (self.totals / (epochs * self.steps_per_epoch)).tolist()
         self.totals.zero_()
@@ -360,15 +361,21 @@ class Trainer:
             self._raise_if_bad()
 
     def _raise_if_bad(self) -> None:
-        step = int(self.first_bad)
-        if step < 0:
+        step, what = int(self.first_bad), ""
+        if step >= 0:
+            molecules = self.partition()[step].tolist()
+            what = (
+                f"the loss of batch {step} of epoch {self.epoch + 1} is not finite (training "
+                f"molecules {molecules[:5]} ...)"
+            )
+        elif self.last is not None and not all(map(math.isfinite, self.last.row.values())):
+            what = f"the validation error after epoch {self.epoch} is not finite"
+        if not what:
             return
-        molecules = self.partition()[step].tolist()
+        start = " (hipnn train --start RUN begins with this one's best weights)"
         raise TrainingStopped(
-            f"the loss of batch {step} of epoch {self.epoch + 1} is not finite (training molecules "
-            f"{molecules[:5]} ...); the last checkpoint is intact: begin a new run with a "
-            "lower learning_rate (hipnn train --start RUN begins with this one's best weights), or "
-            "look at those molecules"
+            f"{what}; the last checkpoint is intact: begin a new run with a lower learning_rate"
+            f"{start if self.best_epoch else ''}, or look at those molecules"
         )
 
     def _ask_to_stop(self) -> None:
@@ -449,8 +456,23 @@ class Trainer:
         self.begun = True
         self.captured = None  # it holds the optimizer's old state
         if self.best_epoch:
-            self.best_state = load_model(self.folder, self.device).state_dict()
+            self._restore_best(self.folder)
         restore_rng(state["rng"])
+
+    def _restore_best(self, folder: Path) -> None:
+        """The best model so far; where its file is damaged, the best of what follows is kept."""
+        try:
+            self.best_state = load_model(folder, self.device).state_dict()
+        except ModelFileError as error:
+            if self.finished:
+                raise
+            warnings.warn(
+                f"{error}. Training goes on; the best model of the epochs after {self.epoch} will "
+                "be kept",
+                HIPNNWarning,
+                stacklevel=3,
+            )
+            self.best_mae, self.best_epoch = math.inf, 0
 
     def _save_best(self, judged: HIPNN, validation: Validation) -> None:
         if self.writes and self.folder is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hipnn_pyg import HIPNN, ModelFileError, PackedMolecules
+from hipnn_pyg import HIPNN, HIPNNWarning, ModelFileError, PackedMolecules, load_model
 from hipnn_pyg.train import Trainer, Training, TrainingStopped
 
 Parts = tuple[PackedMolecules, PackedMolecules]
@@ -115,8 +116,9 @@ def test_fit_may_be_called_again(new_model: Models, parts: Parts, settings: Sett
         ({"recipe": "paper"}, 6, 0, "recipe = fast, not paper"),
         ({}, 7, 0, "hidden_channels = 6, not 7"),
         ({}, 6, 1, "training molecules"),
+        ({}, 6, 2, "validation positions and labels"),
     ],
-    ids=["epochs", "recipe", "network", "molecules"],
+    ids=["epochs", "recipe", "network", "molecules", "validation"],
 )
 def test_a_checkpoint_of_another_run_is_refused(
     changes: dict[str, Any],
@@ -132,7 +134,9 @@ def test_a_checkpoint_of_another_run_is_refused(
     interrupt_after(first, 3)
     with pytest.raises(TrainingStopped):
         first.fit()
-    molecules, config = (parts[train], parts[1]), settings(**changes)
+    shifted = replace(parts[1], target=parts[1].target + 1)
+    molecules = ((parts[0], parts[1]), (parts[1], parts[1]), (parts[0], shifted))[train]
+    config = settings(**changes)
     other = Trainer(new_model(hidden_channels=width), *molecules, config, tmp_path, progress=False)
     before = other.objective.vector.clone()
     with pytest.raises(ModelFileError, match=message):
@@ -244,3 +248,28 @@ def test_compiled_training(
     assert not torch.allclose(
         moved.blocks[0].interaction.V, eager.model.blocks[0].interaction.V, atol=1e-3
     )
+
+
+def test_a_damaged_best_model_does_not_end_the_run(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    """Its checkpoint is whole: the weights go on, and the best of the epochs left is kept."""
+    whole = Trainer(new_model(), *parts, settings(), tmp_path / "whole", progress=False)
+    whole.fit()
+    first = Trainer(new_model(), *parts, settings(), tmp_path / "run", progress=False)
+    interrupt_after(first, 13)
+    with pytest.raises(TrainingStopped):
+        first.fit()
+    assert first.best_epoch == 1
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"")
+    second = Trainer(new_model(), *parts, settings(), tmp_path / "run", progress=False)
+    with pytest.warns(HIPNNWarning, match=r"model\.safetensors is missing.* Training goes on"):
+        second.resume()
+    second.fit()
+    assert torch.equal(second.objective.vector, whole.objective.vector)
+    assert second.best_epoch == whole.best_epoch > 1
+    assert load_model(tmp_path / "run").card["epoch"] == whole.best_epoch
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"")
+    third = Trainer(new_model(), *parts, settings(), tmp_path / "run", progress=False)
+    with pytest.raises(ModelFileError, match="restore it from a copy"):  # nothing is left to do
+        third.resume()

@@ -265,6 +265,28 @@ def test_divergence_stops(
     assert calm.fit() is calm.model  # control
 
 
+def test_weights_that_the_last_step_spoilt(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    """No loss shows them: validation does. There is no best model to begin with."""
+    config = settings(learning_rate=1e30, recipe="paper", batch_size=90, epochs=1)
+    trainer = Trainer(new_model(), *parts, config, tmp_path, progress=False)
+    with pytest.raises(TrainingStopped, match="validation error after epoch 1 is not fin") as stop:
+        trainer.fit()
+    assert "--start" not in str(stop.value) and not (tmp_path / "model.json").exists()
+    spoilt = Trainer(new_model(), *parts, settings(epochs=2), tmp_path / "b", progress=False)
+    end_epoch = spoilt.end_epoch
+
+    def spoil() -> None:
+        if spoilt.epoch == 1:
+            spoilt.average.vector.fill_(torch.nan)  # type: ignore[union-attr]
+        end_epoch()
+
+    spoilt.end_epoch = spoil  # type: ignore[method-assign]
+    with pytest.raises(TrainingStopped, match="after epoch 2 is not finite.*--start RUN"):
+        spoilt.fit()
+
+
 def test_an_interrupt_does_not_save_a_bad_step(
     new_model: Models, parts: Parts, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
