@@ -156,6 +156,8 @@ def test_foreign_species_are_refused(parts: Parts, settings: Settings) -> None:
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"split_seed": -2}, "split_seed must be at least 0, not -2"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive, not nan"),
         ({"lambda_l2": -5.0}, "lambda_l2 must be at least 0, not -5"),
