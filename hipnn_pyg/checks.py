@@ -109,19 +109,21 @@ def _check_batch(batch: Tensor, z: Tensor, num_graphs: int | None) -> None:
         raise StructureError(
             f"batch is on {batch.device} and z on {z.device}: move both with .to(device)"
         )
-    step = batch.long().diff()
-    if bool((step < 0).any()):
-        atom = int((step < 0).nonzero()[0]) + 1
+    batch = batch.long()
+    step = batch.diff(prepend=batch[:1])
+    looked_at = torch.stack((batch[0], batch[-1], *torch.aminmax(step)))
+    first, last, lowest, highest = looked_at.tolist()  # a GPU is waited for once
+    if lowest < 0:
+        atom = int((step < 0).nonzero()[0])
         raise StructureError(
             f"batch is not sorted: it falls from {int(batch[atom - 1])} to {int(batch[atom])} at "
             f"atom {atom}; sort the atoms of all inputs by molecule, e.g. with batch.argsort()"
         )
-    present = int(batch[-1]) + 1
-    missing = None
-    if int(batch[0]) != 0:
+    present, missing = last + 1, None
+    if first != 0:
         missing = 0
-    elif bool((step > 1).any()):
-        missing = int(batch[int((step > 1).nonzero()[0])]) + 1
+    elif highest > 1:
+        missing = int(batch[int((step > 1).nonzero()[0]) - 1]) + 1
     elif num_graphs is not None and num_graphs > present:
         missing = present
     if missing is not None:
