@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,7 +101,8 @@ def prepare(
     else:
         kept = folder.start if resume and folder.start.exists() else model_folder(start)
         card = read_card(kept)
-        _check_start(start, card, network, packed.spec, provenance)
+        redrawn = partial(_checksum, molecules, len(packed), candidates)
+        _check_start(start, card, network, packed.spec, provenance, redrawn)
         model, provenance["started_from"] = load_model(kept), _origin(start, card)
         if kept != folder.start and first_process():
             copy_model(kept, folder.start)
@@ -120,10 +121,30 @@ def prepare(
     return trainer
 
 
+def _checksum(
+    molecules: MoleculeSet, num: int, candidates: Tensor, train: int, validation: int, seed: int
+) -> str:
+    """Of the split of a data set into so many molecules; empty if it has not so many."""
+    try:
+        sizes = replace(molecules, num_train=train, num_validation=validation)
+        return split(sizes, num, candidates, seed).checksum
+    except ValueError:
+        return ""
+
+
 def _check_start(
-    name: str, card: Mapping[str, Any], network: Network, target: Target, data: Mapping[str, Any]
+    name: str,
+    card: Mapping[str, Any],
+    network: Network,
+    target: Target,
+    data: Mapping[str, Any],
+    redrawn: Callable[[int, int, int], str],
 ) -> None:
-    """Whether a trained model may be what this run begins with; raises ValueError if not."""
+    """Whether a trained model may be what this run begins with; raises ValueError if not.
+
+    ``redrawn`` gives the checksum of a split of this data set: training and validation molecules,
+    and the seed.
+    """
     for option, wanted in asdict(network).items():
         if (its := card["hyperparameters"][option]) != wanted:
             raise ValueError(f"--start {name} has {option} = {its}, not {wanted}: --{option} {its}")
@@ -137,25 +158,22 @@ def _check_start(
             f"--start {name} learned {card.get('target')}, not {target.name}, and keeps its E^0: "
             "start with a model of that target"
         )
-    began = f"--start {name}"
+    who = f"--start {name}"
     while card:
-        if _structures(card) == _structures(data) and not _keeps_apart(card, data):
+        if _structures(card) == _structures(data) and not _keeps_apart(card, data, redrawn):
+            sizes = _sizes(card)
+            way_out = "train without it"
+            if None not in sizes and redrawn(*sizes) == card.get("split_sha256"):
+                way_out = (
+                    f"use its --split_seed {sizes[2]}, --num_validation {sizes[1]} and --num_train "
+                    f"{sizes[0]} or more"
+                )
             raise ValueError(
-                f"{began} learned another split of these structures: some molecules of this test "
-                f"or validation set were its training molecules; {_way_out(card, data)}"
+                f"{who} learned another split of these structures: some molecules of this test or "
+                f"validation set were its training molecules; {way_out}"
             )
         card = card.get("started_from", {})
-        began += f", which began with {card.get('model')}, that"
-
-
-def _way_out(card: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """How to split so that what a model learned is learned again."""
-    if any(card.get(key) != data.get(key) for key in ("dataset", "molecule")):
-        return "train without it"
-    return (
-        f"use its --split_seed {_split_seed(card)}, --num_validation {card.get('num_validation')} "
-        f"and --num_train {card.get('num_train')} or more"
-    )
+        who = f"--start {name} began with {card.get('model')}, which"
 
 
 def _structures(data: Mapping[str, Any]) -> tuple[str, str]:
@@ -166,21 +184,22 @@ def _structures(data: Mapping[str, Any]) -> tuple[str, str]:
     return dataset.removesuffix("-rdkit"), molecule.removeprefix("revised ")
 
 
-def _split_seed(data: Mapping[str, Any]) -> Any:
-    return data.get("split_seed", data.get("seed"))
+def _sizes(data: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Training and validation molecules, and the seed of a split."""
+    seed = data.get("split_seed", data.get("seed"))
+    return data.get("num_train"), data.get("num_validation"), seed
 
 
-def _keeps_apart(card: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
-    """Whether what a model learned is within this run's training set: the same split, or one with
-    fewer training molecules (see :func:`hipnn_pyg.data.splits.random_split`)."""
+def _keeps_apart(
+    card: Mapping[str, Any], data: Mapping[str, Any], redrawn: Callable[[int, int, int], str]
+) -> bool:
+    """Whether what a model learned is within this run's training set: the same split, or one of
+    the same draw with fewer training molecules (:func:`hipnn_pyg.data.splits.random_split`)."""
     if card.get("split_sha256") == data["split_sha256"]:
         return True
-    alike = ("dataset", "molecule", "num_validation")
-    return (
-        all(card.get(key) == data.get(key) for key in alike)
-        and _split_seed(card) == _split_seed(data)
-        and card.get("num_train", math.inf) <= data["num_train"]
-    )
+    (train, *its), (most, *own) = _sizes(card), _sizes(data)
+    nested = None not in (train, *its) and its == own and train <= most
+    return nested and redrawn(train, *its) == card.get("split_sha256")
 
 
 def _origin(name: str, card: Mapping[str, Any]) -> dict[str, Any]:

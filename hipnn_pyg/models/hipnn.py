@@ -402,13 +402,14 @@ class HIPNN(nn.Module):
         Raises:
             KernelUnavailableError: ``kernel="fused"`` and there are no kernels; the reason.
         """
+        if torch.jit.is_tracing() and self.kernel != "fused":
+            return "reference"
         if self.kernel not in ("auto", "fused"):
             return self.kernel
-        if self.kernel == "auto" and torch.jit.is_tracing():
-            return "reference"
         missing = UNDER_TRANSFORMS if transformed() else available(device.type)
         if missing and self.kernel == "fused":
-            raise KernelUnavailableError(f'{missing}: use kernel="padded"')
+            other = "reference" if torch.jit.is_tracing() else "padded"
+            raise KernelUnavailableError(f'{missing}: use kernel="{other}"')
         return "padded" if missing else "fused"
 
     def pairs(

@@ -8,8 +8,8 @@ from hipnn_pyg.nn.fused import (
     fused_layers,
     has_kernels,
     layers_as_built,
-    unchanged,
 )
+from hipnn_pyg.nn.hooks import unchanged
 from hipnn_pyg.nn.interaction import Interaction
 from hipnn_pyg.nn.onsite import OnSite
 from hipnn_pyg.nn.readout import EnergyReadout, ReferenceEnergy, molecule_sums, nonhierarchicality

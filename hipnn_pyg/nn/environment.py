@@ -15,6 +15,7 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import SumAggregation
 
 from hipnn_pyg.graph.pairs import Pairs
+from hipnn_pyg.nn.hooks import unchanged
 from hipnn_pyg.ops import envsum
 
 MESSAGE_HOOKS = tuple(
@@ -47,7 +48,7 @@ class EnvironmentSum(MessagePassing):
             and not any(map(own.__getitem__, MESSAGE_HOOKS))
             and not any(name in own for name in METHODS)
             and not own.get("_explain")
-            and type(own["_modules"]["aggr_module"]) is SumAggregation
+            and unchanged(own["_modules"]["aggr_module"], SumAggregation)
         )
 
     def forward(self, s: Tensor, z: Tensor, pairs: Pairs) -> Tensor:
@@ -63,10 +64,11 @@ class EnvironmentSum(MessagePassing):
         """
         j, i = pairs.j, pairs.i
         if not self.as_written:
-            near = (s != 0).any(-1)  # beyond the cutoff, layouts hold different pairs
             if i is None:
                 i = torch.arange(z.size(0), device=j.device).unsqueeze(1).expand_as(j)
-            j, i, s = j[near], i[near], s[near]
+            if not self.__dict__.get("_explain"):  # else a mask has an entry for each edge
+                near = (s != 0).any(-1)  # beyond the cutoff, layouts hold different pairs
+                j, i, s = j[near], i[near], s[near]
         elif pairs.pattern is not None:
             return envsum(s, z, pairs.pattern)
         elif i is None:

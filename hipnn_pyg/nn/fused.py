@@ -12,6 +12,7 @@ from torch.nn.modules import module as torch_module
 from hipnn_pyg import ops
 from hipnn_pyg.graph.pairs import Pairs
 from hipnn_pyg.nn.environment import EnvironmentSum
+from hipnn_pyg.nn.hooks import unchanged
 from hipnn_pyg.nn.interaction import Interaction
 from hipnn_pyg.nn.onsite import OnSite
 from hipnn_pyg.nn.residual import Linear, Residual
@@ -110,19 +111,6 @@ def _as_built(
         if kind is Residual and parts.get("M") is not None:
             return parts["M"].__dict__["_parameters"]["bias"] is None
     return True
-
-
-def unchanged(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of this module does what its class says, and no more: no hooks."""
-    own = module.__dict__
-    return type(module) is kind and not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-        or "received" in own
-    )
 
 
 def fused_layers(

@@ -87,6 +87,8 @@ def test_training_starts_from_a_trained_model(
     assert main(training(third, *still, "--start", str(again))) == 0
     origin = json.loads((third / "model.json").read_text())["started_from"]
     assert origin["model"] == "again" and origin["started_from"] == card
+    more = (*still, "--num_train", "170", "--start", str(third))  # which hold the 160
+    assert main(training(tmp_path / "more", *more)) == 0
     assert main([*training(again, *still), "--resume"]) == 0  # it knows where it began
     np.testing.assert_allclose(energies(again, images), expected, rtol=0, atol=1e-5)
     capsys.readouterr()
@@ -95,6 +97,7 @@ def test_training_starts_from_a_trained_model(
         (("--start", str(trained), "--ensemble", "2"), "leave --ensemble out"),
         (("--start", "no-such-model"), "no-such-model"),
         (("--start", str(again), "--split_seed", "1"), "again learned another split"),
+        (("--start", str(again), "--num_train", "150"), "--num_train 160 or more"),
     ):
         assert main(training(tmp_path / "bad", *options)) == 1
         assert words in one_line(capsys, "train")
@@ -104,10 +107,15 @@ def test_training_starts_from_a_trained_model(
     "changes, words",
     [
         ({}, None),
-        ({"split_sha256": "other"}, "use its --split_seed 4, --num_validation 5 and --num_train 8"),
-        ({"split_sha256": "other", "split_seed": 3, "num_train": 7}, None),
-        ({"split_sha256": "other", "split_seed": 3, "num_train": 9}, "--num_train 9 or more"),
-        ({"split_sha256": "other", "split_seed": 3, "num_validation": 4}, "--num_validation 4"),
+        (
+            {"split_sha256": "8, 5, 4"},
+            "use its --split_seed 4, --num_validation 5 and --num_train 8",
+        ),
+        ({"split_sha256": "7, 5, 3", "split_seed": 3, "num_train": 7}, None),
+        ({"split_sha256": "9, 5, 3", "split_seed": 3, "num_train": 9}, "--num_train 9 or more"),
+        ({"split_sha256": "8, 4, 3", "split_seed": 3, "num_validation": 4}, "--num_validation 4"),
+        ({"split_sha256": "of more", "split_seed": 3, "num_train": 7}, "train without it"),
+        ({"split_sha256": "old", "num_train": None}, "train without it"),
         ({"dataset": "qm9-rdkit", "split_sha256": "other"}, "train without it"),
         ({"target": "zpve"}, "learned zpve, not U0_atom"),
         ({"energy_unit": "kcal/mol"}, "energies in kcal/mol, this data set in eV"),
@@ -125,7 +133,7 @@ def test_a_model_that_knows_test_molecules_is_no_start(
     data |= {"num_train": 8, "num_validation": 5}
     card = {**data, "hyperparameters": asdict(Network()), "energy_unit": "eV", "split_seed": 4}
     card |= changes
-    given = [card, Network(), QM9_TARGETS["U0_atom"], data]
+    given = [card, Network(), QM9_TARGETS["U0_atom"], data, lambda *sizes: str(sizes)[1:-1]]
     if words is None:
         _check_start("a", *given)
     else:
@@ -140,7 +148,7 @@ def test_a_model_that_knows_test_molecules_is_no_start(
     }
     if words is None or "split" not in str(changes):
         return
-    with pytest.raises(ValueError, match="--start a, which began with b, that learned another"):
+    with pytest.raises(ValueError, match="--start a began with b, which learned another split"):
         _check_start("a", *given)
 
 
@@ -149,9 +157,10 @@ def test_revised_frames_are_the_same_frames() -> None:
     card = {"dataset": "md17", "molecule": "benzene", "split_sha256": "one", "target": "energy"}
     card |= {"hyperparameters": network, "energy_unit": "kcal/mol"}
     data = card | {"molecule": "toluene", "split_sha256": "other"}
-    _check_start("a", card, Network(), MD17_ENERGY, data)  # control
+    _check_start("a", card, Network(), MD17_ENERGY, data, lambda *_: "other")  # control
     with pytest.raises(ValueError, match="some molecules of this test or"):
-        _check_start("a", card, Network(), MD17_ENERGY, data | {"molecule": "revised benzene"})
+        revised = data | {"molecule": "revised benzene"}
+        _check_start("a", card, Network(), MD17_ENERGY, revised, lambda *_: "other")
 
 
 def test_what_training_leaves(trained: Path, molecule_file: Path) -> None:

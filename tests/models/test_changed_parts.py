@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
+from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.nn import MeanAggregation
 
 from hipnn_pyg import HIPNN, HIPNNPotential
@@ -80,6 +81,11 @@ def put_sum(model: HIPNN) -> None:
     model.blocks[0].interaction.environment_sum = Squared()
 
 
+def put_message(model: HIPNN) -> None:
+    layer = model.blocks[1].interaction.environment_sum
+    layer.message = lambda s, z_j: 2 * s.unsqueeze(2) * z_j.unsqueeze(1)  # type: ignore[assignment]
+
+
 def put_received(model: HIPNN) -> None:
     layer = model.blocks[0].interaction
     own = layer.received
@@ -100,6 +106,10 @@ CHANGES: dict[str, Change] = {
     "M with a bias": put_biases,
     "hook of messages": message_hook,
     "another aggregation": put_mean,
+    "hook of the aggregation": lambda m: m.blocks[
+        0
+    ].interaction.environment_sum.aggr_module.register_forward_hook(lambda a, given, e: 2 * e),
+    "own message": put_message,
     "own messages": put_sum,
     "own received": put_received,
     "hook of a layer": lambda m: m.blocks[1].onsite[0].register_forward_hook(shift_by_one),
@@ -153,6 +163,25 @@ def test_a_removed_hook_gives_the_kernels_back(small_model: Build, molecules: Ba
     handle.remove()
     assert direct.serves(model)
     torch.testing.assert_close(energies(model, molecules), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kernel", ["fused", "reference"])
+def test_edges_may_be_masked(kernel: str, small_model: Build, molecules: Batch) -> None:
+    """As PyG's explainers do it: one number for each edge, those beyond the cutoff too."""
+    model, methane = small_model(kernel=kernel), molecules[0]
+    atoms = torch.arange(len(methane.z))
+    i, j = torch.cartesian_prod(atoms, atoms).t()
+    edge_index = torch.stack((j, i))[:, i != j]
+    given = (methane.z, methane.pos, None, edge_index)
+    before = model(*given)
+    mask = torch.ones(edge_index.size(1), dtype=torch.float64, requires_grad=True)
+    set_masks(model, mask, edge_index, apply_sigmoid=False)
+    torch.testing.assert_close(model(*given), before)
+    (slope,) = torch.autograd.grad(model(*given).sum(), mask)
+    far = (methane.pos[edge_index[0]] - methane.pos[edge_index[1]]).norm(dim=1) >= model.cutoff
+    assert float(slope.abs().max()) > 1e-3 and bool((slope[far] == 0).all())
+    clear_masks(model)
+    torch.testing.assert_close(model(*given), before)
 
 
 def test_a_hook_of_all_modules_is_called(small_model: Build, molecules: Batch) -> None:
@@ -274,7 +303,9 @@ def test_traced(small_model: Build, molecules: Batch) -> None:
     larger = molecules[1]  # a trace keeps no number of atoms
     assert len(larger.z) > len(water.z)
     torch.testing.assert_close(traced(larger.z, larger.pos), model(larger.z, larger.pos))
-    with pytest.raises(RuntimeError, match="padded"):
+    padded = torch.jit.trace(small_model(kernel="padded"), (water.z, water.pos))
+    torch.testing.assert_close(padded(larger.z, larger.pos), model(larger.z, larger.pos))
+    with pytest.raises(RuntimeError, match='kernel="reference"'):
         torch.jit.trace(small_model(kernel="fused"), (water.z, water.pos))
 
 
