@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
+import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -178,8 +181,12 @@ def read_each(path: str | Path) -> list[Data | StructureError]:
         raise FileNotFoundError(f"no structure file {path}")
     kind = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() not in COMPRESSED]
     if kind[-1:] == [".sdf"]:  # of which ASE reads the first record only
-        with open_with_compression(str(path), "rb") as file:
-            return _of_sdf(path, file)
+        try:
+            with open_with_compression(str(path), "rb") as file:
+                content = file.read()
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise StructureError(f"{path} is damaged ({error}): restore it") from error
+        return _of_sdf(path, BytesIO(content))
     try:
         if kind[-1:] in ([".xyz"], [".extxyz"]):
             with open_with_compression(str(path), "r") as file:

@@ -413,7 +413,7 @@ def _check_slices(numbers: Tensor, positions: Tensor) -> None:
         odd = int((numbers != positions).nonzero()[0])
         raise StructureError(
             f"molecule {odd} of the dataset has {int(numbers[odd])} atomic numbers and "
-            f"{int(positions[odd])} positions: repair it, or leave it out"
+            f"{int(positions[odd])} positions: repair it, or pack a list of Data without it"
         )
 
 

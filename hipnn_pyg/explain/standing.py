@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from hipnn_pyg.models.files import ModelFileError
+from hipnn_pyg.models.files import ModelFileError, read_card
 
 Floats = NDArray[np.float64]
 
@@ -74,16 +74,14 @@ def are_current(folder: str | Path) -> bool:
     Raises:
         ModelFileError: one of them is damaged.
     """
-    found = []
-    for path in (Path(folder) / "results.json", Path(folder) / "model.json"):
-        if not path.is_file():
-            return True
-        try:
-            found.append(json.loads(path.read_text()))
-        except ValueError as error:
-            raise ModelFileError(f"{path} is damaged ({error}): {AGAIN}") from error
-    results, card = found
-    return bool(results.get("model") == card)
+    path = Path(folder) / "results.json"
+    if not path.is_file() or not (Path(folder) / "model.json").is_file():
+        return True
+    try:
+        evaluated = json.loads(path.read_text())["model"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path} is damaged ({error!r}): {AGAIN}") from error
+    return bool(evaluated == read_card(folder))
 
 
 def known_r(folder: str | Path) -> KnownR | None:

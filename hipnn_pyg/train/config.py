@@ -72,8 +72,8 @@ class Training:
         devices: processes on each node, one per device; "auto" for all GPUs. The mini-batch is
             split over them: their number changes the speed, not the result.
         num_nodes: nodes, each with so many devices.
-        compile: run the step through torch.compile: "on", "off" or "auto" (long runs on a GPU; on
-            a CPU the package's own kernels are faster).
+        compile: run the step through torch.compile: "on", "off" or "auto" (on a GPU long runs that
+            learn forces; on a CPU the package's own kernels are faster).
         capture: run the whole step as one CUDA graph: "auto" (on a GPU, one process), "on" or
             "off". On a CPU "on" runs the same step of fixed shapes without a graph, for tests.
         precision: of the matrix products of a training step: "float32", "tf32" (on a GPU) or

@@ -150,9 +150,10 @@ class Trainer:
         self.captures = (self.alone or device.type == "cuda") and capture_wanted(
             config, device, self.fabric.world_size, periodic
         )
-        self.compiled = not self.captures and compile_wanted(
-            config, device, kernel, total_steps, self.forces, periodic
-        )
+        compile = (config, device, kernel, total_steps, self.forces, periodic)
+        if self.captures and self.forces and config.capture == "auto":
+            self.captures = not compile_wanted(*compile)  # it has fewer kernels
+        self.compiled = not self.captures and compile_wanted(*compile)
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -365,8 +366,8 @@ class Trainer:
         if step >= 0:
             molecules = self.partition()[step].tolist()
             what = (
-                f"the loss of batch {step} of epoch {self.epoch + 1} is not finite (training "
-                f"molecules {molecules[:5]} ...)"
+                f"the loss of batch {step} of epoch {self.epoch + 1} is not finite (look at "
+                f"training molecules {molecules[:5]} ...)"
             )
         elif self.last is not None and not all(map(math.isfinite, self.last.row.values())):
             what = f"the validation error after epoch {self.epoch} is not finite"
@@ -375,7 +376,7 @@ class Trainer:
         start = " (hipnn train --start RUN begins with this one's best weights)"
         raise TrainingStopped(
             f"{what}; the last checkpoint is intact: begin a new run with a lower learning_rate"
-            f"{start if self.best_epoch else ''}, or look at those molecules"
+            f"{start if self.best_epoch else ''}"
         )
 
     def _ask_to_stop(self) -> None:

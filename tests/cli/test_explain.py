@@ -147,11 +147,15 @@ def test_standing(tmp_path: Path) -> None:
 
 def test_predictions_of_other_weights_do_not_count(tmp_path: Path) -> None:
     np.savez(tmp_path / "predictions.npz", nonhierarchicality=np.ones(3))
-    (tmp_path / "model.json").write_text('{"epoch": 2}')
-    (tmp_path / "results.json").write_text('{"model": {"epoch": 2}}')
+    card = {"format": "hipnn_pyg model", "format_version": 1, "epoch": 2}
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    (tmp_path / "results.json").write_text(json.dumps({"model": card}))
     assert known_r(tmp_path) is not None
-    (tmp_path / "results.json").write_text('{"model": {"epoch": 1}}')
+    (tmp_path / "results.json").write_text(json.dumps({"model": card | {"epoch": 1}}))
     assert known_r(tmp_path) is None
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(ModelFileError, match=r"model\.json is damaged .*restore it"):
+        known_r(tmp_path)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ModelFileError, match=r"results\.json is damaged .*evaluate"):
         known_r(tmp_path)

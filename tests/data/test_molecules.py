@@ -311,6 +311,11 @@ def test_a_broken_record_loses_no_other(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(StructureError, match="holds no structure"):
         read_each(path)
+    whole = gzip.compress(sdf_record("C").encode())
+    for content in (b"nonsense", whole[:-20]):
+        (tmp_path / "torn.sdf.gz").write_bytes(content)
+        with pytest.raises(StructureError, match=r"torn\.sdf\.gz is damaged"):
+            read_each(tmp_path / "torn.sdf.gz")
 
 
 def test_data_without_pbc_flag_is_periodic_in_its_cell() -> None:

@@ -615,6 +615,20 @@ def test_where_steps_are_captured() -> None:
         capture_wanted(on, cuda, 2)
 
 
+@pytest.mark.parametrize("forces", [False, True], ids=["energies", "forces"])
+@pytest.mark.parametrize("long", [False, True], ids=["short", "long"])
+def test_long_runs_on_forces_are_compiled_instead(
+    long: bool, forces: bool, train: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By themselves, as on a GPU; ``capture="on"`` captures all."""
+    where = "hipnn_pyg.train.trainer."
+    monkeypatch.setattr(where + "capture_wanted", lambda *_: True)
+    monkeypatch.setattr(where + "compile_wanted", lambda *given: long and given[4])
+    trainer = train("auto", forces=forces)
+    assert trainer.captures == (not (long and forces)) != trainer.compiled
+    assert train("on", forces=forces).captures
+
+
 @pytest.mark.parametrize("capture", ["on", "off"])
 def test_the_precision_of_products_reaches_the_step(
     capture: str, new_model: Models, parts: Parts, settings: Settings
