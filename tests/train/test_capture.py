@@ -625,7 +625,7 @@ def test_long_runs_on_forces_are_compiled_instead(
     monkeypatch.setattr(where + "capture_wanted", lambda *_: True)
     monkeypatch.setattr(where + "compile_wanted", lambda *given: long and given[4])
     trainer = train("auto", forces=forces)
-    assert trainer.captures == (not (long and forces)) != trainer.compiled
+    assert trainer.compiled == (long and forces) and trainer.captures != trainer.compiled
     assert train("on", forces=forces).captures
 
 
