@@ -376,6 +376,7 @@ class PackedMolecules:
             and self.z.dtype == torch.int64
             and self.z.dim() == 1
             and self.pos.shape == (self.z.size(0), 3)
+            and self.target.dtype == torch.float64
             and all(t.device.type == "cpu" and t.is_contiguous() for t in whole)
             and not self.pos.requires_grad
             and bool((self.start + self.counts <= self.z.size(0)).all())

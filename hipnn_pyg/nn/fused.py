@@ -45,6 +45,7 @@ def has_kernels(interaction: Interaction, onsite: nn.Module, z: Tensor, pairs: P
         and ops.takes(z)
         and layers_as_built(interaction, onsite, z)
         and z.size(1) == interaction.V.size(1)
+        and pairs.r.dtype == z.dtype
     )
 
 

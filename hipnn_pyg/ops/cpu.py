@@ -52,7 +52,10 @@ def compiler() -> list[str]:
     """
     named = os.environ.get("CXX", "").strip()
     for name in [named] if named else ["g++", "clang++", "c++"]:
-        program, *options = shlex.split(name)
+        try:
+            program, *options = shlex.split(name)
+        except ValueError as error:
+            raise KernelUnavailableError(f"CXX={named} cannot be read: {error}") from error
         if found := shutil.which(program):
             return [found, *options]
     looked = f"CXX={named} names none" if named else "g++, clang++ and c++ are not on the path"
@@ -61,8 +64,13 @@ def compiler() -> list[str]:
 
 def cache_folder() -> Path:
     """Where the compiled kernels are kept: ``$HIPNN_CACHE`` or the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("HIPNN_CACHE") or Path(base) / "hipnn_pyg")
+    if named := os.environ.get("HIPNN_CACHE"):
+        return Path(named)
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise KernelUnavailableError(f"{error} HIPNN_CACHE may name a folder") from error
+    return Path(base) / "hipnn_pyg"
 
 
 @functools.cache
@@ -103,9 +111,13 @@ def _compile(cxx: list[str], file: Path) -> None:
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             made = Path(folder) / file.name
             command = [*cxx, *FLAGS, str(SOURCE), "-o", str(made)]
-            result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            result = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=600
+            )
             if result.returncode:
-                raise KernelUnavailableError(f"{cxx[0]} failed: {result.stderr.strip()[-500:]}")
+                reason = f"{cxx[0]} failed: {result.stderr.strip()[-500:]}"
+                logger.warning("there are no CPU kernels: %s", reason)
+                raise KernelUnavailableError(reason)
             made.replace(file)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelUnavailableError(f"the kernels were not compiled: {error}") from error
@@ -117,8 +129,12 @@ def call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
     values, taken = [], (dtype, *ALWAYS)
     for a in arguments:
         if isinstance(a, Tensor):
-            if a.dtype not in taken or not a.is_contiguous():
-                raise TypeError(f"{name} wants contiguous {dtype} and int64 tensors, not {a.dtype}")
+            if a.dtype not in taken:
+                raise TypeError(f"{name} wants {dtype} and int64 tensors, not {a.dtype}")
+            if not a.is_contiguous():
+                raise TypeError(
+                    f"{name} wants contiguous tensors, not strides {a.stride()} of {list(a.shape)}"
+                )
             address = a.data_ptr()
             if not address and a.numel():
                 raise TypeError(

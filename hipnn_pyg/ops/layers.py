@@ -43,6 +43,11 @@ def _refuse_batched(gradient: Tensor) -> None:
         ) from error
 
 
+def _room_for(x: Tensor) -> Tensor:
+    """For a gradient in x, as kernels write it, however x lies."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 class _Interact(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -63,7 +68,7 @@ class _Interact(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, None, None, *differentiated(ctx, inputs, gradients[0])
         needed = zip(inputs, ctx.needs_input_grad[4:], strict=True)
-        slopes = [torch.empty_like(x) if need else None for x, need in needed]
+        slopes = [_room_for(x) if need else None for x, need in needed]
         r, mu, sigma, z, V = inputs
         kept = None if environments is None else Kept(environments, sensitivities)
         where = Where(ctx.pattern, ctx.cutoff, r, mu, sigma)
@@ -95,7 +100,7 @@ class _Dense(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, *differentiated(ctx, (z, received, *weights), gradients[0])
         sizes = [0 if w is None else w.numel() for w in weights]
-        dz, dweights = torch.empty_like(z), z.new_empty(sum(sizes))
+        dz, dweights = _room_for(z), z.new_empty(sum(sizes))
         wanted = dz if ctx.needs_input_grad[2] else None
         given = (z, Weights(weights), activations, between, gradients[0])
         dreceived = layer_kernels(z.device).dense_backward(*given, wanted, dweights)
@@ -130,7 +135,13 @@ def interact(
 
     Returns:
         ``[N, out]``.
+
+    Raises:
+        TypeError: dtypes that differ.
     """
+    for name, x in (("r", r), ("mu", mu), ("sigma", sigma), ("V", V)):
+        if x.dtype != z.dtype:
+            raise TypeError(f"interact: {name} is {x.dtype} and z {z.dtype}; both must be the same")
     keep = torch.is_grad_enabled() and V.requires_grad  # within a Function neither can be told
     return _Interact.apply(keep, pattern, cutoff, readable, r, mu, sigma, z, V)
 

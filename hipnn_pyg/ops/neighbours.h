@@ -90,9 +90,10 @@ template <typename T> struct Edges {
             const T center = inverse_mu[front + n] = 1 / mu[n];
             const T width = T(1.001) * kReach / std::abs(sigma[front + n] = sigmas[n]);
             const T infinite = std::numeric_limits<T>::infinity();
+            const bool bounded = width < infinite && center == center;  // else they are no numbers
             Reach<T> &own = of_function[n];
-            own.low = width < infinite ? center - width : -infinite;
-            own.high = width < infinite ? center + width : infinite;
+            own.low = bounded ? center - width : -infinite;
+            own.high = bounded ? center + width : infinite;
             of_tile[n / kTile].add(own), of_register[(front + n) / kLanes].add(own);
         }
     }

@@ -51,13 +51,19 @@ class Kept(NamedTuple):
 
 
 class Weights(tuple[Tensor | None, ...]):
-    """W, B, W~, B~, M~ (None: identity) of each layer; where they lie is looked up once."""
+    """W, B, W~, B~, M~ (None: identity) of each layer."""
 
     @functools.cached_property
-    def addresses(self) -> ctypes.Array[ctypes.c_void_p]:
-        """An address each, null for None."""
+    def _array(self) -> ctypes.Array[ctypes.c_void_p]:
         assert all(w is None or w.is_contiguous() for w in self)
-        return (ctypes.c_void_p * len(self))(*(None if w is None else w.data_ptr() for w in self))
+        return (ctypes.c_void_p * len(self))()
+
+    @property
+    def addresses(self) -> ctypes.Array[ctypes.c_void_p]:
+        """An address each, null for None, as they lie now: ``share_memory`` moves them."""
+        array = self._array
+        array[:] = [None if w is None else w.data_ptr() for w in self]
+        return array
 
 
 def checked(pattern: Pattern, **operands: Tensor) -> tuple[Pattern, Tensor, Tensor]:

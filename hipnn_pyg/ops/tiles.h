@@ -117,10 +117,11 @@ inline void add_outer(Index m, Index n, Index k, const T *a, Index lda, const T 
 
 // to[n, ld] = from[m, n]^T; 4 x 4 numbers at a time.
 template <typename T> inline void transpose(Index m, Index n, const T *from, T *to, Index ld) {
-    using four = lanes<T, 4>;
     Index r = 0;
     for (; r + 4 <= m; r += 4) {
         Index c = 0;
+#if defined(__clang__) || __GNUC__ >= 12  // which have the shuffles
+        using four = lanes<T, 4>;
         for (; c + 4 <= n; c += 4) {
             const T *at = from + r * n + c;
             const four a = load<four>(at), b = load<four>(at + n);
@@ -135,6 +136,7 @@ template <typename T> inline void transpose(Index m, Index n, const T *from, T *
             store<four>(out + 2 * ld, __builtin_shufflevector(ab2, pq2, 0, 1, 4, 5));
             store<four>(out + 3 * ld, __builtin_shufflevector(ab2, pq2, 2, 3, 6, 7));
         }
+#endif
         for (; c < n; ++c)
             for (Index k = r; k < r + 4; ++k) to[c * ld + k] = from[k * n + c];
     }

@@ -76,6 +76,8 @@ class DirectGradient:
         Args:
             batch: checked molecules.
         """
+        target, ptr = batch.target.double().contiguous(), batch.ptr.long().contiguous()
+        batch = batch._replace(z=batch.z.contiguous(), ptr=ptr, target=target)
         if isinstance(self.loss, HIPNNForceLoss):
             return self._penalised(self._of_forces(self.loss, batch))
         if torch.get_num_threads() * batch.max_atoms <= batch.pos.size(0) / 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import ase.build
 import pytest
@@ -255,6 +256,15 @@ def test_atoms_that_do_not_match_their_positions(
     for validate in (True, False):
         with pytest.raises(StructureError, match=message):
             PackedMolecules.pack(source(broken), ENERGY, validate)
+
+
+def test_energies_of_another_dtype(items: list[Data]) -> None:
+    """The kernel that gathers mini-batches takes float64 ones."""
+    cpu.library()
+    packed = PackedMolecules.pack(items, ENERGY)
+    short = replace(packed, target=packed.target.float())
+    index = torch.arange(11).repeat(50)
+    assert torch.equal(short.gather(index).target, packed.gather(index).target.float())
 
 
 def test_one_structure_is_a_data_set(items: list[Data]) -> None:

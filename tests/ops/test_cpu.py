@@ -76,6 +76,9 @@ def test_no_compiler(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CXX", "no-such-compiler -m64")
     with pytest.raises(KernelUnavailableError, match="CXX=no-such-compiler -m64"):
         cpu.library()
+    monkeypatch.setenv("CXX", 'g++ "-m64')
+    with pytest.raises(KernelUnavailableError, match="cannot be read: No closing quotation"):
+        cpu.library()
 
 
 def test_a_compiler_with_options(
@@ -87,11 +90,15 @@ def test_a_compiler_with_options(
     assert log.read_text() == "run\n-m64\n"
 
 
-def test_a_compiler_that_fails(cache: Path, compiler: Callable[[str], Path]) -> None:
-    compiler("echo 'unknown option' >&2; exit 1")
-    with pytest.raises(KernelUnavailableError, match="unknown option"):
+def test_a_compiler_that_fails(
+    cache: Path, compiler: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its words, in whatever encoding; a line in the log, as nobody may ask for the error."""
+    compiler(r"printf 'unknown \377 option' >&2; exit 1")
+    with pytest.raises(KernelUnavailableError, match="unknown . option"):
         cpu.library()
     assert list(cache.iterdir()) == []
+    assert "there are no CPU kernels" in caplog.text
 
 
 def test_a_cache_folder_that_cannot_be_made(
@@ -101,6 +108,21 @@ def test_a_cache_folder_that_cannot_be_made(
     monkeypatch.setenv("HIPNN_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(KernelUnavailableError, match="not compiled.*file"):
         cpu.library()
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container whose user has no name."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setenv("HIPNN_CACHE", str(tmp_path))
+    assert cpu.cache_folder() == tmp_path
+    monkeypatch.delenv("HIPNN_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(KernelUnavailableError, match="home directory. HIPNN_CACHE may name"):
+        cpu.cache_folder()
 
 
 def test_a_corrupt_file(cache: Path, compiler: Callable[[str], Path]) -> None:

@@ -106,12 +106,16 @@ def test_what_a_function_does_not_reach_is_skipped(
     assert_same(fast, readable, inputs, dtype)
 
 
-def test_a_width_that_is_no_number_is_seen(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("nu, place", [(20, 3), (6, 5), (6, 0)])
+@pytest.mark.parametrize("which", [1, 2], ids=["mu", "sigma"])
+def test_a_function_that_is_no_number_is_seen(
+    which: int, nu: int, place: int, dtype: torch.dtype
+) -> None:
     pattern, r = edges(6, 60)
-    inputs = [x.to(dtype) for x in interaction_inputs(20, 5, 8, 6, r)]
+    inputs = [x.to(dtype) for x in interaction_inputs(nu, 5, 8, 6, r)]
     readable = readable_of(pattern)
     assert bool(ops.interact(*inputs, pattern, CUTOFF, readable).isfinite().all())
-    inputs[2][3] = torch.nan
+    inputs[which][place] = torch.nan
     assert not bool(ops.interact(*inputs, pattern, CUTOFF, readable).isfinite().any(1)[0])
 
 
@@ -187,6 +191,33 @@ def make_layers(dtype: torch.dtype = torch.float64) -> tuple[Interaction, list[O
     torch.manual_seed(0)
     interaction = Interaction(3, 4, Sensitivity(5, 0.9, 3.0, CUTOFF)).to(dtype)
     return interaction, [OnSite(4, 4).to(dtype) for _ in range(2)]
+
+
+def test_features_that_lie_column_by_column(dtype: torch.dtype) -> None:
+    """Their gradient does, too, as the kernels write it: row by row."""
+    pattern, r = edges(6, 60)
+    inputs = [x.to(dtype) for x in interaction_inputs(7, 5, 8, 6, r)]
+    turned = inputs[3].t().contiguous().t()
+    assert not turned.is_contiguous()
+    slopes = []
+    for z in (inputs[3], turned):
+        z = z.requires_grad_()
+        sent = ops.interact(*inputs[:3], z, inputs[4], pattern, CUTOFF, readable_of(pattern))
+        weights = [w if w is None else w.to(dtype) for w in dense_weights(5, 8, 2)]
+        result = ops.dense(z, sent, weights, layers)
+        slopes.append(torch.autograd.grad(result.square().sum(), z)[0])
+    torch.testing.assert_close(*slopes)
+
+
+def test_dtypes_must_be_the_same(dtype: torch.dtype) -> None:
+    pattern, r = edges(6, 60)
+    inputs = [x.to(dtype) for x in interaction_inputs(7, 5, 8, 6, r)]
+    other = torch.float32 if dtype == torch.float64 else torch.float64
+    for which, name in ((0, "r"), (1, "mu"), (4, "V")):
+        changed = [*inputs]
+        changed[which] = inputs[which].to(other)
+        with pytest.raises(TypeError, match=f"{name} is {other} and z {dtype}"):
+            ops.interact(*changed, pattern, CUTOFF, readable_of(pattern))
 
 
 def test_first_and_second_derivatives() -> None:

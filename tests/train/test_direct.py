@@ -152,6 +152,45 @@ def test_serves_only_whole_layers_with_kernels(new_model: Callable[..., HIPNN]) 
     assert step_of(frozen).direct is None
 
 
+@pytest.mark.parametrize("molecules", [20, 60], ids=["by layers", "by molecules"])
+def test_parameters_that_move(
+    molecules: int, parts: Parts, new_model: Callable[..., HIPNN]
+) -> None:
+    """``share_memory`` gives them new addresses, as sending a model to another process does."""
+    steps = [step_of(new_model(kernel=kernel).double()) for kernel in ("fused", "reference")]
+    batch = parts[0].gather(torch.arange(molecules))
+    for step in steps:
+        step.gradient(step.vector, step.frozen, batch)
+    before = steps[0].vector.data_ptr()
+    steps[0].loss.model.share_memory()
+    assert steps[0].vector.data_ptr() != before
+    found = []
+    for step in steps:
+        with torch.no_grad():
+            step.vector.mul_(1.3)
+        terms, gradient = step.gradient(step.vector, step.frozen, batch)
+        found.append((terms.loss, gradient))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+def test_labels_as_they_come(parts: Parts, new_model: Callable[..., HIPNN]) -> None:
+    """Energies in float32 or with gaps, int32 places: the kernels read memory by address."""
+    step = step_of(new_model(kernel="fused").float())
+    assert step.direct is not None
+    for index in (torch.arange(20), torch.arange(60)):
+        batch = parts[0].gather(index)
+        target = batch.target.float()  # rounded, whatever they are stored as
+        expected = step.gradient(step.vector, step.frozen, batch._replace(target=target.double()))
+        for changed in (
+            {"target": target},
+            {"target": torch.stack((target, target), 1)[:, 0]},
+            {"target": target, "ptr": batch.ptr.int()},
+            {"target": target, "z": torch.stack((batch.z, batch.z), 1)[:, 0]},
+        ):
+            found = step.gradient(step.vector, step.frozen, batch._replace(**changed))
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def share_sensitivities(m: HIPNN) -> None:
     m.blocks[1].interaction.sensitivity = m.blocks[0].interaction.sensitivity
 
