@@ -37,6 +37,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")
 ALWAYS = (torch.int64, torch.float64, torch.uint8)
 """What kernels of every dtype take: indices, energies, memory."""
+NO_MEMORY = -1
+"""What kernels return where they found none."""
 SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
 
 
@@ -125,7 +127,12 @@ def _compile(cxx: list[str], file: Path) -> None:
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
     """Call a kernel with contiguous tensors (of ``dtype``, int64, bytes or, for energies, float64),
-    sizes, numbers, addresses, None for null; what it returns, if anything."""
+    sizes, numbers, addresses, None for null; what it returns.
+
+    Raises:
+        TypeError: a tensor of another dtype, with gaps, or without memory.
+        MemoryError: there was none for a kernel's own sums.
+    """
     values, taken = [], (dtype, *ALWAYS)
     for a in arguments:
         if isinstance(a, Tensor):
@@ -146,7 +153,12 @@ def call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
     function = getattr(kernels, f"{name}_{SUFFIX[dtype]}")
     if function.argtypes is None:  # converting arguments is then ctypes' own, fast, work
         function.argtypes, function.restype = [*map(_c_type, arguments)], ctypes.c_int64
-    return int(function(*values))
+    found = int(function(*values))
+    if found == NO_MEMORY:
+        raise MemoryError(
+            f"{name}: no memory for the sums of its threads: take fewer atoms at once"
+        )
+    return found
 
 
 def _c_type(argument: Any) -> Any:

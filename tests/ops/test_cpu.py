@@ -195,3 +195,42 @@ def test_fewer_threads_than_asked_for() -> None:
         text=True,
     )
     assert result.stdout.strip() == "equal", result.stderr
+
+
+NO_MEMORY = """
+import resource, torch
+from hipnn_pyg.ops import cpu, edge_pattern, interact
+
+torch.set_num_threads(2)
+
+def slopes(atoms, room=None):
+    i = torch.arange(atoms)
+    z, V = torch.ones(atoms, 256, requires_grad=True), torch.ones(1, 256, 1)
+    numbers = torch.full((atoms,), 1.5), torch.tensor([1.5]), torch.tensor([2.0])
+    sent = interact(*numbers, z, V, edge_pattern(i, i, atoms), 5.0, None)
+    if room is not None:
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + room
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    return torch.autograd.grad(sent.sum(), z)[0]
+
+expected = slopes(100)
+for room in (400 << 20, 2000 << 20):  # the gradient and, of each thread, as much again
+    try:
+        print(bool((slopes(200_000, room)[:100] == expected).all()))
+    except MemoryError as error:
+        print(error)
+"""
+
+
+def test_no_memory_is_an_error() -> None:
+    """Not the end of the process; with memory the same call goes on."""
+    result = subprocess.run(
+        [sys.executable, "-c", NO_MEMORY], capture_output=True, text=True, timeout=120
+    )
+    first, second = result.stdout.splitlines()
+    assert (
+        first
+        == "interact_backward: no memory for the sums of its threads: take fewer atoms at once"
+    )
+    assert second == "True", result.stderr
