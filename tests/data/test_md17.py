@@ -60,7 +60,7 @@ def place(tmp_path: Path, data_dir: Path | None) -> Callable[[str], Path]:
         if data_dir is None:
             write_frames(path, revised, OFFSETS[name])
         else:
-            path.parent.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(data_dir / ("rmd17" if revised else "md17") / file, path)
         return path
 
