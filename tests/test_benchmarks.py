@@ -270,7 +270,7 @@ def test_the_rows_of_the_gpu(inline: None, tmp_path: Path, monkeypatch: pytest.M
     assert titles[6:8] == ["epoch of 2 steps", "8 models, 1 steps each"]
     assert all("error of" in title for title in titles[8:]) and len(titles) == 12
     step, kernels, energies = rows[:3]
-    assert step["ours"] == "HIPNN captured" and energies["ours"] == "HIPNN"
+    assert step["ours"] == energies["ours"] == "HIPNN captured"
     assert set(step["ratios"]) == {"HIPNN", "SchNet"} and step["floor"]["value"] > 0
     assert [goal["goal"] for goal in step["goals"]] == ["at least 5x SchNet", "at most 0.274123 ms"]
     assert kernels["figures"]["SchNet"]["median"] == 6.0

@@ -61,7 +61,7 @@ def _batch(bench: Bench, size: int, least: float, of_epoch: list[Goal]) -> list[
         of_epoch: what follows for a step from the goal of an epoch.
     """
     _needed()
-    steps, energies = (CAPTURED, *OURS[::-1], *PEERS), (*OURS[::-1], *PEERS)
+    steps, energies = (CAPTURED, *OURS[::-1], *PEERS), (CAPTURED, *OURS[::-1], *PEERS)
     goals = [Goal(least, PEERS[0])]
     return [
         compare(

@@ -25,6 +25,7 @@ from torch_geometric.nn.models import SchNet
 from hipnn_pyg import HIPNN, PackedMolecules, RadiusGraph
 from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.graph import edge_distances
+from hipnn_pyg.models import CapturedEnergies
 from hipnn_pyg.train import HIPNNLoss
 from hipnn_pyg.train.adam import VectorAdam
 from hipnn_pyg.train.capture import CapturedStep, StepState, adam_state_of, gradient_of
@@ -129,7 +130,7 @@ class Captured(Ours):
     """HIP-NN of this package as its trainer runs it on a GPU: a step is one CUDA graph.
 
     Mini-batches are drawn within the step, from molecules that live on the device. On a CPU the
-    same step runs without a graph.
+    same step runs without a graph. Energies are those of ``CapturedEnergies``.
 
     Args:
         molecules: for E^0 and sigma_E.
@@ -142,6 +143,7 @@ class Captured(Ours):
         self.objective = TrainingStep(StaticLoss(self.model, LAMBDA_L2, LAMBDA_R))
         self.optimizer = VectorAdam(self.objective.vector)
         self.steps: dict[int, CapturedStep] = {}  # by batch size
+        self.captured = CapturedEnergies(self.model)
 
     def load(self, molecules: PackedMolecules, batches: Sequence[Tensor], action: str) -> list[Any]:
         """All that steps draw is written to the device here."""
@@ -158,11 +160,15 @@ class Captured(Ours):
             settings = self.optimizer.param_groups[0]
             self.steps[size] = CapturedStep(gradient_of(self.objective), state, settings, drawn)
         step = self.steps[size]
-        step.begin(batches, 0, [1e-3] * len(step.rates), [0.0] * len(step.rates))
+        rates = torch.full_like(step.rates, 1e-3)
+        step.begin(batches, 0, rates, torch.zeros_like(rates))
         return [step] * len(batches)
 
     def step(self, batch: CapturedStep) -> None:
         batch()
+
+    def energies(self, batch: MoleculeBatch) -> Tensor:
+        return self.captured.in_float64(batch.z, batch.pos, batch.batch, batch.target.numel())
 
 
 class Hippynn(Implementation):

@@ -29,6 +29,7 @@ class Settings:
         trainer_steps: steps of one epoch of the measured trainer.
         trainer_rounds: epochs of it.
         gpu_trainer_steps: steps of an epoch on a GPU: one of QM9.
+        gpu_epochs: epochs of a turn on a GPU, in one run.
         memory_rounds: batches whose peak memory is measured.
         large: sizes of the large structures (atoms).
         large_rounds: energies of each, at most.
@@ -58,6 +59,7 @@ class Settings:
     trainer_steps: int = 400
     trainer_rounds: int = 2
     gpu_trainer_steps: int = 3_648
+    gpu_epochs: int = 5
     memory_rounds: int = 1
     large: tuple[int, ...] = (1_000, 10_000, 100_000)
     large_rounds: int = 3
@@ -82,6 +84,7 @@ QUICK = {
     "seldom": 2,
     "trainer_steps": 1,
     "gpu_trainer_steps": 2,
+    "gpu_epochs": 2,
     "trainer_rounds": 2,
     "memory_rounds": 2,
     "large": (90, 150, 300),

@@ -47,7 +47,7 @@ def trainer(bench: Bench) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, bench.fresh() as worker:
         worker(start, "one", bench.molecules, settings, steps, folder)
         turns = {
-            "Trainer": lambda number: worker(fit_epoch, "one") / steps * 1e3,
+            "Trainer": lambda number: worker(fit_epochs, "one") / steps * 1e3,
             "bare step": lambda number: team["HIPNN"](
                 tasks.turn, "HIPNN", "step", bench.batches(size, steps + 1, number)
             ),
@@ -74,32 +74,37 @@ def ensemble(bench: Bench) -> list[Row]:
 def epoch_row(bench: Bench, device: str, steps: int, goal: Goal) -> Row:
     """Seconds of an epoch of ``Trainer.fit`` with all that belongs to it."""
     settings = bench.settings
+    epochs = settings.gpu_epochs if device == "cuda" else 1
     with tempfile.TemporaryDirectory() as folder, bench.fresh() as worker:
         worker(start, "one", bench.molecules, settings, steps, folder, device)
-        turns = {"Trainer": lambda number: worker(fit_epoch, "one")}
+        turns = {"Trainer": lambda number: worker(fit_epochs, "one", epochs) / epochs}
         samples, failed = interleave(turns, settings.trainer_rounds)
     title = f"{'GPU: ' if device == 'cuda' else ''}epoch of {steps:,} steps"
-    return Row(title, "s", "Trainer", samples, failed, goals=[goal])
+    row = Row(title, "s", "Trainer", samples, failed, goals=[goal])
+    row.note = f"of runs of {epochs} epochs" if epochs > 1 else ""
+    return row
 
 
 def ensemble_row(bench: Bench, device: str, other: str, kind: Kind, goal: Goal) -> Row:
     """Seconds of an epoch of the ensemble, and of one trainer or as many, called ``other``."""
-    settings = bench.settings
+    settings, epochs = bench.settings, 1
     steps = max(1, settings.trainer_steps // ENSEMBLE)
     if device == "cuda":
-        steps = settings.gpu_trainer_steps
+        steps, epochs = settings.gpu_trainer_steps, settings.gpu_epochs
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(bench.fresh()) for name in (kind, "ensemble")}
         for name, worker in workers.items():
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             worker(start, name, bench.molecules, settings, steps, folder, device)
         turns = {
-            "ensemble": lambda number: workers["ensemble"](fit_epoch, "ensemble"),
-            other: lambda number: workers[kind](fit_epoch, kind),
+            "ensemble": lambda number: workers["ensemble"](fit_epochs, "ensemble", epochs) / epochs,
+            other: lambda number: workers[kind](fit_epochs, kind, epochs) / epochs,
         }
         samples, failed = interleave(turns, settings.rounds)
     title = f"{'GPU: ' if device == 'cuda' else ''}{ENSEMBLE} models, {steps:,} steps each"
-    return Row(title, "s", "ensemble", samples, failed, [other], goals=[goal])
+    row = Row(title, "s", "ensemble", samples, failed, [other], goals=[goal])
+    row.note = f"an epoch, of runs of {epochs} epochs" if epochs > 1 else ""
+    return row
 
 
 # -- inside a worker process ---------------------------------------------------------------------
@@ -132,7 +137,7 @@ def start(
         ]
 
     _trainers[kind] = [EnsembleTrainer(make(Member))] if kind == "ensemble" else make(Trainer)
-    fit_epoch(kind)
+    fit_epochs(kind)
 
 
 def _trainer(
@@ -154,16 +159,16 @@ def _trainer(
     validation = molecules.subset(index[num_train : num_train + num_validation])
     torch.manual_seed(seed)
     model = HIPNN(SPECIES, **asdict(settings.network)).fit_e0(train, train.spec)
-    epochs = max(settings.trainer_rounds, settings.rounds) + 1
+    epochs = max(settings.trainer_rounds, settings.rounds) * settings.gpu_epochs + 1
     config = Training(batch_size=size, epochs=epochs, seed=seed, device=device)
     return kind(model, train, validation, config, folder)
 
 
-def fit_epoch(kind: Kind) -> float:
-    """Seconds of one more epoch with everything that belongs to it, progress bar included."""
+def fit_epochs(kind: Kind, epochs: int = 1) -> float:
+    """Seconds of more epochs with everything that belongs to them, progress bar included."""
     for trainer in _trainers[kind]:
         for member in trainer.members if isinstance(trainer, EnsembleTrainer) else [trainer]:
-            member.epochs = member.epoch + 1
+            member.epochs = member.epoch + epochs
             member.model.train()
     began = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):

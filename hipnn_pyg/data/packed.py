@@ -535,7 +535,17 @@ def partition(
     """
     if not num:
         return ()
-    if not shuffle:
-        return torch.arange(num).split(batch_size)
+    order = random_order(num, seed, epoch) if shuffle else torch.arange(num)
+    return order.split(batch_size)
+
+
+def random_order(num: int, seed: int, epoch: int) -> Tensor:
+    """A permutation of ``range(num)``, a function of its arguments alone, ``[num]``.
+
+    Args:
+        num: number of molecules.
+        seed: of the run.
+        epoch: which permutation.
+    """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return torch.randperm(num, generator=generator).split(batch_size)
+    return torch.randperm(num, generator=generator)

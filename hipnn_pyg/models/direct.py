@@ -360,7 +360,7 @@ def _changes(passes: Sequence[BlockPass], along: Tensor) -> list[BlockChange]:
     z_dot: Tensor | None = None  # the one-hot input stays
     for own in passes:
         mine, kept = own.weights, own.kept
-        assert kept is not None
+        assert kept is not None and kept.sensitivities is not None, "not a CPU's forward pass"
         received, environments = cpu.interact_tangent(own.where, along, own.z, z_dot, mine.V, kept)
         found = cpu.dense_tangent(z_dot, received, mine.dense, own.activations)
         result, activations, between = found

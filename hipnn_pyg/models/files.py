@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
+from torch import Tensor
 
 from hipnn_pyg.models.hipnn import HIPNN
 
@@ -66,11 +67,25 @@ def save_model(model: HIPNN, folder: str | Path, **provenance: Any) -> Path:
     Raises:
         OSError: the disk is full or not writable; older files stay intact.
     """
+    return write_model(model, model.state_dict(), folder, provenance)
+
+
+def write_model(
+    model: HIPNN, state: Mapping[str, Tensor], folder: str | Path, provenance: Mapping[str, Any]
+) -> Path:
+    """:func:`save_model` with weights that the model had before.
+
+    Args:
+        model: what the weights belong to.
+        state: its ``state_dict()`` at the time.
+        folder: where the files go.
+        provenance: JSON values to keep with it.
+    """
     from hipnn_pyg import __version__
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().cpu() for name, tensor in state.items()}
     card = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -18,11 +18,19 @@ from torch.nn.functional import softplus
 from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.operands import Weights
-from hipnn_pyg.ops.triton_tiles import ROWS, by_model, column_blocks, kernel, products, stack_of
+from hipnn_pyg.ops.triton_tiles import (
+    ROWS,
+    by_model,
+    column_blocks,
+    dot,
+    kernel,
+    products,
+    stack_of,
+)
 
 WIDEST = 128
 """Features of a layer that the kernels take; wider ones are PyTorch's products."""
-ATOMS_AT_ONCE = 32
+ATOMS_AT_ONCE = 64
 ATOMS_OF_A_PART = 1024
 """Gradients in weights are added over so many atoms at a time, then over the parts."""
 OPTIONS: dict[str, Any] = dict(num_warps=4)
@@ -32,12 +40,17 @@ MANY = 264
 
 @triton.jit
 def _softplus(x):  # type: ignore[no-untyped-def]
-    """log(1 + exp(x)), accurate where it is small (Kahan's log1p); x where x > 20, as PyTorch's."""
+    """log(1 + exp(x)), accurate where it is small; x where x > 20, as PyTorch's.
+
+    log(1 + u) = 2 artanh(u / (2 + u)), whose series is one in powers of 1/9 at most.
+    """
+    terms: tl.constexpr = 17 if x.dtype == tl.float64 else 8
     u = tl.exp(-tl.abs(x))
-    w = 1.0 + u
-    exact = w == 1.0
-    log1p = tl.where(exact, u, tl.log(w) * (u / tl.where(exact, 1.0, w - 1.0)))
-    return tl.where(x > 20.0, x, tl.maximum(x, 0.0) + log1p)
+    ratio = u / (2.0 + u)
+    series = ratio * 0.0
+    for n in tl.static_range(terms):
+        series = series * (ratio * ratio) + 2.0 / (2 * (terms - n) - 1)
+    return tl.where(x > 20.0, x, tl.maximum(x, 0.0) + ratio * series)
 
 
 @triton.jit
@@ -106,13 +119,15 @@ def _rows_times(  # type: ignore[no-untyped-def]
     A: tl.constexpr = first.shape[1]
     B: tl.constexpr = second.shape[1]
     w = _matrix(W, 0, 0, WIDTH, COLUMNS, DOWN, ACROSS, A, C)
-    x = tl.dot(first, w, input_precision=PRODUCTS, out_dtype=first.dtype)
+    none = tl.full((first.shape[0], C), 0, first.dtype)
+    x = dot(first, w, none, PRODUCTS)
     w = _matrix(W, A, 0, WIDTH, COLUMNS, DOWN, ACROSS, B, C)
-    x = tl.dot(second, w, x, input_precision=PRODUCTS, out_dtype=first.dtype)
+    x += dot(second, w, none, PRODUCTS)  # two sums that do not wait for each other
+    none = tl.full((first.shape[0], D), 0, first.dtype)
     w = _matrix(W, 0, C, WIDTH, COLUMNS, DOWN, ACROSS, A, D)
-    y = tl.dot(first, w, input_precision=PRODUCTS, out_dtype=first.dtype)
+    y = dot(first, w, none, PRODUCTS)
     w = _matrix(W, A, C, WIDTH, COLUMNS, DOWN, ACROSS, B, D)
-    return x, tl.dot(second, w, y, input_precision=PRODUCTS, out_dtype=first.dtype)
+    return x, y + dot(second, w, none, PRODUCTS)
 
 
 @kernel
@@ -157,16 +172,17 @@ def _dense(
     x, y = x + a + c, y + b + d
     _store(OUTPUTS, x, y, row, live, F, A, B)
     a, b = x, y
-    for n in range(0, 2 * (LAYERS - 1)):  # W, W~ of each layer
-        matrix = WEIGHTS + first + n * (F * F + F)
-        x, y = _rows_times(x, y, matrix, F, F, 1, F, A, B, PRODUCTS)
+    for layer in range(1, LAYERS):
+        matrix = WEIGHTS + first + (layer - 1) * (2 * F * F + 2 * F)
         c, d = _bias(matrix + F * F, F, A, B)
-        x, y = x + c, y + d
-        last = n % 2 == 1
-        x, y = tl.where(last, x + a, _softplus(x)), tl.where(last, y + b, _softplus(y))
-        a, b = tl.where(last, x, a), tl.where(last, y, b)
-        layer = n // 2 + 1 + (n % 2) * LAYERS  # outputs lie behind activations
+        x, y = _rows_times(a, b, matrix, F, F, 1, F, A, B, PRODUCTS)
+        x, y = _softplus(x + c), _softplus(y + d)
         _store(ACTIVATIONS + layer * atoms * F, x, y, row, live, F, A, B)
+        matrix += F * F + F
+        c, d = _bias(matrix + F * F, F, A, B)
+        x, y = _rows_times(x, y, matrix, F, F, 1, F, A, B, PRODUCTS)
+        a, b = a + x + c, b + y + d
+        _store(OUTPUTS + layer * atoms * F, a, b, row, live, F, A, B)
 
 
 @kernel
@@ -200,18 +216,16 @@ def _dense_slopes(
     residual = WEIGHTS + F * IN + F
     a, b = _load(GRADIENT, row, live, F, A, B)
     _store(OUTER + (LAYERS - 1) * atoms * F, a, b, row, live, F, A, B)
-    x, y = a, b
-    for back in range(0, 2 * (LAYERS - 1)):  # W~, W of each layer, the last one first
-        n = 2 * (LAYERS - 1) - 1 - back
-        x, y = _rows_times(x, y, WEIGHTS + first + n * (F * F + F), F, F, F, 1, A, B, PRODUCTS)
-        layer = n // 2 + 1
+    for back in range(1, LAYERS):
+        layer = LAYERS - back
+        matrix = WEIGHTS + first + (layer - 1) * (2 * F * F + 2 * F)
         c, d = _load(ACTIVATIONS + layer * atoms * F, row, live, F, A, B)
-        last = n % 2 == 0
-        x, y = tl.where(last, x + a, x * _slope(c)), tl.where(last, y + b, y * _slope(d))
-        a, b = tl.where(last, x, a), tl.where(last, y, b)
-        # inner lies behind outer
-        to = OUTER + tl.where(last, layer - 1, LAYERS + layer) * atoms * F
-        _store(to, x, y, row, live, F, A, B)
+        x, y = _rows_times(a, b, matrix + F * F + F, F, F, F, 1, A, B, PRODUCTS)
+        x, y = x * _slope(c), y * _slope(d)
+        _store(INNER + layer * atoms * F, x, y, row, live, F, A, B)
+        x, y = _rows_times(x, y, matrix, F, F, F, 1, A, B, PRODUCTS)
+        a, b = a + x, b + y
+        _store(OUTER + (layer - 1) * atoms * F, a, b, row, live, F, A, B)
     x, y = _rows_times(a, b, residual, F, F, F, 1, A, B, PRODUCTS)
     c, d = _load(ACTIVATIONS, row, live, F, A, B)
     x, y = x * _slope(c), y * _slope(d)
@@ -240,19 +254,21 @@ def _weight_block(  # type: ignore[no-untyped-def]
 ):
     """One block of the sum over some atoms of left right^T, and of the sum of left."""
     blocks: tl.constexpr = (WIDTH + ACROSS - 1) // ACROSS
+    if (tl.program_id(0) // blocks) * DOWN >= F:
+        return
     a = (tl.program_id(0) // blocks) * DOWN + tl.arange(0, DOWN)
     b = (tl.program_id(0) % blocks) * ACROSS + tl.arange(0, ACROSS)
     n = tl.arange(0, ROWS)
     slope = tl.full((DOWN, ACROSS), 0, TO.dtype.element_ty)
     biases = tl.full((DOWN, ROWS), 0, TO.dtype.element_ty)
-    for k in range(0, (end - begin).to(tl.int32), ROWS):
-        row = begin + k + n
-        live = row < end
-        g_at = LEFT + row[None, :] * F + a[:, None]
-        g = tl.load(g_at, mask=live[None, :] & (a < F)[:, None], other=0)
-        z_at = RIGHT + row[:, None] * WIDTH + b[None, :]
-        z = tl.load(z_at, mask=live[:, None] & (b < WIDTH)[None, :], other=0)
-        slope = tl.dot(g, z, slope, input_precision=PRODUCTS, out_dtype=slope.dtype)
+    count = (end - begin).to(tl.int32)
+    g_at = LEFT + begin * F + n[None, :] * F + a[:, None]
+    z_at = RIGHT + begin * WIDTH + n[:, None] * WIDTH + b[None, :]
+    for k in range(0, count, ROWS):
+        live = k + n < count
+        g = tl.load(g_at + k * F, mask=live[None, :] & (a < F)[:, None], other=0)
+        z = tl.load(z_at + k * WIDTH, mask=live[:, None] & (b < WIDTH)[None, :], other=0)
+        slope = dot(g, z, slope, PRODUCTS)
         biases += g
     at = TO + a[:, None] * WIDTH + b[None, :]
     tl.store(at, slope, mask=(a < F)[:, None] & (b < WIDTH)[None, :])
@@ -289,6 +305,7 @@ def _weight_slopes(
     matrix = tl.program_id(1)
     layer = (matrix // 2).to(tl.int64)
     first: tl.constexpr = F * IN + F * F + 2 * F + (0 if IN == F else F * IN)
+    across: tl.constexpr = 16 if IN <= 16 else ACROSS  # of matrices that IN columns have
     parts = (each + rows_of_a_part - 1) // rows_of_a_part
     model = (tl.program_id(2) // parts).to(tl.int64)
     part = (tl.program_id(2) % parts).to(tl.int64)
@@ -297,9 +314,9 @@ def _weight_slopes(
     to = DW + model * stride + part * size
     if matrix == 2 * LAYERS:  # M~
         to += F * IN + F * F + 2 * F
-        _weight_block(OUTER, Z, to, begin, end, False, IN, F, DOWN, ACROSS, ROWS, PRODUCTS)
+        _weight_block(OUTER, Z, to, begin, end, False, IN, F, DOWN, across, ROWS, PRODUCTS)
     elif matrix == 0:
-        _weight_block(INNER, Z, to, begin, end, True, IN, F, DOWN, ACROSS, ROWS, PRODUCTS)
+        _weight_block(INNER, Z, to, begin, end, True, IN, F, DOWN, across, ROWS, PRODUCTS)
     else:
         own = first + (layer - 1) * (2 * F * F + 2 * F)  # of a layer after the first
         left = INNER + layer * atoms * F
@@ -375,11 +392,12 @@ def dense_backward(
                 parts = dweights.new_empty(*dweights.shape[:-1], num_parts, size)
                 apart = num_parts * size
             matrices = 2 * layers + (in_channels != out_channels)
+            few = tiles * matrices * models * num_parts < 2 * MANY
             _weight_slopes[(tiles, matrices, models * num_parts)](
                 *(z, activations, between, outer, inner, parts, atoms, each, size, apart),
                 *(ATOMS_OF_A_PART, *sizes, down, across, ATOMS_AT_ONCE, products(z)),
-                num_warps=2,
-                num_stages=4,
+                num_warps=2 if few else 1,
+                num_stages=3 if few else 2,
             )
             if num_parts > 1:
                 torch.sum(parts, -2, out=dweights)
@@ -391,17 +409,17 @@ def _options(z: Tensor, width: int) -> dict[str, Any]:
     if z.size(0) < MANY * ROWS:
         return dict(num_stages=_stages(z.device, z.dtype, width), **OPTIONS)
     few_registers = {} if torch.version.hip else dict(maxnreg=168)
-    return dict(num_stages=min(2, _stages(z.device, z.dtype, width)), **few_registers, **OPTIONS)
+    return dict(num_stages=1, **few_registers, **OPTIONS)
 
 
 @functools.cache
 def _stages(device: torch.device, dtype: torch.dtype, width: int) -> int:
-    """Matrices that are under way at a time, as far as the shared memory of a program goes."""
+    """Layers whose two matrices are under way, as far as the shared memory of a program goes."""
     if device.type != "cuda":
         return 3  # the interpreter
     properties: Any = torch.cuda.get_device_properties(device)
     memory = properties.shared_memory_per_block_optin - 2**14
-    return max(1, min(3, 1 + memory // (sum(column_blocks(width)) ** 2 * dtype.itemsize)))
+    return max(1, min(3, 1 + memory // (2 * sum(column_blocks(width)) ** 2 * dtype.itemsize)))
 
 
 def _wide(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -18,14 +19,18 @@ from triton.language.standard import _sum_combine as _add
 from hipnn_pyg.ops.operands import Kept, Where
 from hipnn_pyg.ops.triton import OPTIONS, WORKSPACE, by_sender, feature_block
 from hipnn_pyg.ops.triton_product import product
-from hipnn_pyg.ops.triton_tiles import by_model, exact, kernel, stack_of, sum_parts
+from hipnn_pyg.ops.triton_tiles import by_model, dot, exact, kernel, stack_of, sum_parts
 
 EDGES = 16
-"""Edges that a program takes at a time for their slopes, which is little as it has much to keep."""
-MANY_EDGES = 32
-"""The same for the sums over neighbours."""
+"""Edges that a program takes at a time."""
 COLUMNS = 16
 """Columns that a program takes at a time for slopes."""
+WIDE = 16
+"""Of more columns than these a program has twice the warps, for slopes twice the edges."""
+SINE = tl.constexpr(
+    tuple((-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factorial(2 * n + 1) for n in range(11))
+)
+"""Taylor's series of sin(pi x / 2): for 0 <= x <= 1 what is left out is below 1e-17."""
 HALF_PI = tl.constexpr(math.pi / 2)
 
 
@@ -37,11 +42,20 @@ def _gaussians(r, mu, sigma):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _sine(x):  # type: ignore[no-untyped-def]
+    """sin(pi x / 2) for 0 <= x <= 1, without a reduction of the argument."""
+    total = x * 0.0
+    for n in tl.static_range(11):
+        total = total * (x * x) + SINE[10 - n]
+    return total * x
+
+
+@triton.jit
 def _cutoff(r, CUTOFF: tl.constexpr):  # type: ignore[no-untyped-def]
     """Whether r is within the cutoff, r brought to it if not, and the root of Eq. 11."""
     inside = r < CUTOFF
     r = tl.where(inside, r, CUTOFF)
-    return inside, r, tl.cos((r / CUTOFF) * HALF_PI)
+    return inside, r, _sine(1.0 - r * (1.0 / CUTOFF))
 
 
 @kernel
@@ -59,13 +73,15 @@ def _environments(
     NU: tl.constexpr,
     F: tl.constexpr,
     NU_BLOCK: tl.constexpr,
-    F_BLOCK: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
     EDGES: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ) -> None:
-    """e[i] = sum over the edges of i of s(r) z[j], a block of columns."""
-    blocks: tl.constexpr = (F + F_BLOCK - 1) // F_BLOCK
+    """e[i] = sum over the edges of i of s(r) z[j], two blocks of columns side by side."""
+    blocks: tl.constexpr = (F + FIRST + SECOND - 1) // (FIRST + SECOND)
     i = (tl.program_id(0) // blocks).to(tl.int64)
-    b = (tl.program_id(0) % blocks) * F_BLOCK + tl.arange(0, F_BLOCK)
+    b = (tl.program_id(0) % blocks) * (FIRST + SECOND) + tl.arange(0, FIRST)
     nu = tl.arange(0, NU_BLOCK)
     x = tl.arange(0, EDGES)
     model = i // each
@@ -73,7 +89,11 @@ def _environments(
     degree = (tl.load(ROW + i + model + 1) - first).to(tl.int32)
     mu = tl.load(MU + model * stride + nu, mask=nu < NU, other=1)
     sigma = tl.load(SIGMA + model * stride + nu, mask=nu < NU, other=1)
-    e = tl.full((NU_BLOCK, F_BLOCK), 0, E.dtype.element_ty)
+    e = tl.full((NU_BLOCK, FIRST), 0, E.dtype.element_ty)
+    e_at = E + i * (NU * F) + nu[:, None] * F
+    if SECOND > 0:
+        d = (tl.program_id(0) % blocks) * (FIRST + SECOND) + FIRST + tl.arange(0, SECOND)
+        f = tl.full((NU_BLOCK, SECOND), 0, E.dtype.element_ty)
     for k in range(0, degree, EDGES):
         live = k + x < degree
         j = tl.load(J + first + k + x, mask=live, other=0)
@@ -81,11 +101,15 @@ def _environments(
         inside, r, cosine = _cutoff(r, CUTOFF)
         gaussians, _ = _gaussians(r[None, :], mu[:, None], sigma[:, None])
         s = tl.where(inside[None, :], gaussians * (cosine * cosine)[None, :], 0.0)
-        z_at = Z + j[:, None] * F + b[None, :]
-        z = tl.load(z_at, mask=live[:, None] & (b < F)[None, :], other=0)
-        e = tl.dot(s, z, e, input_precision="ieee", out_dtype=E.dtype.element_ty)
-    e_at = E + i * (NU * F) + nu[:, None] * F + b[None, :]
-    tl.store(e_at, e, mask=(nu < NU)[:, None] & (b < F)[None, :])
+        z_at = Z + j[:, None] * F
+        z = tl.load(z_at + b[None, :], mask=live[:, None] & (b < F)[None, :], other=0)
+        e = dot(s, z, e, PRODUCTS)
+        if SECOND > 0:
+            z = tl.load(z_at + d[None, :], mask=live[:, None] & (d < F)[None, :], other=0)
+            f = dot(s, z, f, PRODUCTS)
+    tl.store(e_at + b[None, :], e, mask=(nu < NU)[:, None] & (b < F)[None, :])
+    if SECOND > 0:
+        tl.store(e_at + d[None, :], f, mask=(nu < NU)[:, None] & (d < F)[None, :])
 
 
 @kernel
@@ -128,6 +152,7 @@ def _edge_slopes(
     degree = (tl.load(ROW + i + model + 1) - first).to(tl.int32)
     mu = tl.load(MU + model * stride + nu, mask=nu < NU, other=1)[None, :]
     sigma = tl.load(SIGMA + model * stride + nu, mask=nu < NU, other=1)[None, :]
+    of_mu = sigma / (mu * mu)
     g_at = G + i * (NU * F) + nu[:, None] * F + b[None, :]
     dmu = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
     dsigma = tl.full((EDGES, NU_BLOCK), 0, G.dtype.element_ty)
@@ -145,45 +170,49 @@ def _edge_slopes(
             column = c + b < F
             z = tl.load(z_at + c, mask=live[:, None] & column[None, :], other=0)
             g = tl.load(g_at + c, mask=(nu < NU)[:, None] & column[None, :], other=0)
-            t = tl.dot(z, tl.trans(g), t, input_precision=PRODUCTS, out_dtype=t.dtype)
-            if FEATURES == F:
-                w = tl.dot(s, g, input_precision=PRODUCTS, out_dtype=t.dtype)
-                w_at = W + (first + k + x)[:, None] * F + (c + b)[None, :]
-                tl.store(w_at, w, mask=live[:, None] & column[None, :])
-            elif FEATURES > 0:
-                if (c >= start) & (c < start + FEATURES):
-                    w = tl.dot(s, g, input_precision=PRODUCTS, out_dtype=t.dtype)
-                    w_at = W + (first + k + x)[:, None] * FEATURES + (c - start + b)[None, :]
-                    mine = column & (c - start + b < FEATURES)
-                    tl.store(w_at, w, mask=live[:, None] & mine[None, :])
+            t = dot(z, tl.trans(g), t, PRODUCTS)
         slope = -t * s * deviation
         if LEARNED:
-            dmu += slope * sigma / (mu * mu)
+            dmu += slope * of_mu
             dsigma += slope * (1.0 / r[:, None] - 1.0 / mu)
         if DISTANCES:
-            sine = tl.sin((r / CUTOFF) * HALF_PI)
-            cut = sine * cosine * (-2.0 * HALF_PI / CUTOFF)
+            cut = _sine(r * (1.0 / CUTOFF)) * cosine * (-2.0 * HALF_PI / CUTOFF)
             along = t * gaussians * cut[:, None] - slope * sigma / (r * r)[:, None]
             tl.store(DR + first + k + x, tl.reduce(along, 1, _add), mask=live)
     if LEARNED:
         part = PARTS + i * (2 * NU) + nu
         tl.store(part, tl.reduce(dmu, 0, _add), mask=nu < NU)
         tl.store(part + NU, tl.reduce(dsigma, 0, _add), mask=nu < NU)
+    if FEATURES > 0:
+        for k in range(0, degree, EDGES):
+            live = k + x < degree
+            r = tl.load(R + first + k + x, mask=live, other=CUTOFF)
+            inside, r, cosine = _cutoff(r, CUTOFF)
+            gaussians, _ = _gaussians(r[:, None], mu, sigma)
+            s = tl.where(inside[:, None], gaussians, 0.0) * (cosine * cosine)[:, None]
+            w_at = W + (first + k + x)[:, None] * FEATURES + b[None, :]
+            for c in range(0, FEATURES, F_BLOCK):
+                mine = (c + b < FEATURES) & (start + c + b < F)
+                g = tl.load(g_at + start + c, mask=(nu < NU)[:, None] & mine[None, :], other=0)
+                w = dot(s, g, tl.full((EDGES, F_BLOCK), 0, G.dtype.element_ty), PRODUCTS)
+                tl.store(w_at + c, w, mask=live[:, None] & mine[None, :])
 
 
 def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Kept | None]:
     """See :func:`hipnn_pyg.ops.cpu.interact`; environments are kept as ``[N, nu, in]``."""
     (nu, in_channels, _), z = V.shape[-3:], z.contiguous()
     environments = z.new_empty(_receivers(where), nu * in_channels)
-    block = feature_block(in_channels)
-    grid = (environments.size(0) * triton.cdiv(in_channels, block),)
+    first, second = _columns(in_channels)
+    grid = (environments.size(0) * triton.cdiv(in_channels, first + second),)
     if environments.numel():
         with torch.cuda.device_of(z):
             _environments[grid](
                 *(where.r.contiguous(), where.mu, where.sigma, z),
                 *(where.pattern.row, where.pattern.j, environments, *_shares(where)),
-                *(float(where.cutoff), nu, in_channels, _sensitivity_block(nu), block, MANY_EDGES),
-                **OPTIONS,
+                *(float(where.cutoff), nu, in_channels, _sensitivity_block(nu), first, second),
+                *(EDGES, exact(z)),
+                num_warps=2 if in_channels > WIDE else 1,
+                num_stages=1,
             )
     received = product(by_model(environments, V, 3), V.flatten(-3, -2))
     return received.flatten(0, -2), Kept(environments, None) if keep else None
@@ -213,6 +242,7 @@ def interact_backward(
     of_environments = product(gradient, V.flatten(-3, -2).mT).flatten(0, -2)
     atoms, edges = of_environments.size(0), pattern.j.numel()
     columns = _columns_at_once(z, edges) if dz is not None else 0
+    edges_at_once, options = (2 * EDGES, _many(z)) if in_channels > WIDE else (EDGES, FEW)
     sent = z.new_empty(edges, columns) if dz is not None else z
     parts = z.new_empty(atoms, 2 * nu) if learned else z
     for start in range(0, max(columns and in_channels, 1), max(columns, 1)):
@@ -224,8 +254,8 @@ def interact_backward(
                     *(pattern.row, pattern.j, sent, parts, z if dr is None else dr, start),
                     *_shares(where),
                     *(taken, learned and once, dr is not None and once, float(where.cutoff)),
-                    *(nu, in_channels, _sensitivity_block(nu), COLUMNS, EDGES, exact(z)),
-                    **{**OPTIONS, "num_stages": 1},
+                    *(nu, in_channels, _sensitivity_block(nu), COLUMNS, edges_at_once, exact(z)),
+                    **options,
                 )
             if dz is not None and dz.numel():
                 wide = max(32, triton.next_power_of_2(min(taken, 128)))
@@ -245,6 +275,15 @@ def interact_backward(
             )
 
 
+FEW: dict[str, Any] = dict(num_warps=1, num_stages=1)
+
+
+def _many(z: Tensor) -> dict[str, Any]:
+    """Few registers for each, so that many programs run at a time."""
+    few_registers = exact(z) == "tf32x3"
+    return dict(num_warps=2, num_stages=3, **(dict(maxnreg=128) if few_registers else {}))
+
+
 def _receivers(where: Where) -> int:
     """Receiving atoms, of all models."""
     return where.pattern.row.size(0) - stack_of(where.mu, 1)[0]
@@ -261,6 +300,13 @@ def _columns_at_once(z: Tensor, edges: int) -> int:
     width, block = z.size(1), feature_block(z.size(1))
     fitting = WORKSPACE // (z.element_size() * max(edges, 1))
     return width if fitting >= width else min(width, max(fitting // block * block, block))
+
+
+def _columns(width: int) -> tuple[int, int]:
+    """Columns of two blocks that a program takes side by side, the second perhaps of none."""
+    first = max(16, min(64, triton.next_power_of_2(width + 1) // 2))
+    rest = min(width - first, 64)
+    return first, max(16, triton.next_power_of_2(rest)) if rest > 0 else 0
 
 
 def _sensitivity_block(nu: int) -> int:

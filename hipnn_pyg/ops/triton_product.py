@@ -12,12 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hipnn_pyg.ops.triton_tiles import products
+from hipnn_pyg.ops.triton_tiles import dot, products
 
 PROGRAMS = 600
 """A sum is computed in parts, as many as make so many programs of the product."""
 PART = 150
 """Terms of a part, at least."""
+SMALL = 128
+"""Matrices of fewer rows and terms are divided among more programs."""
+REGISTERS: int | None = None
+"""Of a thread, at most, so that more programs run at a time; None for as many as it takes."""
 
 
 @triton.jit
@@ -49,23 +53,27 @@ def _product(
     n = (tl.program_id(0) % tiles) * (FIRST + SECOND) + tl.arange(0, FIRST)
     o = (tl.program_id(0) % tiles) * (FIRST + SECOND) + FIRST + tl.arange(0, SECOND)
     model, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
-    A += model * a_model + m.to(tl.int64)[:, None] * a_down
-    B += model * b_model
-    C += part * c_part + model * c_model + m.to(tl.int64)[:, None] * n_size
-    row = (m < m_size)[:, None]
     x = tl.arange(0, DEPTH)
-    end = tl.minimum((part + 1) * k_part, k_size)
+    begin = part * k_part
+    count = tl.minimum(begin + k_part, k_size) - begin
+    A += model * a_model + begin.to(tl.int64) * a_across
+    B += model * b_model + begin.to(tl.int64) * b_down
+    C += part * c_part + model * c_model + m.to(tl.int64)[:, None] * n_size
+    a_at = A + m.to(tl.int64)[:, None] * a_down + x[None, :] * a_across
+    b_at = B + x.to(tl.int64)[:, None] * b_down
+    row = (m < m_size)[:, None]
     first = tl.full((ROWS, FIRST), 0, C.dtype.element_ty)
     second = tl.full((ROWS, SECOND), 0, C.dtype.element_ty)
-    for start in range(part * k_part, end, DEPTH):
-        k = start + x
-        there = (k < end)[:, None]
-        a = tl.load(A + k[None, :] * a_across, mask=row & (k < end)[None, :], other=0)
-        b_at = B + k.to(tl.int64)[:, None] * b_down
+    for k in range(0, count, DEPTH):
+        there = k + x < count
+        a = tl.load(a_at, mask=row & there[None, :], other=0)
+        there = there[:, None]
         b = tl.load(b_at + n[None, :] * b_across, mask=there & (n < n_size)[None, :], other=0)
-        first = tl.dot(a, b, first, input_precision=PRODUCTS, out_dtype=first.dtype)
+        first = dot(a, b, first, PRODUCTS)
         b = tl.load(b_at + o[None, :] * b_across, mask=there & (o < n_size)[None, :], other=0)
-        second = tl.dot(a, b, second, input_precision=PRODUCTS, out_dtype=first.dtype)
+        second = dot(a, b, second, PRODUCTS)
+        a_at += DEPTH * a_across
+        b_at += DEPTH * b_down
     tl.store(C + n[None, :], first, mask=row & (n < n_size)[None, :])
     tl.store(C + o[None, :], second, mask=row & (o < n_size)[None, :])
 
@@ -85,7 +93,10 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     if a.dim() == 2 or how == "ieee" or not a.numel() or not b.numel():
         return torch.matmul(a, b, out=out)
     (models, m, k), n = a.shape, b.size(-1)
-    rows, depth, first, second, warps = (32, 16, 64, 64, 4) if n > 128 else (32, 32, 64, 16, 2)
+    depth, first, second = 16, 64, 16
+    rows, stages = 64, 3 if n < SMALL else 2
+    if n < SMALL and min(m, k) < SMALL:
+        rows, stages = 32, 3
     programs = triton.cdiv(m, rows) * triton.cdiv(n, first + second)
     parts = max(1, min(PROGRAMS // (programs * models), k // PART))
     k_part = triton.cdiv(triton.cdiv(k, parts), depth) * depth
@@ -97,7 +108,8 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         _product[(programs, models, parts)](
             *(a, b, found, m, k, n, *a.stride(), *b.stride(), c_part, c_model, k_part),
             *(rows, depth, first, second, how),
-            num_warps=warps,
-            num_stages=3,
+            num_warps=2,
+            num_stages=stages,
+            **({} if REGISTERS is None else {"maxnreg": REGISTERS}),
         )
     return torch.sum(found, 0, out=whole) if parts > 1 else whole

@@ -103,13 +103,15 @@ def _inputs(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """One-hot features and E^0 of some atoms."""
+    """One-hot features and E^0 of some atoms; of a foreign one no number."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     f = tl.arange(0, COLUMNS)
     live = i < atoms
     species = tl.load(SPECIES + i, mask=live, other=0)
     model = tl.where(live, i // each, 0)
-    energy = tl.load(WEIGHT + model * NUM + species, mask=live, other=0) + tl.load(BIAS + model)
+    known = live & (species >= 0)
+    energy = tl.load(WEIGHT + model * NUM + species, mask=known, other=float("nan"))
+    energy += tl.load(BIAS + model)
     tl.store(ENERGY + i, energy, mask=live)
     hot = (species[:, None] == f[None, :]).to(Z.dtype.element_ty)
     at = Z + i.to(tl.int64)[:, None] * NUM + f[None, :]

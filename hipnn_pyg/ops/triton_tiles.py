@@ -30,6 +30,25 @@ def products(x: Tensor) -> str:
     return "tf32" if lowered and exact(x) == "tf32x3" else exact(x)
 
 
+@triton.jit
+def _split(x):  # type: ignore[no-untyped-def]
+    """Two numbers that the tensor cores take whole as TF32, but for the last bit of the second."""
+    high = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return high, x - high
+
+
+@triton.jit
+def dot(a, b, c, PRODUCTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """a b + c. "tf32x3": of float32, as three products of TF32; what is left out is a rounding."""
+    if PRODUCTS == "tf32x3":
+        a, a_rest = _split(a)
+        b, b_rest = _split(b)
+        c = tl.dot(a_rest, b, c, input_precision="tf32", out_dtype=c.dtype)
+        c = tl.dot(a, b_rest, c, input_precision="tf32", out_dtype=c.dtype)
+        return tl.dot(a, b, c, input_precision="tf32", out_dtype=c.dtype)
+    return tl.dot(a, b, c, input_precision=PRODUCTS, out_dtype=c.dtype)
+
+
 def column_block(width: int) -> int:
     """Columns of a block that holds all of a row."""
     return max(16, triton.next_power_of_2(width))

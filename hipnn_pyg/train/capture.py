@@ -15,6 +15,7 @@ from torch.optim import Adam
 from torch.optim.adam import adam
 
 from hipnn_pyg.data.packed import MoleculeBatch
+from hipnn_pyg.ops.cuda_graph import record
 from hipnn_pyg.train.direct import GPUGradient
 from hipnn_pyg.train.loss import LossTerms
 from hipnn_pyg.train.recipe import shares
@@ -23,9 +24,6 @@ from hipnn_pyg.train.step import TrainingStep
 
 if TYPE_CHECKING:
     from hipnn_pyg.train.trainer import Trainer
-
-WARM_UP = 3
-"""Steps before a capture: kernels are compiled and libraries set up, which cannot be captured."""
 
 
 class StepState(NamedTuple):
@@ -103,8 +101,8 @@ class CapturedStep:
         self,
         batches: Sequence[Tensor],
         step: int,
-        rates: Sequence[float],
-        shares: Sequence[float],
+        rates: Tensor,
+        shares: Tensor,
     ) -> None:
         """Write what the steps of an epoch will read; capture the graphs that it needs.
 
@@ -117,10 +115,10 @@ class CapturedStep:
         self.batches.begin(batches, step)
         self._begin(step, rates, shares)
 
-    def _begin(self, step: int, rates: Sequence[Any], shares: Sequence[Any]) -> None:
+    def _begin(self, step: int, rates: Tensor, shares: Tensor) -> None:
         """The same once the mini-batches are written."""
-        self.rates[..., step:].copy_(torch.tensor(rates, dtype=torch.float64))
-        self.shares[..., step:].copy_(torch.tensor(shares, dtype=torch.float64))
+        self.rates[..., step:].copy_(rates)
+        self.shares[..., step:].copy_(shares)
         self.done = step
         for number, capacity in enumerate(self.batches.capacities if self.graphed else ()):
             if number in self.batches.needed[step:] and capacity not in self._graphs:
@@ -213,22 +211,19 @@ class CapturedStep:
 
     def _capture(self, capacity: Capacity) -> torch.cuda.CUDAGraph:
         """Record a step on a mini-batch that fits; what the warm-up changes is put back."""
-        with torch.cuda.device_of(self.state.vector):
-            saved = [tensor.clone() for tensor in self._changed()]
-            # One stream for all graphs: libraries keep a workspace for each stream.
-            stream = self._stream = self._stream or torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    try:
-                        self.step(capacity)
-                    finally:
-                        for tensor, value in zip(self._changed(), saved, strict=True):
-                            tensor.copy_(value)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
+        saved = [tensor.clone() for tensor in self._changed()]
+
+        def passing() -> None:
+            try:
                 self.step(capacity)
+            finally:
+                for tensor, value in zip(self._changed(), saved, strict=True):
+                    tensor.copy_(value)
+
+        with torch.cuda.device_of(self.state.vector):
+            # One stream for all graphs: libraries keep a workspace for each stream.
+            self._stream = self._stream or torch.cuda.Stream()
+            graph, _ = record(lambda: self.step(capacity), self._stream, passing)
         return graph
 
 
@@ -264,10 +259,10 @@ def begin_captured(trainer: Trainer, step: CapturedStep) -> None:
         trainer: at the beginning of an epoch, or in its midst after a restart.
         step: its captured step.
     """
-    step.begin(trainer.partition(), trainer.step, *rates_and_shares(trainer))
+    step.begin([trainer.order()], trainer.step, *rates_and_shares(trainer))
 
 
-def rates_and_shares(trainer: Trainer) -> tuple[list[float], list[float]]:
+def rates_and_shares(trainer: Trainer) -> tuple[Tensor, Tensor]:
     """Learning rates of the steps left in the epoch, and the shares in the average after them.
 
     Args:

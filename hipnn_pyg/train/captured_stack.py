@@ -97,9 +97,9 @@ class CapturedStack(CapturedStep):
         for mine, *theirs in self._shared():
             torch.stack(theirs, out=mine)
         step = self.trainers[0].step
-        self.all_batches.begin_all([t.partition() for t in self.trainers], step)
+        self.all_batches.begin_all([[t.order()] for t in self.trainers], step)
         rates, shares = zip(*map(rates_and_shares, self.trainers), strict=True)
-        self._begin(step, rates, shares)
+        self._begin(step, torch.stack(rates), torch.stack(shares))
         self.loaded = True
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ class Member(Trainer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._drawn: tuple[int, tuple[Tensor, ...]] | None = None
+        self._drawn: dict[int, Tensor] = {}  # orders by epoch
         self._begun = -1  # the epoch whose mini-batches captured steps know
 
     @property
@@ -44,7 +44,12 @@ class Member(Trainer):
 
     def next_batch(self) -> Tensor:
         """The next mini-batch: molecules of ``train``, ``[G]``."""
-        return self.partition()[self.step]
+        first = self.step * self.config.batch_size
+        return self.order()[first : first + self.config.batch_size]
+
+    def next_size(self) -> int:
+        """Molecules of the next mini-batch."""
+        return min(len(self.train) - self.step * self.config.batch_size, self.config.batch_size)
 
     def take_step(self, index: Tensor) -> None:
         """One step of its own, on the mini-batch that :meth:`next_batch` gave; it is settled."""
@@ -71,11 +76,13 @@ class Member(Trainer):
         self._raise_if_bad()
         self._save()
 
-    def partition(self) -> tuple[Tensor, ...]:
-        """All mini-batches of the present epoch, drawn once."""
-        if self._drawn is None or self._drawn[0] != self.epoch:
-            self._drawn = (self.epoch, super().partition())
-        return self._drawn[1]
+    def order(self, ahead: int = 0) -> Tensor:
+        """The training molecules in the order of an epoch, drawn once."""
+        epoch = self.epoch + ahead
+        if epoch not in self._drawn:
+            later = {n: order for n, order in self._drawn.items() if n >= self.epoch}
+            self._drawn = {**later, epoch: super().order(ahead)}
+        return self._drawn[epoch]
 
     def _count_time(self) -> None:
         """The ensemble counts: a step's time belongs to the members that took it."""
@@ -193,24 +200,28 @@ class EnsembleTrainer:
 
     def _take_step(self, front: list[Member]) -> list[int]:
         """One step of some members; returns the sizes of their mini-batches."""
-        indices = [member.next_batch() for member in front]
+        sizes = [member.next_size() for member in front]
         if self.stacked and (stack := self._stack_of(front)):
             stack()
             for member in front:
                 member.count_captured()
             if front[0].step == front[0].steps_per_epoch:
+                for member in front:
+                    member.order(1)  # of the next epoch, while the GPU is busy
                 stack.store()
                 self._each(front, Member.settle)
             elif any(member.checkpoint_due for member in front):
                 stack.store()
                 self._each(front, Member.save)
-        elif front[0].captures:
+            return sizes
+        indices = [member.next_batch() for member in front]
+        if front[0].captures:
             for member, index in zip(front, indices, strict=True):
                 self._each([member], Member.take_step, index)
         else:
             for member, terms in zip(front, self._gradients(front, indices), strict=True):
                 self._each([member], Member.advance, terms)
-        return [index.numel() for index in indices]
+        return sizes
 
     def _each(self, members: list[Member], act: Callable[..., None], *arguments: Any) -> None:
         """Let members act; who fails leaves."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -82,7 +81,7 @@ def newest_share(count: int, decay: float) -> float:
     return 1 - min(decay, (1 + count) / (10 + count))
 
 
-def shares(steps: range, every: int, count: int, decay: float) -> list[float]:
+def shares(steps: range, every: int, count: int, decay: float) -> Tensor:
     """The share of each step in the average: 0 where it is not updated, 1 in the first update.
 
     Args:
@@ -90,13 +89,14 @@ def shares(steps: range, every: int, count: int, decay: float) -> list[float]:
         every: steps between two updates.
         count: updates done before.
         decay: see :func:`running_average`.
+
+    Returns:
+        Float64, of the length of ``steps``.
     """
-    due = [(step + 1) % every == 0 for step in steps]
-    before = accumulate(due, initial=count)
-    return [
-        (newest_share(n, decay) if n else 1.0) if now else 0.0
-        for now, n in zip(due, before, strict=False)
-    ]
+    due = (torch.arange(steps.start, steps.stop) + 1) % every == 0
+    before = (count + due.cumsum(0) - due.long()).double()
+    newest = 1 - ((1 + before) / (10 + before)).clamp(max=decay)
+    return torch.where(due, torch.where(before > 0, newest, 1.0), 0.0)
 
 
 def flattened(module: nn.Module) -> Tensor:

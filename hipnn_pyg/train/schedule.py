@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 
@@ -17,8 +19,8 @@ class Schedule(Protocol):
     def after_epoch(self, improved: bool) -> bool:
         """Called after every validation; True ends the training."""
 
-    def rates(self, steps: int) -> list[float]:
-        """Learning rates of the next steps of the epoch."""
+    def rates(self, steps: int) -> Tensor:
+        """Learning rates of the next steps of the epoch, float64."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on."""
@@ -53,9 +55,9 @@ class PlateauAnnealing:
     def after_step(self) -> None:
         """Nothing: the rate changes between epochs only."""
 
-    def rates(self, steps: int) -> list[float]:
+    def rates(self, steps: int) -> Tensor:
         """The same for all of them."""
-        return [self.optimizer.param_groups[0]["lr"]] * steps
+        return torch.full((steps,), self.optimizer.param_groups[0]["lr"], dtype=torch.float64)
 
     def after_epoch(self, improved: bool) -> bool:
         """Count the epoch; lower the rate or stop where the rule says so."""
@@ -116,9 +118,13 @@ class WarmupCosine:
         self.step += 1
         self._apply()
 
-    def rates(self, steps: int) -> list[float]:
+    def rates(self, steps: int) -> Tensor:
         """What the next calls of :meth:`after_step` would set, the present rate first."""
-        return [self.peak * self.factor(self.step + k) for k in range(steps)]
+        step = torch.arange(self.step, self.step + steps, dtype=torch.float64)
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        cosine = 0.5 * (1 + torch.cos(math.pi * progress.clamp(max=1.0)))
+        rising = (step + 1) / (self.warmup_steps + 1)
+        return self.peak * torch.where(step < self.warmup_steps, rising, cosine)
 
     def after_epoch(self, improved: bool) -> bool:
         """Never stops early."""

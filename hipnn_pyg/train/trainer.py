@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -16,14 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hipnn_pyg.checks import HIPNNWarning, check_species
-from hipnn_pyg.data.packed import PackedMolecules, partition
-from hipnn_pyg.models.files import ModelFileError, load_model, save_model
+from hipnn_pyg.data.packed import PackedMolecules, random_order
+from hipnn_pyg.models.files import ModelFileError, load_model, write_model
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.self_check import self_check
 from hipnn_pyg.nn.precision import matrix_products
 from hipnn_pyg.train.adam import VectorAdam
 from hipnn_pyg.train.bar import progress_bar
-from hipnn_pyg.train.capture import CapturedStep, begin_captured, captured_step
+from hipnn_pyg.train.capture import CapturedStep, begin_captured, captured_step, gradient_of
 from hipnn_pyg.train.checkpoint import (
     best_model,
     check_settings,
@@ -36,6 +35,7 @@ from hipnn_pyg.train.checkpoint import (
     write_history,
 )
 from hipnn_pyg.train.config import Training
+from hipnn_pyg.train.direct import GPUGradient
 from hipnn_pyg.train.force_loss import force_kernel
 from hipnn_pyg.train.graphs import (
     capture_wanted,
@@ -52,9 +52,17 @@ from hipnn_pyg.train.recipe import recipe
 from hipnn_pyg.train.sharded import ShardedStep
 from hipnn_pyg.train.step import Gradient, TrainingStep, compiled_gradient
 from hipnn_pyg.train.stopping import TrainingStopped, failures_elsewhere
-from hipnn_pyg.train.validation import Validation, score, summed_validation, validation_sums
+from hipnn_pyg.train.validation import (
+    CapturedValidation,
+    Validation,
+    score,
+    summed_validation,
+    validation_sums,
+)
 from hipnn_pyg.units import ENERGY_UNITS
 
+BEST_SECONDS = 5.0
+"""Least time between two writings of the best model; checkpoints and the end write it anyway."""
 LOOK_EVERY = 20
 """Steps between looks at whether another process was asked to stop: each waits for the GPU."""
 
@@ -132,7 +140,7 @@ class Trainer:
         self.best_epoch = 0
         logged = 3 + self.forces + self.stress
         self.totals = torch.zeros(logged, dtype=torch.float64, device=self.device)  # since a row
-        self.best_state = copy.deepcopy(model.state_dict())
+        self.best_state = _snapshot(model)
         self.history: list[dict[str, float]] = []
         self.first_bad = torch.tensor(-1, device=self.device)  # first step whose loss is not finite
         self.interrupted = False
@@ -317,8 +325,10 @@ class Trainer:
         self.stopped = self.schedule.after_epoch(improved)
         if improved:
             self.best_mae, self.best_epoch = self.last.energy.mae, self.epoch
-            self.best_state = copy.deepcopy(judged.state_dict())
-            self._save_best(judged, self.last)
+            self.best_state = _snapshot(judged)
+            self._unwritten = {**self.provenance, **best_model(self, self.last)}
+            if self.writes and time.monotonic() - self._best_written > BEST_SECONDS:
+                self._write_best()
 
     @property
     def best_row(self) -> dict[str, float]:
@@ -331,10 +341,13 @@ class Trainer:
         self.model.load_state_dict(self.best_state)
         return self.model.eval()
 
+    def order(self, ahead: int = 0) -> Tensor:
+        """The training molecules in the order of the present epoch or one that many ahead."""
+        return random_order(len(self.train), self.config.seed, self.epoch + ahead)
+
     def partition(self) -> tuple[Tensor, ...]:
-        """All mini-batches of the present epoch, a new random partition each time."""
-        config = self.config
-        return partition(len(self.train), config.batch_size, True, config.seed, self.epoch)
+        """All mini-batches of the present epoch."""
+        return self.order().split(self.config.batch_size)
 
     def _share(self, index: Tensor) -> Tensor:
         """This process's part of an index."""
@@ -342,6 +355,9 @@ class Trainer:
 
     def _validate(self, judged: HIPNN) -> Validation:
         """Errors over the validation molecules, each predicted by one process."""
+        if self.captures and isinstance(gradient_of(self.objective), GPUGradient):
+            self._judge = self._judge or CapturedValidation(self.validation)
+            return summed_validation(self._judge.sums(judged), self.train.spec.unit)
         part = self._share(torch.arange(len(self.validation)))
         mine = self.validation if self.sharded is None else self.validation.subset(part)
         mine_or_none = mine if len(mine) else None
@@ -422,7 +438,9 @@ class Trainer:
         """Whether the last one is older than it should be."""
         return self.writes and time.monotonic() - self._saved_at > self.config.checkpoint_seconds
 
-    _saved_at = -math.inf
+    _saved_at = _best_written = -math.inf
+    _judge: CapturedValidation | None = None
+    _unwritten: dict[str, Any] | None = None  # what the best model's file will say of it
     _counted_at = 0.0
     _graphs_reported = 1
     last: Validation | None = None
@@ -433,6 +451,7 @@ class Trainer:
             return
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_best()
         self._count_time()
         save_checkpoint(self.folder / "checkpoint.pt", run_state(self))
         write_history(self.folder / "metrics.csv", self.history)
@@ -475,10 +494,12 @@ class Trainer:
             )
             self.best_mae, self.best_epoch = math.inf, 0
 
-    def _save_best(self, judged: HIPNN, validation: Validation) -> None:
-        if self.writes and self.folder is not None:
-            facts = {**self.provenance, **best_model(self, validation)}
-            save_model(judged, self.folder, **facts)
+    def _write_best(self) -> None:
+        """Write the best model so far, if its file is of an older one."""
+        if self._unwritten is None or self.folder is None:
+            return
+        write_model(self.model, self.best_state, self.folder, self._unwritten)
+        self._unwritten, self._best_written = None, time.monotonic()
 
     # -- small decisions -----------------------------------------------------------------------
 
@@ -508,6 +529,15 @@ class Trainer:
         size = len(self.train)
         done = self.epoch * size + self.step * self.config.batch_size
         return progress_bar(self.epochs * size, done, f"{self.epochs} epochs", self.progress)
+
+
+@torch.no_grad()
+def _snapshot(model: HIPNN) -> dict[str, Tensor]:
+    """A copy of all weights, as ``state_dict()`` gives them."""
+    state = model.state_dict()
+    for name, tensor in state.items():
+        state[name] = tensor.clone()
+    return state
 
 
 def _check(

@@ -338,10 +338,10 @@ MUTANTS = {
     "edges beyond the first few are lost": ("range(0, degree, EDGES)", "range(0, 1, EDGES)"),
     "the cutoff has no slope": ("t * gaussians * cut[:, None]", "t * gaussians * 0.0"),
     "mu and sigma change places": ("tl.store(part + NU, tl", "tl.store(part, tl"),
-    "layers are swapped": ("n // 2 + 1 + (n % 2) * LAYERS", "n // 2 + 1 + ((n + 1) % 2) * LAYERS"),
+    "layers are swapped": ("OUTPUTS + layer * atoms", "OUTPUTS + (layer - 1) * atoms"),
     "a bias is lost": ("tl.reduce(biases, 1, _add)", "tl.reduce(biases, 1, _add) * 0.0"),
     "the second block of columns is the first": ("A + tl.arange(0, B)", "tl.arange(0, B)"),
-    "the last atoms of a part are lost": ("live = row < end", "live = row < end - 1"),
+    "the last atoms of a part are lost": ("live = k + n < count", "live = k + n < count - 1"),
 }
 
 
@@ -387,15 +387,15 @@ DENSE = ("_dense", "_dense_slopes", "_weight_slopes")
 def options() -> dict[str, dict[str, Any]]:
     """Sizes of the paper's network for each kernel."""
     size = dict(IN=80, F=80, LAYERS=4, IN_A=64, IN_B=32, A=64, B=32, ROWS=16)
-    edges = dict(CUTOFF=7.9, NU=20, F=80, NU_BLOCK=32, F_BLOCK=32, EDGES=32)
-    slopes = edges | dict(F_BLOCK=16, EDGES=16)
+    edges = dict(CUTOFF=7.9, NU=20, F=80, NU_BLOCK=32)
+    slopes = edges | dict(F_BLOCK=16, EDGES=32)
     return {
-        "_environments": edges,
+        "_environments": edges | dict(FIRST=64, SECOND=16, EDGES=16),
         "_edge_slopes": dict(FEATURES=80, LEARNED=True, DISTANCES=True, **slopes),
         "_dense": size,
         "_dense_slopes": dict(WANTED=True, **size),
-        "_product": dict(ROWS=32, DEPTH=32, FIRST=64, SECOND=16),
-        "_weight_slopes": dict(IN=80, F=80, LAYERS=4, DOWN=16, ACROSS=32, ROWS=64),
+        "_product": dict(ROWS=64, DEPTH=16, FIRST=64, SECOND=16),
+        "_weight_slopes": dict(IN=80, F=80, LAYERS=4, DOWN=16, ACROSS=32, ROWS=32),
     }
 
 

@@ -17,6 +17,7 @@ import hipnn_pyg.ops
 from hipnn_pyg import HIPNN, PackedMolecules
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.models import direct
+from hipnn_pyg.models.self_check import self_check
 from hipnn_pyg.train import Trainer, Training, TrainingStopped, static
 from hipnn_pyg.train import step as training_step
 from hipnn_pyg.train.captured_stack import StackedBatches, stacks
@@ -53,6 +54,7 @@ def by_kernels(
     def switch() -> None:
         if device.type == "cuda":
             return
+        self_check("fused", "cpu")  # of the kernels that a CPU has
         monkeypatch.setattr(direct, "layer_kernels", lambda _: layer_kernels)
         monkeypatch.setattr(direct, "_scale", lambda model: model.reference.sigma_e)
         monkeypatch.setattr(hipnn_pyg.ops, "triton_step", step_kernels, raising=False)
@@ -131,8 +133,10 @@ def assert_same_training(ours: Trainer, theirs: Trainer) -> None:
         torch.testing.assert_close(*averages, **tolerance)
     assert len(ours.history) == len(theirs.history)
     for one, other in zip(ours.history, theirs.history, strict=True):
-        for name in ("train_loss", "train_mae", "train_r", "learning_rate", "validation_mae"):
+        for name in ("train_loss", "train_mae", "train_r", "learning_rate"):
             assert one[name] == pytest.approx(other[name], rel=1e-10)
+        # Validation computes distances as the molecules are given, in float32.
+        assert one["validation_mae"] == pytest.approx(other["validation_mae"], rel=1e-7)
 
 
 # -- several models --------------------------------------------------------------------------------

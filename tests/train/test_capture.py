@@ -143,7 +143,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     """Steps are captured and replayed on the CPU; the graphs that were made."""
 
     @contextmanager
-    def record(graph: Graph, stream: Any) -> Iterator[None]:
+    def record(graph: Graph, stream: Any, pool: Any) -> Iterator[None]:
         """Recording a CUDA graph runs nothing: what the step changed is put back."""
         changed = Graph.step._changed()  # type: ignore[attr-defined]
         before = [tensor.clone() for tensor in changed]
@@ -237,7 +237,7 @@ def test_forces_are_learned_on_a_gpu_as_on_a_cpu(
         trainer.fit()
     assert ours.captured is not None and ours.captured.graphed == (device == "cuda")
     vectors = [trainer.objective.vector.detach().cpu() for trainer in (ours, theirs)]
-    torch.testing.assert_close(*vectors, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(*vectors, rtol=1e-7, atol=1e-8)  # a GPU's sums are atomic
     for one, other in zip(ours.history, theirs.history, strict=True):
         for name in ("train_loss", "train_force_mae", "validation_force_mae"):
             assert one[name] == pytest.approx(other[name], rel=1e-8)
@@ -494,13 +494,13 @@ def test_rates_are_those_the_schedule_will_set() -> None:
     cosine = WarmupCosine(optimizer, 1e-3, warmup_steps=5, total_steps=60)
     for _ in range(7):
         cosine.after_step()
-    ahead = cosine.rates(20)
+    ahead = cosine.rates(20).tolist()
     for rate in ahead:
-        assert optimizer.param_groups[0]["lr"] == rate
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-14)
         cosine.after_step()
     assert len(set(ahead)) == 20
     plateau = PlateauAnnealing(optimizer)
-    assert plateau.rates(3) == [optimizer.param_groups[0]["lr"]] * 3
+    assert plateau.rates(3).tolist() == [optimizer.param_groups[0]["lr"]] * 3
 
 
 @pytest.mark.parametrize("count", [0, 1, 40])
@@ -510,7 +510,7 @@ def test_shares_are_those_of_the_running_average(count: int) -> None:
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=running_average(0.7))
     average.n_averaged.fill_(count)
     value = float(average.module.weight.detach())
-    for step, share in zip(range(4, 14), shares(range(4, 14), 3, count, 0.7), strict=True):
+    for step, share in zip(range(4, 14), shares(range(4, 14), 3, count, 0.7).tolist(), strict=True):
         with torch.no_grad():
             model.weight.fill_(step)
         if (step + 1) % 3 == 0:
