@@ -190,7 +190,7 @@ def _edge_slopes(
             inside, r, cosine = _cutoff(r, CUTOFF)
             gaussians, _ = _gaussians(r[:, None], mu, sigma)
             s = tl.where(inside[:, None], gaussians, 0.0) * (cosine * cosine)[:, None]
-            w_at = W + (first + k + x)[:, None] * FEATURES + b[None, :]
+            w_at = W + (first + k) * FEATURES + x[:, None] * FEATURES + b[None, :]
             for c in range(0, FEATURES, F_BLOCK):
                 mine = (c + b < FEATURES) & (start + c + b < F)
                 g = tl.load(g_at + start + c, mask=(nu < NU)[:, None] & mine[None, :], other=0)

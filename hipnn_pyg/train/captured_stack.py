@@ -52,17 +52,18 @@ class StackedBatches(StaticBatches):
     ) -> None:
         super().__init__(_joined(parts), min(batch_size, len(parts[0])), steps, dtype)
         self.order = self.order.new_zeros(len(parts), self.order.numel())
-        self.first = torch.tensor([0, *accumulate(map(len, parts))][:-1]).unsqueeze(1)
+        self.first = [0, *accumulate(map(len, parts))][:-1]
 
-    def begin_all(self, batches: Sequence[Sequence[Tensor]], step: int) -> None:
+    def begin_all(self, orders: Sequence[Tensor], step: int) -> None:
         """Write the mini-batches of an epoch.
 
         Args:
-            batches: of each model, as :meth:`begin` takes them.
+            orders: molecules of each model in the order of its mini-batches.
             step: the one to begin with.
         """
-        order = torch.stack([self._filled_up(own) for own in batches])
-        self._write(torch.where(order < 0, -1, order + self.first), step)
+        for mine, own, first in zip(self.order, orders, self.first, strict=True):
+            self._write(mine, own + first)
+        self._size(step)
 
 
 class CapturedStack(CapturedStep):
@@ -97,7 +98,7 @@ class CapturedStack(CapturedStep):
         for mine, *theirs in self._shared():
             torch.stack(theirs, out=mine)
         step = self.trainers[0].step
-        self.all_batches.begin_all([[t.order()] for t in self.trainers], step)
+        self.all_batches.begin_all([t.order() for t in self.trainers], step)
         rates, shares = zip(*map(rates_and_shares, self.trainers), strict=True)
         self._begin(step, torch.stack(rates), torch.stack(shares))
         self.loaded = True

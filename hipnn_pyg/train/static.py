@@ -24,8 +24,8 @@ from hipnn_pyg.train.loss import HIPNNLoss, sums_of_terms
 
 SPREADS = (2.0, 3.0)
 """Standard deviations above the mean size that the usual capacities have room for."""
-ROUND = 32
-"""Capacities are multiples of this: kernels take 16 atoms at a time, all of one model."""
+ROUND = 16
+"""Capacities are multiples of this: kernels take as many atoms at a time, all of one model."""
 
 
 class Capacity(NamedTuple):
@@ -108,24 +108,23 @@ class StaticBatches:
             batches: molecules of each, int64 on the CPU, ``[G]`` or, in the last one, fewer.
             step: the one to begin with.
         """
-        self._write(self._filled_up(batches), step)
+        self._write(self.order, torch.cat(list(batches)))
+        self._size(step)
 
-    def _filled_up(self, batches: Sequence[Tensor]) -> Tensor:
-        """The mini-batches one after the other, -1 where the last one has fewer molecules."""
-        order, molecules = torch.full((self.order.size(-1),), -1), torch.cat(list(batches))
-        order[: molecules.numel()] = molecules
-        return order
+    def _write(self, order: Tensor, molecules: Tensor) -> None:
+        """Molecules one after the other; -1 where the last mini-batch has fewer."""
+        order[: molecules.numel()].copy_(molecules)
+        order[molecules.numel() :].fill_(-1)
 
-    def _write(self, order: Tensor, step: int) -> None:
-        """Order of the molecules to the device; the capacity that each step needs."""
-        self.order.copy_(order)
+    def _size(self, step: int) -> None:
+        """The capacity that each step of the order needs."""
         self.step.fill_(step)
         counts = torch.where(self.order < 0, 0, self.counts[self.order])
         counts = counts.unflatten(-1, (-1, self.batch_size))
         atoms, edges = counts.sum(-1), (counts * (counts - 1)).sum(-1)
         too_small = [(atoms >= room.atoms) | (edges > room.edges) for room in self.capacities]
         needed = torch.stack(too_small).sum(0)
-        self.needed = (needed if order.dim() == 1 else needed.amax(0)).tolist()
+        self.needed = (needed if needed.dim() == 1 else needed.amax(0)).tolist()
 
     def capacity_of(self, step: int) -> Capacity:
         """The smallest capacity that takes a mini-batch of the epoch."""
