@@ -1,4 +1,4 @@
-"""Write the tables of the README from the files in ``results/``: ``make tables``.
+"""Write the tables of the README and of docs/gpu.md from files in ``results/``: ``make tables``.
 
 Each goes between ``<!-- NAME -->`` and ``<!-- /NAME -->``. Records are what ``hipnn reproduce``
 wrote; ``compare.json`` is from ``examples/06_compare.py --json``, ``nve/`` holds ``report.json``
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 MEASURED = ROOT / "benchmarks" / "results"
 ON_A_GPU = ("gpu_batch_30", "gpu_batch_1024", "gpu_epoch", "gpu_ensemble")
+OURS = ("HIPNN", "HIPNN captured", "HIPNN compiled")
 ON_A_CPU = ("train_step", "inference", "memory", "large", "md")
 
 
@@ -87,10 +88,11 @@ def speed(entries: Sequence[str], peers: Sequence[str], alone: bool = False) -> 
             ratios = {peer: ratio for peer, ratio in row["ratios"].items() if peer in peers}
             if row["ours"] not in row["figures"] or not (ratios or alone):
                 continue
-            cells = [
-                f"{row['title']} ({row['unit']})",
-                short(row["figures"][row["ours"]]["median"]),
-            ]
+            title = f"{row['title']} ({row['unit']})"
+            for name, figure in row["figures"].items():
+                if alone and name in row["ratios"] and name not in (*peers, *OURS):
+                    title += f"; {name}: {short(figure['median'])}"
+            cells = [title, short(row["figures"][row["ours"]]["median"])]
             for peer in peers:
                 there = peer in ratios and peer in row["figures"]
                 figure = row["figures"][peer]["median"] if there else 0.0
@@ -114,6 +116,32 @@ def nve() -> str:
     return Table(headings, rows).markdown()
 
 
+def precision() -> str:
+    """What lower precision does to a trained model, on a CPU and on a GPU."""
+    rows, origins = [], []
+    for name in ("precision", "gpu_precision"):
+        entry: dict[str, Any] = json.loads((MEASURED / f"{name}.json").read_text())
+        mean_energy, most_energy, mean_force, most_force = (row["figures"] for row in entry["rows"])
+        gpu = entry["machine"]["gpu"]
+        for kind in mean_energy:
+            if gpu or kind != "tf32":  # which a CPU has not
+                cells = [
+                    f"{short(mean[kind]['median'])} ({short(most[kind]['median'])})"
+                    for mean, most in ((mean_energy, most_energy), (mean_force, most_force))
+                ]
+                rows.append([f"{kind}, {gpu or 'CPU'}", *cells])
+        note = entry["rows"][0]["note"].split(";")[0]
+        origins.append(
+            f"{gpu or 'CPU'}: {note}, torch {entry['versions']['torch']}, {entry['date']}"
+        )
+    headings = [
+        "",
+        "energies: mean (largest) error, kcal/mol",
+        "force components: mean (largest) error, kcal/mol/Å",
+    ]
+    return Table(headings, rows).markdown() + "\n\n" + "; ".join(origins) + "."
+
+
 SECTIONS = {
     "runs": runs,
     "comparison": comparison,
@@ -121,14 +149,16 @@ SECTIONS = {
     "gpu": lambda: speed(ON_A_GPU, ("hippynn triton", "SchNet"), alone=True),
     "forces": lambda: forces(RESULTS / "forces"),
     "nve": nve,
+    "precision": precision,
 }
+PAGES = (ROOT / "README.md", ROOT / "docs" / "gpu.md")
 
 
 def with_tables(text: str) -> str:
-    """The README with its tables made anew.
+    """A page with its tables made anew.
 
     Args:
-        text: the README.
+        text: the page.
     """
     for name, make in SECTIONS.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
@@ -137,9 +167,9 @@ def with_tables(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the README's tables."""
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text()))
+    """Rewrite the tables of all pages."""
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))
 
 
 if __name__ == "__main__":

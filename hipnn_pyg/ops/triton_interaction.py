@@ -26,7 +26,7 @@ EDGES = 16
 COLUMNS = 16
 """Columns that a program takes at a time for slopes."""
 WIDE = 16
-"""Of more columns than these a program has twice the warps, for slopes twice the edges."""
+"""Sums over neighbours of more columns than these have two warps."""
 SINE = tl.constexpr(
     tuple((-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factorial(2 * n + 1) for n in range(11))
 )
@@ -242,7 +242,9 @@ def interact_backward(
     of_environments = product(gradient, V.flatten(-3, -2).mT).flatten(0, -2)
     atoms, edges = of_environments.size(0), pattern.j.numel()
     columns = _columns_at_once(z, edges) if dz is not None else 0
-    edges_at_once, options = (2 * EDGES, _many(z)) if in_channels > WIDE else (EDGES, FEW)
+    options: dict[str, Any] = dict(num_stages=3 if in_channels > WIDE else 1)
+    if exact(z) == "tf32x3":  # few registers, so that many programs run at a time
+        options["maxnreg"] = 168
     sent = z.new_empty(edges, columns) if dz is not None else z
     parts = z.new_empty(atoms, 2 * nu) if learned else z
     for start in range(0, max(columns and in_channels, 1), max(columns, 1)):
@@ -254,7 +256,8 @@ def interact_backward(
                     *(pattern.row, pattern.j, sent, parts, z if dr is None else dr, start),
                     *_shares(where),
                     *(taken, learned and once, dr is not None and once, float(where.cutoff)),
-                    *(nu, in_channels, _sensitivity_block(nu), COLUMNS, edges_at_once, exact(z)),
+                    *(nu, in_channels, _sensitivity_block(nu), COLUMNS, EDGES, exact(z)),
+                    num_warps=1,
                     **options,
                 )
             if dz is not None and dz.numel():
@@ -273,15 +276,6 @@ def interact_backward(
             sum_parts[(2 * nu, models)](
                 *(parts, dmu, dsigma, parts.size(0) // models, *apart, nu, nu, 1024), num_warps=4
             )
-
-
-FEW: dict[str, Any] = dict(num_warps=1, num_stages=1)
-
-
-def _many(z: Tensor) -> dict[str, Any]:
-    """Few registers for each, so that many programs run at a time."""
-    few_registers = exact(z) == "tf32x3"
-    return dict(num_warps=2, num_stages=3, **(dict(maxnreg=128) if few_registers else {}))
 
 
 def _receivers(where: Where) -> int:

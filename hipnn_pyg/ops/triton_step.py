@@ -468,9 +468,11 @@ def _descend(
     tl.store(MOMENT + x, m, mask=live)
     tl.store(SQUARE + x, s, mask=live)
     if AVERAGED:
-        a = tl.load(AVERAGE + x, mask=live, other=0)
-        a += (v - a) * tl.load(SHARES + number)
-        tl.store(AVERAGE + x, a, mask=live)
+        share = tl.load(SHARES + number)
+        if share > 0:  # most steps leave the average alone
+            a = tl.load(AVERAGE + x, mask=live, other=0)
+            a += (v - a) * share
+            tl.store(AVERAGE + x, a, mask=live)
 
 
 @triton.jit

@@ -110,7 +110,7 @@ def _predict(
     z = molecules.atomic_numbers()
     check_species(z, model.species_index(z) >= 0, model.species)
     parts: list[list[Tensor]] = []
-    with evaluating(model), torch.set_grad_enabled(forces):
+    with _evaluating(model), torch.set_grad_enabled(forces):
         for index in torch.arange(len(molecules)).split(batch_size):
             batch = molecules.gather(index)
             pos = batch.pos.requires_grad_(forces)
@@ -138,7 +138,7 @@ def _predict(
 
 
 @contextmanager
-def evaluating(model: HIPNN) -> Iterator[None]:
+def _evaluating(model: HIPNN) -> Iterator[None]:
     """Without checks (done) and without derivatives in the parameters."""
     training, validate = model.training, model.validate
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]

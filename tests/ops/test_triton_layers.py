@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -333,6 +334,43 @@ def test_same_bits_twice(layer_kernels: ModuleType, drawn: Drawn) -> None:
     assert not torch.equal(once, layer_kernels.dense(z, received + 1e-3, weights, True)[0])
 
 
+SPLIT = """
+import triton
+import triton.language as tl
+from hipnn_pyg.ops.triton_tiles import _split
+
+@triton.jit
+def split(X, HIGH, REST, N: tl.constexpr):
+    n = tl.arange(0, N)
+    high, rest = _split(tl.load(X + n))
+    tl.store(HIGH + n, high)
+    tl.store(REST + n, rest)
+"""
+
+
+def test_numbers_are_split_for_the_tensor_cores(
+    load_kernels: Callable[..., ModuleType], device: torch.device, tmp_path: Path
+) -> None:
+    """Two numbers of 11 bits: the second rounded towards 0, as the hardware does, costs a bit."""
+    (tmp_path / "split.py").write_text(SPLIT)
+    with pytest.MonkeyPatch.context() as patch:
+        tiles = load_kernels(OPS / "triton_tiles.py")
+        patch.setitem(sys.modules, "hipnn_pyg.ops.triton_tiles", tiles)
+        kernel = load_kernels(tmp_path / "split.py").split
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1024, generator=generator) * torch.logspace(-30, 30, 1024)
+    x = x.to(device)
+    high, rest = torch.empty_like(x), torch.empty_like(x)
+    kernel[(1,)](x, high, rest, 1024)
+    cut = [(part.view(torch.int32) & -0x2000).view(torch.float32) for part in (high, rest)]
+    assert torch.equal(cut[0], high) and torch.equal(high + rest, x)
+    error = ((cut[0].double() + cut[1].double()) / x.double() - 1).abs()
+    assert 0 < float(error.max()) < 2.0**-23
+    assert (
+        float((high.double() / x.double() - 1).abs().max()) > 2.0**-13
+    )  # control
+
+
 MUTANTS = {
     "the cutoff is not squared": ("(cosine * cosine)[None, :]", "cosine[None, :]"),
     "edges beyond the first few are lost": ("range(0, degree, EDGES)", "range(0, 1, EDGES)"),
@@ -388,7 +426,7 @@ def options() -> dict[str, dict[str, Any]]:
     """Sizes of the paper's network for each kernel."""
     size = dict(IN=80, F=80, LAYERS=4, IN_A=64, IN_B=32, A=64, B=32, ROWS=16)
     edges = dict(CUTOFF=7.9, NU=20, F=80, NU_BLOCK=32)
-    slopes = edges | dict(F_BLOCK=16, EDGES=32)
+    slopes = edges | dict(F_BLOCK=16, EDGES=16)
     return {
         "_environments": edges | dict(FIRST=64, SECOND=16, EDGES=16),
         "_edge_slopes": dict(FEATURES=80, LEARNED=True, DISTANCES=True, **slopes),
