@@ -140,6 +140,7 @@ def _dense(
     atoms: tl.tensor,
     each: tl.tensor,
     stride: tl.tensor,
+    parts: tl.tensor,
     IN: tl.constexpr,
     F: tl.constexpr,
     LAYERS: tl.constexpr,
@@ -159,6 +160,9 @@ def _dense(
     residual = WEIGHTS + F * IN + F
     v, w = _load(Z, row, live, IN, IN_A, IN_B)
     a, b = _load(RECEIVED, row, live, F, A, B)
+    for part in range(1, parts):
+        c, d = _load(RECEIVED + part * atoms * F, row, live, F, A, B)
+        a, b = a + c, b + d
     c, d = _bias(WEIGHTS + F * IN, F, A, B)
     x, y = _rows_times(v, w, WEIGHTS, IN, F, 1, IN, A, B, PRODUCTS)
     x, y = _softplus(x + a + c), _softplus(y + b + d)
@@ -332,17 +336,22 @@ def _weight_slopes(
 def dense(
     z: Tensor, received: Tensor, weights: Weights, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`hipnn_pyg.ops.cpu.dense`; what the backward pass needs is always given."""
+    """See :func:`hipnn_pyg.ops.cpu.dense`; what the backward pass needs is always given.
+
+    What is received may come in parts, ``[parts, N, out]``.
+    """
     z, received, layers = z.contiguous(), received.contiguous(), len(weights) // 5
-    atoms, out_channels = received.shape
+    atoms, out_channels = received.shape[-2:]
+    parts = received.size(0) if received.dim() == 3 else 1
     activations, outputs = z.new_empty(2, layers, atoms, out_channels)
     if max(z.size(1), out_channels) > WIDEST:
+        received = received if received.dim() == 2 else received.sum(0)
         _wide(z, received, weights, activations, outputs)
     elif atoms:
         joined, models, stride = _joined(weights)
         with torch.cuda.device_of(z):
             _dense[(triton.cdiv(atoms, ROWS),)](
-                *(z, received, joined, activations, outputs, atoms, atoms // models, stride),
+                *(z, received, joined, activations, outputs, atoms, atoms // models, stride, parts),
                 *(z.size(1), out_channels, layers),
                 *(*column_blocks(z.size(1)), *column_blocks(out_channels), products(z), ROWS),
                 **_options(z, out_channels),

@@ -18,7 +18,7 @@ from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.operands import Kept, Where
 from hipnn_pyg.ops.triton import OPTIONS, WORKSPACE, by_sender, feature_block
-from hipnn_pyg.ops.triton_product import product
+from hipnn_pyg.ops.triton_product import product, product_in_parts
 from hipnn_pyg.ops.triton_tiles import by_model, dot, exact, kernel, stack_of, sum_parts
 
 EDGES = 16
@@ -199,7 +199,10 @@ def _edge_slopes(
 
 
 def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Kept | None]:
-    """See :func:`hipnn_pyg.ops.cpu.interact`; environments are kept as ``[N, nu, in]``."""
+    """See :func:`hipnn_pyg.ops.cpu.interact`; environments are kept as ``[N, nu, in]``.
+
+    Of several models what is received comes in parts, ``[parts, N, out]``, which ``dense`` adds.
+    """
     (nu, in_channels, _), z = V.shape[-3:], z.contiguous()
     environments = z.new_empty(_receivers(where), nu * in_channels)
     first, second = _columns(in_channels)
@@ -214,8 +217,9 @@ def interact(where: Where, z: Tensor, V: Tensor, keep: bool) -> tuple[Tensor, Ke
                 num_warps=2 if in_channels > WIDE else 1,
                 num_stages=1,
             )
-    received = product(by_model(environments, V, 3), V.flatten(-3, -2))
-    return received.flatten(0, -2), Kept(environments, None) if keep else None
+    received = product_in_parts(by_model(environments, V, 3), V.flatten(-3, -2))
+    received = received if V.dim() == 3 else received.flatten(-3, -2)
+    return received, Kept(environments, None) if keep else None
 
 
 def interact_backward(

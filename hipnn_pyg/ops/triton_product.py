@@ -77,15 +77,22 @@ def _product(
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a b, of one model by PyTorch.
+    """a b, of one model by PyTorch."""
+    found = product_in_parts(a, b, out)
+    return found if found.dim() == a.dim() else torch.sum(found, 0, out=out)
+
+
+def product_in_parts(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """The same, of several models perhaps in parts that are to be added.
 
     Args:
         a: ``[m, k]``, or ``[K, m, k]`` of K models.
         b: ``[k, n]`` or ``[K, k, n]``.
-        out: where to; its rows lie one after the other. None for a new tensor.
+        out: where to, unless there are parts; its rows lie one after the other. None for a new
+            tensor.
 
     Returns:
-        ``[m, n]`` or ``[K, m, n]``.
+        ``[m, n]``, ``[K, m, n]`` or ``[parts, K, m, n]``.
     """
     how = products(a)
     if a.dim() == 2 or how == "ieee" or not a.numel() or not b.numel():
@@ -99,8 +106,10 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     parts = max(1, min(PROGRAMS // (programs * models), k // PART))
     k_part = triton.cdiv(triton.cdiv(k, parts), depth) * depth
     parts = triton.cdiv(k, k_part)
-    whole = a.new_empty(models, m, n) if out is None else out
-    found = whole.new_empty(parts, *whole.shape) if parts > 1 else whole.unsqueeze(0)
+    if parts > 1 or out is None:
+        found = a.new_empty(parts, models, m, n)
+    else:
+        found = out.unsqueeze(0)
     c_part, c_model = found.stride(0), found.stride(1)
     with torch.cuda.device_of(a):
         _product[(programs, models, parts)](
@@ -109,4 +118,4 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
             num_warps=2,
             num_stages=stages,
         )
-    return torch.sum(found, 0, out=whole) if parts > 1 else whole
+    return found if parts > 1 else found[0]

@@ -219,6 +219,9 @@ def test_dense_layers(
     for own in (loose, joined):
         found, activations, between = layer_kernels.dense(*detached(z, received), own, True)
         assert_equal(found, expected.detach())
+        third = received.detach() / 3  # what is received in parts is added
+        in_parts = torch.stack((third, third, received.detach() - 2 * third))
+        assert_equal(layer_kernels.dense(z.detach(), in_parts, own, True)[0], found)
         kept = (activations, between, cotangent)
         room, of_weights = unwritten(z, together)
         back = layer_kernels.dense_backward(z.detach(), own, *kept, room, of_weights)
@@ -283,6 +286,39 @@ def test_layers_of_two_models(
         assert_equal(found, torch.cat(expected))
         assert widest == 0 or torch.equal(found, torch.cat(expected))  # PyTorch's products round
     assert not torch.equal(each[0][-1], each[1][-1])  # control
+
+
+def test_interactions_of_two_models(
+    layer_kernels: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each receives alone, in float32 in parts that are to be added."""
+    product = layer_kernels.interact.__globals__["product"].__globals__
+    monkeypatch.setitem(product, "PART", 16)
+    generator = torch.Generator().manual_seed(0)
+    atoms, degree, nu, width, out = 16, 3, 5, 7, 4
+    near = torch.randint(atoms, (atoms, degree), generator=generator).flatten()
+    i = torch.arange(atoms).repeat_interleave(degree)
+    row = torch.arange(atoms + 1) * degree
+    edges = i.numel()
+
+    one = [x.to(device) for x in (near, i, row)]
+    two = [torch.cat((x, x + s)) for x, s in zip(one, (atoms, atoms, edges), strict=True)]
+    none = row.new_empty(0)
+    patterns = [Pattern(*of_models, none, none) for of_models in (one, two)]
+    r = 1 + 5 * torch.rand(2, edges, generator=generator)
+    z = torch.randn(2, atoms, width, generator=generator)
+    mu, sigma = 0.2 + torch.rand(2, 2, nu, generator=generator)
+    V = torch.randn(2, nu, width, out, generator=generator)
+    r, z, mu, sigma, V = (x.to(device) for x in (r, z, mu, sigma, V))
+    where = Where(patterns[1], 7.9, r.flatten(), mu, sigma)
+    found, kept = layer_kernels.interact(where, z.flatten(0, 1), V, True)
+    assert found.shape == (2, 2 * atoms, out)  # 35 terms in two parts
+    for k in range(2):
+        alone = Where(patterns[0], 7.9, r[k], mu[k], sigma[k])
+        expected, own = layer_kernels.interact(alone, z[k], V[k], True)
+        assert_equal(found.sum(0)[k * atoms : (k + 1) * atoms], expected)
+        assert_equal(kept.environments[k * atoms : (k + 1) * atoms], own.environments)
+    assert not torch.allclose(found[0], found.sum(0))  # control
 
 
 def test_no_atoms(layer_kernels: ModuleType, drawn: Drawn) -> None:
@@ -366,9 +402,7 @@ def test_numbers_are_split_for_the_tensor_cores(
     assert torch.equal(cut[0], high) and torch.equal(high + rest, x)
     error = ((cut[0].double() + cut[1].double()) / x.double() - 1).abs()
     assert 0 < float(error.max()) < 2.0**-23
-    assert (
-        float((high.double() / x.double() - 1).abs().max()) > 2.0**-13
-    )  # control
+    assert float((high.double() / x.double() - 1).abs().max()) > 2.0**-13  # control
 
 
 MUTANTS = {
