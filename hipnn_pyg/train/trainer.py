@@ -327,7 +327,7 @@ class Trainer:
             self.best_mae, self.best_epoch = self.last.energy.mae, self.epoch
             self.best_state = _snapshot(judged)
             self._unwritten = {**self.provenance, **best_model(self, self.last)}
-            if self.writes and time.monotonic() - self._best_written > BEST_SECONDS:
+            if time.monotonic() - self._best_written > BEST_SECONDS:
                 self._write_best()
 
     @property
@@ -389,6 +389,7 @@ class Trainer:
             what = f"the validation error after epoch {self.epoch} is not finite"
         if not what:
             return
+        self._write_best()
         start = " (hipnn train --start RUN begins with this one's best weights)"
         raise TrainingStopped(
             f"{what}; the last checkpoint is intact: begin a new run with a lower learning_rate"
@@ -496,7 +497,7 @@ class Trainer:
 
     def _write_best(self) -> None:
         """Write the best model so far, if its file is of an older one."""
-        if self._unwritten is None or self.folder is None:
+        if self._unwritten is None or self.folder is None or not self.writes:
             return
         write_model(self.model, self.best_state, self.folder, self._unwritten)
         self._unwritten, self._best_written = None, time.monotonic()

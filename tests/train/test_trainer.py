@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from torch_geometric.loader import DataLoader
 
 from hipnn_pyg import HIPNN, PackedLoader, PackedMolecules, StructureError, load_model, save_model
 from hipnn_pyg.data.targets import ASE_ENERGY
-from hipnn_pyg.models.files import read_card
+from hipnn_pyg.models.files import read_card, write_model
 from hipnn_pyg.train import Trainer, Training, TrainingStopped, error_statistics, predict
 from hipnn_pyg.train.recipe import WeightAverage, flattened, running_average
 
@@ -341,6 +342,49 @@ def test_full_disk_keeps_the_old_checkpoint(
     assert resumed.epoch == 1
     save_model(trainer.model, tmp_path)  # control: with space the file changes
     assert (tmp_path / "model.safetensors").read_bytes() != before["model.safetensors"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_the_best_model_is_on_disk_in_the_end(
+    seconds: float,
+    new_model: Models,
+    parts: Parts,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where epochs are short it is not written after each, but with checkpoints and errors."""
+    module = "hipnn_pyg.train.trainer"
+    monkeypatch.setattr(f"{module}.BEST_SECONDS", seconds)
+    written: list[int] = []
+
+    def noted(model: HIPNN, state: Any, folder: Path, facts: dict[str, Any]) -> Path:
+        written.append(facts["epoch"])
+        return write_model(model, state, folder, facts)
+
+    monkeypatch.setattr(f"{module}.write_model", noted)
+    config = settings(epochs=4, checkpoint_seconds=1e9)
+    trainer = Trainer(new_model(), *parts, config, tmp_path / "a", progress=False)
+    best = trainer.fit()
+    assert trainer.best_epoch == 4 and written == ([1, 2, 3, 4] if seconds == 0 else [1, 4])
+    for name, weight in load_model(tmp_path / "a").state_dict().items():
+        assert torch.equal(weight, best.state_dict()[name])
+
+    written.clear()
+    trainer = Trainer(new_model(), *parts, config, tmp_path / "b", progress=False)
+    end_epoch = trainer.end_epoch
+
+    def spoil() -> None:
+        end_epoch()
+        if trainer.epoch == 2:
+            with torch.no_grad():
+                trainer.objective.vector.fill_(torch.nan)
+
+    monkeypatch.setattr(trainer, "end_epoch", spoil)
+    with pytest.raises(TrainingStopped, match="best weights"):
+        trainer.fit()
+    assert written == [1, 2] and read_card(tmp_path / "b")["epoch"] == 2
+    assert torch.isfinite(load_model(tmp_path / "b").blocks[0].readout.weight).all()
 
 
 def test_a_run_is_not_overwritten(
