@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ class Room(NamedTuple):
         graphs: G, molecules.
         largest: atoms of the largest molecule.
         dtype: of the positions.
+        products: how matrix products are computed, see :mod:`hipnn_pyg.nn.precision`.
     """
 
     atoms: int
@@ -34,11 +36,12 @@ class Room(NamedTuple):
     graphs: int
     largest: int
     dtype: torch.dtype
+    products: str
 
     def holds(self, other: Room) -> bool:
         """Whether there is room for a batch, and not far too much."""
         enough = all(mine >= its for mine, its in zip(self[:4], other[:4], strict=True))
-        return enough and self.atoms <= 2 * other.atoms and self.dtype == other.dtype
+        return enough and self.atoms <= 2 * other.atoms and self[4:] == other[4:]
 
 
 def rounded(size: int) -> int:
@@ -61,7 +64,7 @@ class CapturedEnergies:
     (others, hooks) is not seen: make a new one.
 
     Args:
-        model: its mode, checks (``validate``) and precision count as they are in each call.
+        model: its checks (``validate``), kernel and precision count as they are in each call.
     """
 
     def __init__(self, model: HIPNN) -> None:
@@ -88,9 +91,8 @@ class CapturedEnergies:
         self, z: Tensor, pos: Tensor, batch: Tensor | None = None, num_graphs: int | None = None
     ) -> Tensor:
         """The same with all digits, as ``energy_terms(...).energy``."""
-        model, kernels = self.model, molecule_kernels(pos)
-        small = 0 < z.numel() <= MOST_ATOMS
-        if kernels is None or not small or not (self._is_recorded() or direct.serves(model)):
+        model, kernels = self.model, self._kernels(z, pos)
+        if kernels is None:
             return model.energy_terms(z, pos, batch, num_graphs=num_graphs).energy
         if model.validate:
             check_graphs(z, pos, batch, num_graphs)
@@ -103,12 +105,21 @@ class CapturedEnergies:
             return model.energy_terms(z, pos, batch, num_graphs=num_graphs).energy
         if model.validate:
             check_species(z, model.species_index(z) >= 0, model.species)
-        room = Room(z.numel() + 1, edges, num_graphs, largest, pos.dtype)
+        how = kernels.products(model.blocks[0].interaction.V)
+        room = Room(z.numel() + 1, edges, num_graphs, largest, pos.dtype, how)
         recorded = self._with_room(room, pos.device)
         energy = recorded.energies(z, pos, ptr)
         if model.validate:
             check_distances(recorded.r[:edges])
         return energy.clone().unsqueeze(1)
+
+    def _kernels(self, z: Tensor, pos: Tensor) -> ModuleType | None:
+        """The kernels that find the pairs of a batch, if there are such for model and batch."""
+        model, kernels = self.model, molecule_kernels(pos)
+        if kernels is None or not 0 < z.numel() <= MOST_ATOMS or model.backend != "torch":
+            return None
+        usual = model.kernel_on(pos.device) == "fused"
+        return kernels if usual and (self._is_recorded() or direct.serves(model)) else None
 
     def _is_recorded(self) -> bool:
         """Whether there are graphs, of weights that are where they were."""
@@ -122,7 +133,8 @@ class CapturedEnergies:
         if fitting:
             return self._recorded[min(fitting)]
         atoms, edges, graphs = (rounded(max(size, 1)) for size in room[:3])
-        room = Room(atoms, edges, graphs, 1 << (room.largest - 1).bit_length(), room.dtype)
+        largest = 1 << (room.largest - 1).bit_length()
+        room = Room(atoms, edges, graphs, largest, *room[4:])
         with torch.cuda.device(device):
             self._where = self._where or (torch.cuda.Stream(), torch.cuda.graph_pool_handle())
             self._recorded[room] = Recorded(self.model, room, device, *self._where)
@@ -182,7 +194,7 @@ class Recorded:
     def _run(self) -> tuple[Tensor, Tensor]:
         from hipnn_pyg.ops import triton_molecules, triton_step  # need Triton
 
-        model, (atoms, edges, graphs, largest, dtype) = self.model, self.room
+        model, (atoms, edges, graphs, largest, dtype, _) = self.model, self.room
         molecules = (self.z, self.pos, self.counts, self.start, self.no_target)
         sizes = (graphs, largest, atoms, edges, dtype)
         drawn = triton_step.draw(self.order, self.step, molecules, *sizes)

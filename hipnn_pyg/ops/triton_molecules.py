@@ -14,7 +14,9 @@ from triton.language.standard import _elementwise_max as _max
 from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.pattern import Pattern
-from hipnn_pyg.ops.triton_tiles import kernel
+from hipnn_pyg.ops.triton_tiles import kernel, products
+
+__all__ = ["all_pairs", "molecule_sums", "products", "sizes"]
 
 ATOMS = 32
 """Atoms of a molecule that are read at a time."""

@@ -19,6 +19,7 @@ from hipnn_pyg.checks import StructureError
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.models import CapturedEnergies, captured, direct
 from hipnn_pyg.models.self_check import self_check
+from hipnn_pyg.nn.precision import matrix_products
 from hipnn_pyg.train import validation
 
 SPECIES = (1, 6, 8)
@@ -166,6 +167,25 @@ def test_bad_input_is_refused(model: HIPNN, recorded: list[Any], device: torch.d
             energies(*bad)
     energies(z, pos, batch)
     assert recorded
+
+
+def test_settings_count_as_they_are_in_each_call(
+    model: HIPNN, recorded: list[Any], device: torch.device
+) -> None:
+    """Lower precision has graphs of its own, another kernel none."""
+    energies, (z, pos, batch) = CapturedEnergies(model.float()), molecules([5, 4], 0, device)
+    given = (z, pos.float(), batch)
+    energies(*given)
+    for _ in range(2):
+        with matrix_products("tf32", "cuda"):
+            energies(*given)
+        energies(*given)
+        assert len(recorded) == 2
+    replays = [graph.replays for graph in recorded] if device.type == "cpu" else []
+    assert replays in ([3, 2], [])
+    model.kernel = "reference"
+    torch.testing.assert_close(energies(*given), model(*given))
+    assert replays == ([graph.replays for graph in recorded] if device.type == "cpu" else [])
 
 
 def test_what_kernels_do_not_take_is_the_models(
