@@ -106,16 +106,17 @@ def capture_wanted(
     return config.capture == "on" or (config.capture == "auto" and device.type == "cuda")
 
 
-def not_captured(error: RuntimeError) -> str:
-    """The line that reports a step which could not be captured.
+def not_captured(error: RuntimeError, what: str = "training step") -> str:
+    """The line that reports what could not be captured.
 
     Args:
         error: what was raised.
+        what: could not.
     """
     reason = (str(error) or "no reason given").splitlines()[0]
     return (
-        f"the training step could not be captured ({type(error).__name__}: {reason}): training "
-        "goes on with ordinary steps, which give the same numbers more slowly; --capture on shows "
+        f"the {what} could not be captured ({type(error).__name__}: {reason}): training goes on "
+        f"with an ordinary {what}, which gives the same numbers more slowly; --capture on shows "
         "the whole error, --capture off avoids it"
     )
 

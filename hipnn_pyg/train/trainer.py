@@ -22,7 +22,7 @@ from hipnn_pyg.models.self_check import self_check
 from hipnn_pyg.nn.precision import matrix_products
 from hipnn_pyg.train.adam import VectorAdam
 from hipnn_pyg.train.bar import progress_bar
-from hipnn_pyg.train.capture import CapturedStep, begin_captured, captured_step, gradient_of
+from hipnn_pyg.train.capture import CapturedStep, begin_captured, captured_step
 from hipnn_pyg.train.checkpoint import (
     best_model,
     check_settings,
@@ -355,9 +355,19 @@ class Trainer:
 
     def _validate(self, judged: HIPNN) -> Validation:
         """Errors over the validation molecules, each predicted by one process."""
-        if self.captures and isinstance(gradient_of(self.objective), GPUGradient):
-            self._judge = self._judge or CapturedValidation(self.validation)
-            return summed_validation(self._judge.sums(judged), self.train.spec.unit)
+        if (
+            self.captures
+            and self._judged_by_graphs
+            and isinstance(self.objective.direct, GPUGradient)
+        ):
+            try:
+                self._judge = self._judge or CapturedValidation(self.validation)
+                return summed_validation(self._judge.sums(judged), self.train.spec.unit)
+            except RuntimeError as error:  # no memory for graphs, say
+                if self.config.capture == "on":
+                    raise
+                warnings.warn(not_captured(error, "validation"), HIPNNWarning, stacklevel=3)
+                self._judge, self._judged_by_graphs = None, False
         part = self._share(torch.arange(len(self.validation)))
         mine = self.validation if self.sharded is None else self.validation.subset(part)
         mine_or_none = mine if len(mine) else None
@@ -441,6 +451,7 @@ class Trainer:
 
     _saved_at = _best_written = -math.inf
     _judge: CapturedValidation | None = None
+    _judged_by_graphs = True
     _unwritten: dict[str, Any] | None = None  # what the best model's file will say of it
     _counted_at = 0.0
     _graphs_reported = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from torch_geometric.data import Data
 
 import hipnn_pyg.ops
 from hipnn_pyg import HIPNN, PackedMolecules
+from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.models import direct
 from hipnn_pyg.models.self_check import self_check
@@ -24,6 +26,7 @@ from hipnn_pyg.train.captured_stack import StackedBatches, stacks
 from hipnn_pyg.train.direct import GPUGradient
 from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
 from hipnn_pyg.train.static import StaticBatches
+from hipnn_pyg.train.validation import CapturedValidation
 
 T = TypeVar("T", bound=Trainer)
 TARGET = Target("energy", "eV", "energy")
@@ -122,6 +125,28 @@ def test_the_step_by_kernels_is_the_ordinary_step(
     assert_same_training(ours, theirs)
     other = trained("cpu", **options, seed=1)  # control: another order of molecules
     assert float((parameters(other) - parameters(theirs)).abs().max()) > 1e-4
+
+
+def test_a_validation_that_cannot_be_captured_is_an_ordinary_one(
+    by_kernels: Callable[[], None], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one warning; asked for by name, it stops the run."""
+
+    def fail(self: CapturedValidation, model: HIPNN) -> Tensor:
+        raise torch.OutOfMemoryError("no memory for a graph")
+
+    theirs = trained("cpu", epochs=2)
+    by_kernels()
+    monkeypatch.setattr(CapturedValidation, "sums", fail)
+    data = (molecules(9, 1), molecules(4, 2))
+    ours = new_trainer(Trainer, device.type, data, epochs=2, capture="on")
+    ours.config = replace(ours.config, capture="auto")
+    with pytest.warns(HIPNNWarning, match="validation could not be captured.*no memory") as seen:
+        ours.fit()
+    assert len([w for w in seen if "validation" in str(w.message)]) == 1
+    assert_same_training(ours, theirs)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        trained(device.type, epochs=2, capture="on")
 
 
 def assert_same_training(ours: Trainer, theirs: Trainer) -> None:
