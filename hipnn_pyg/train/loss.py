@@ -153,7 +153,15 @@ class HIPNNLoss(nn.Module):
         Args:
             batch: the molecules.
             l2: the L2 term, if it is already known.
+
+        Raises:
+            ValueError: targets of another shape than ``[G]``.
         """
+        if batch.target.dim() != 1:  # [G, 1] would be broadcast against all energies
+            raise ValueError(
+                f"target must hold one energy per molecule, [G], not {[*batch.target.shape]}: "
+                "flatten it"
+            )
         l2 = l2_norm(self.model) if l2 is None else l2
         return self.terms(self.sums(batch), l2)
 

@@ -119,6 +119,15 @@ def test_r_term_only_with_hierarchy(small_model: Callable[..., HIPNN]) -> None:
         assert with_r.r.item() > 0.1
 
 
+def test_a_column_of_targets_is_refused(small_model: Callable[..., HIPNN]) -> None:
+    """It would be subtracted from all energies, each from each."""
+    batch = make_batch()
+    loss = HIPNNLoss(small_model())
+    with pytest.raises(ValueError, match=r"\[G\], not \[3, 1\]"):
+        loss(batch._replace(target=batch.target.unsqueeze(1)))
+    assert bool(torch.isfinite(loss(batch).loss))  # control
+
+
 def test_l2_counts_exactly_the_learned_weights(small_model: Callable[..., HIPNN]) -> None:
     """One coefficient changed: weights move the term, everything else leaves it alone."""
     model = small_model(num_interactions=3)
