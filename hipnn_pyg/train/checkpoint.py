@@ -99,7 +99,7 @@ def best_model(trainer: Trainer, validation: Validation) -> dict[str, Any]:
     facts = {
         "epoch": trainer.epoch,
         "validation_mae": validation.energy.mae,
-        "training_seconds": round(trainer.seconds, 1),
+        "training_seconds": round(trainer.seconds, 3),
         "validation_unit": validation.energy.unit,
         "target": trainer.train.spec.name,
         "trained_on_forces": trainer.forces,
