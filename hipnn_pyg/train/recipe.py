@@ -66,19 +66,20 @@ def running_average(decay: float) -> Any:
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        torch._foreach_lerp_(averaged, current, newest_share(int(count), decay))
+        torch._foreach_lerp_(averaged, current, float(newest_share(torch.as_tensor(count), decay)))
 
     return update
 
 
-def newest_share(count: int, decay: float) -> float:
-    """Share of the present parameters in the average after this update.
+def newest_share(count: Tensor, decay: float) -> Tensor:
+    """Share of the present parameters in the average after an update, float64.
 
     Args:
         count: updates done before.
         decay: see :func:`running_average`.
     """
-    return 1 - min(decay, (1 + count) / (10 + count))
+    count = count.double()
+    return 1 - ((1 + count) / (10 + count)).clamp(max=decay)
 
 
 def shares(steps: range, every: int, count: int, decay: float) -> Tensor:
@@ -94,8 +95,8 @@ def shares(steps: range, every: int, count: int, decay: float) -> Tensor:
         Float64, of the length of ``steps``.
     """
     due = (torch.arange(steps.start, steps.stop) + 1) % every == 0
-    before = (count + due.cumsum(0) - due.long()).double()
-    newest = 1 - ((1 + before) / (10 + before)).clamp(max=decay)
+    before = count + due.cumsum(0) - due.long()
+    newest = newest_share(before, decay)
     return torch.where(due, torch.where(before > 0, newest, 1.0), 0.0)
 
 
