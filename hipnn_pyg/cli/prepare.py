@@ -77,27 +77,9 @@ def prepare(
         parts.save(folder.split)
 
     torch.manual_seed(training.seed)
-    seeds = {"seed": training.seed, "split_seed": training.seed_of_split}
-    provenance = {**describe(molecules), **seeds, "recipe": training.recipe}
-    for machine_path in ("root", "path"):
-        provenance.pop(machine_path, None)
-    provenance["split_sha256"] = parts.checksum
-    if isinstance(molecules, FileSet):
-        provenance["structures_sha256"] = packed.sha256
+    provenance = _provenance(molecules, training, packed, parts)
     if start is None:
-        species = sorted(set(packed.z.tolist()))
-        learned = packed.subset(parts.train)
-        if unseen := sorted(set(species) - set(learned.atomic_numbers().tolist())):
-            warnings.warn(
-                f"{', '.join(chemical_symbols[number] for number in unseen)} occurs in no training "
-                "structure: its energy stays 0, predictions with it mean nothing; train on more "
-                "structures, with another --seed, or leave these out",
-                HIPNNWarning,
-                stacklevel=2,
-            )
-        model = HIPNN(species=species, **asdict(network))
-        assert training.energy_scale is not None
-        model.fit_e0(learned, packed.spec, training.energy_scale)
+        model = _new_model(packed, packed.subset(parts.train), network, training)
     else:
         kept = folder.start if resume and folder.start.exists() else model_folder(start)
         card = read_card(kept)
@@ -106,6 +88,25 @@ def prepare(
         model, provenance["started_from"] = load_model(kept), _origin(start, card)
         if kept != folder.start and first_process():
             copy_model(kept, folder.start)
+    there = packed if resident is None else resident
+    fit, validation = there.subset(parts.train), there.subset(parts.validation)
+    trainer = kind(model, fit, validation, training, path, provenance, progress)
+    if resume:
+        trainer.resume()
+    return trainer
+
+
+def _provenance(
+    molecules: MoleculeSet, training: Training, packed: PackedMolecules, parts: Split
+) -> dict[str, Any]:
+    """What model files will say of the run: data set, split, recipe, machine."""
+    seeds = {"seed": training.seed, "split_seed": training.seed_of_split}
+    provenance = {**describe(molecules), **seeds, "recipe": training.recipe}
+    for machine_path in ("root", "path"):
+        provenance.pop(machine_path, None)
+    provenance["split_sha256"] = parts.checksum
+    if isinstance(molecules, FileSet):
+        provenance["structures_sha256"] = packed.sha256
     if getattr(molecules, "trajectories", False):
         provenance["trained_on_trajectories"] = True
     provenance["trained_on"] = {
@@ -113,12 +114,25 @@ def prepare(
         "machine": hardware(training.device),
         "torch": torch.__version__,
     }
-    there = packed if resident is None else resident
-    fit, validation = there.subset(parts.train), there.subset(parts.validation)
-    trainer = kind(model, fit, validation, training, path, provenance, progress)
-    if resume:
-        trainer.resume()
-    return trainer
+    return provenance
+
+
+def _new_model(
+    packed: PackedMolecules, learned: PackedMolecules, network: Network, training: Training
+) -> HIPNN:
+    """Random weights for all species of a data set, E^0 of its training molecules."""
+    species = sorted(set(packed.z.tolist()))
+    if unseen := sorted(set(species) - set(learned.atomic_numbers().tolist())):
+        warnings.warn(
+            f"{', '.join(chemical_symbols[number] for number in unseen)} occurs in no training "
+            "structure: its energy stays 0, predictions with it mean nothing; train on more "
+            "structures, with another --seed, or leave these out",
+            HIPNNWarning,
+            stacklevel=3,
+        )
+    model = HIPNN(species=species, **asdict(network))
+    assert training.energy_scale is not None
+    return model.fit_e0(learned, packed.spec, training.energy_scale)
 
 
 def _checksum(
