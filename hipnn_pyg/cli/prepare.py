@@ -107,6 +107,7 @@ def _provenance(
     provenance["split_sha256"] = parts.checksum
     if isinstance(molecules, FileSet):
         provenance["structures_sha256"] = packed.sha256
+        provenance["geometries_sha256"] = packed.geometries_sha256
     if getattr(molecules, "trajectories", False):
         provenance["trained_on_trajectories"] = True
     provenance["trained_on"] = {
@@ -167,14 +168,14 @@ def _check_start(
             f"--start {name} gives energies in {card['energy_unit']}, this data set in "
             f"{target.unit}: start with a model of that unit"
         )
-    if _structures(card) == _structures(data) and card.get("target") != target.name:
+    if _same_structures(card, data) and card.get("target") != target.name:
         raise ValueError(
             f"--start {name} learned {card.get('target')}, not {target.name}, and keeps its E^0: "
             "start with a model of that target"
         )
     who = f"--start {name}"
     while card:
-        if _structures(card) == _structures(data) and not _keeps_apart(card, data, redrawn):
+        if _same_structures(card, data) and not _keeps_apart(card, data, redrawn):
             sizes = _sizes(card)
             way_out = "train without it"
             if None not in sizes and redrawn(*sizes) == card.get("split_sha256"):
@@ -190,11 +191,18 @@ def _check_start(
         who = f"--start {name} began with {card.get('model')}, which"
 
 
-def _structures(data: Mapping[str, Any]) -> tuple[str, str]:
-    """Which structures a data set has: the same with other geometries or labels count as such."""
+def _same_structures(card: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Whether two data sets have the same structures, with other geometries or labels or not."""
+    if card.get("dataset") == data.get("dataset") == "file":
+        # a model from before the geometries' hash knows that of geometries and labels
+        key = "geometries_sha256" if "geometries_sha256" in card else "structures_sha256"
+        return card.get(key) == data.get(key)
+    return _names(card) == _names(data)
+
+
+def _names(data: Mapping[str, Any]) -> tuple[str, str]:
+    """Of a data set's structures."""
     dataset, molecule = str(data.get("dataset")), str(data.get("molecule"))
-    if dataset == "file":
-        return dataset, str(data.get("structures_sha256"))
     return dataset.removesuffix("-rdkit"), molecule.removeprefix("revised ")
 
 
@@ -220,7 +228,7 @@ def _origin(name: str, card: Mapping[str, Any]) -> dict[str, Any]:
     """What a model file says of the model that its training began with."""
     own = (
         *("dataset", "molecule", "num_train", "num_validation", "seed", "split_seed"),
-        *("split_sha256", "structures_sha256", "training_seconds"),
+        *("split_sha256", "structures_sha256", "geometries_sha256", "training_seconds"),
         "started_from",  # as that model itself may have
     )
     return {"model": Path(name).name, **{key: card[key] for key in own if key in card}}

@@ -280,6 +280,12 @@ class PackedMolecules:
             digest.update(part.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def geometries_sha256(self) -> str:
+        """The same of sizes, elements, positions and cells alone, whatever the labels."""
+        bare = replace(self, target=self.target[:0], forces=None, stress=None)
+        return bare.sha256
+
     def check(self) -> None:
         """Check every molecule; raises :class:`~hipnn_pyg.checks.StructureError`."""
         if not bool((self.counts > 0).all()):

@@ -178,7 +178,7 @@ def test_file(file: Path, tmp_path: Path, capsys: Capture) -> None:
     card = read_card(with_forces)
     assert card["trained_on_forces"] is True and "trained_on_trajectories" not in card
     assert main(["calibrate", str(with_forces), "--num_calibration", "8"]) == 1
-    why = "learned periodic structures" if file.stem == "crystal" else "at least 19 calibration"
+    why = "learned periodic structures" if file.stem == "crystal" else "39 molecules or more"
     assert why in capsys.readouterr().err
 
     test = torch.from_numpy(np.load(with_forces / "split.npz")["test"])
@@ -189,6 +189,22 @@ def test_file(file: Path, tmp_path: Path, capsys: Capture) -> None:
         atoms.calc = HIPNNCalculator(with_forces)
         difference.append(np.abs(atoms.get_forces() - labels).mean())
     assert np.mean(difference) * 23.060548 == pytest.approx(errors[0], rel=1e-4)
+
+
+def test_other_labels_are_of_the_same_structures(
+    file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Energies first, then forces, or the other way: on another split some were learned."""
+    crystals = ("--stress",) if file.stem == "crystal" else ()
+    kinds: list[tuple[str, ...]] = [("--epochs", "1"), ("--epochs", "1", "--forces", *crystals)]
+    for number, (first, then) in enumerate((kinds, kinds[::-1])):
+        runs = [tmp_path / f"{name}{number}" for name in ("first", "same", "other")]
+        assert main(file_options(file, runs[0], *first)) == 0
+        then = (*then, "--start", str(runs[0]))
+        assert main(file_options(file, runs[1], *then)) == 0  # control: the same split
+        capsys.readouterr()
+        assert main(file_options(file, runs[2], *then, "--seed", "1")) == 1
+        assert "learned another split of these structures" in capsys.readouterr().err
 
 
 def test_stress(crystal: Path, tmp_path: Path, capsys: Capture) -> None:
