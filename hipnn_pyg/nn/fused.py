@@ -15,6 +15,7 @@ from hipnn_pyg.nn.environment import EnvironmentSum
 from hipnn_pyg.nn.hooks import unchanged
 from hipnn_pyg.nn.interaction import Interaction
 from hipnn_pyg.nn.onsite import OnSite
+from hipnn_pyg.nn.readout import EnergyReadout
 from hipnn_pyg.nn.residual import Linear, Residual
 from hipnn_pyg.nn.sensitivity import Sensitivity, sensitivities
 
@@ -29,6 +30,19 @@ PARTS: dict[type[nn.Module], dict[str, type[nn.Module]]] = {
     Residual: {"W": Linear, "M": Linear},
 }
 """What the layers are made of; the kernels compute no other."""
+PARAMETERS: dict[type[nn.Module], tuple[str, ...]] = {
+    Interaction: ("V",),
+    Sensitivity: ("mu", "sigma"),
+    Linear: ("weight", "bias"),
+    EnergyReadout: ("weight", "bias"),
+}
+"""What they must have as parameters: in replicas and fast weights these are plain tensors."""
+GLOBAL_HOOKS = tuple(
+    f"_global_{direction}{when}_hooks"
+    for direction in ("forward", "backward")
+    for when in ("", "_pre")
+)
+"""Hooks of all modules there are."""
 
 
 def has_kernels(interaction: Interaction, onsite: nn.Module, z: Tensor, pairs: Pairs) -> bool:
@@ -57,7 +71,7 @@ def layers_as_built(interaction: nn.Module, onsite: nn.Module, like: Tensor) -> 
         and interaction.__dict__["_modules"]["environment_sum"].as_written
         and unchanged(onsite, nn.Sequential)
         and all(as_built(layer, OnSite, like) for layer in layers)
-        and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+        and not any(getattr(torch_module, hooks) for hooks in GLOBAL_HOOKS)
         and _sizes_fit(interaction, layers)
     )
 
@@ -99,6 +113,8 @@ def _as_built(
     if not unchanged(module, kind):
         return False
     own = module.__dict__
+    if any(name not in own["_parameters"] for name in PARAMETERS.get(kind, ())):
+        return False
     for w in own["_parameters"].values():
         if w is not None and not (w.dtype is dtype and w.device == device and w.is_contiguous()):
             return False

@@ -98,7 +98,18 @@ def message_hook(model: HIPNN) -> None:
     )
 
 
+def put_tensor(module: nn.Module, name: str) -> None:
+    """A plain tensor for a parameter, as replicas on several GPUs and fast weights have it."""
+    value = 1.1 * module.get_parameter(name).detach()
+    delattr(module, name)
+    setattr(module, name, value)
+
+
 CHANGES: dict[str, Change] = {
+    "plain weight": lambda m: put_tensor(m.blocks[0].onsite[0].W, "weight"),
+    "plain V": lambda m: put_tensor(m.blocks[0].interaction, "V"),
+    "plain mu": lambda m: put_tensor(m.blocks[1].interaction.sensitivity, "mu"),
+    "plain readout": lambda m: put_tensor(m.blocks[1].readout, "weight"),
     "wider layers": lambda m: put_narrow_layers(m, 9),
     "narrower layers": lambda m: put_narrow_layers(m, 2),
     "no bias": lambda m: setattr(m.blocks[1].onsite[0].W, "bias", None),
@@ -195,6 +206,24 @@ def test_a_hook_of_all_modules_is_called(small_model: Build, molecules: Batch) -
         handle.remove()
     assert model.blocks[0].onsite[0].W in seen
     torch.testing.assert_close(energies(model, molecules), before, rtol=0, atol=0)
+
+
+def test_backward_hooks_of_all_modules_are_called(small_model: Build, molecules: Batch) -> None:
+    """As loggers of gradients set them: as often by the kernels' model as by the other."""
+    seen: list[nn.Module] = []
+    counts = []
+    for kernel in ("fused", "padded"):
+        model = small_model(kernel=kernel)
+        seen.clear()
+        handle = nn.modules.module.register_module_full_backward_hook(lambda m, *_: seen.append(m))
+        try:
+            pos = molecules.pos.clone().requires_grad_()
+            model(molecules.z, pos, molecules.batch).sum().backward()
+        finally:
+            handle.remove()
+        assert model.blocks[0].onsite[0].W in seen
+        counts.append(len(seen))
+    assert counts[0] == counts[1]
 
 
 def put_long_block(model: HIPNN) -> None:
