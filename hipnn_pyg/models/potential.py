@@ -122,7 +122,7 @@ class HIPNNPotential(nn.Module):
         check_graphs(z, pos, batch, num_graphs, edge_index, shift)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
-                pbc = torch.as_tensor(pbc) if isinstance(pbc, bool) else pbc
+                pbc = None if pbc is None else torch.as_tensor(pbc)
                 given = copies(z, pos, batch, cell, pbc, edge_index, images)
                 return self.forward(*given, stress=stress, create_graph=create_graph)
         num_graphs = 1 if batch is None else int(batch[-1]) + 1

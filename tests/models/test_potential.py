@@ -483,6 +483,22 @@ def test_in_inference_mode(
     assert not found.energy.requires_grad
 
 
+def test_periodicity_in_inference_mode(small_model: Build) -> None:
+    """As ASE and lists give it, too."""
+    potential, atoms = HIPNNPotential(small_model()), bulk("C")
+    data = Data(z=torch.tensor(atoms.numbers), pos=torch.tensor(atoms.positions))
+    data.cell = torch.tensor(atoms.cell.array)
+    given = (data.z, data.pos, None, data.cell)
+    expected = potential(*given, True)
+    for pbc in (True, torch.tensor([True] * 3), [True] * 3, atoms.pbc):
+        data.pbc = pbc
+        with torch.inference_mode():
+            found = potential(data)
+        torch.testing.assert_close(found.energy, expected.energy)
+        torch.testing.assert_close(found.stress, expected.stress)
+    assert abs(float(expected.energy - potential(data.z, data.pos).energy)) > 1e-3  # control
+
+
 @pytest.mark.parametrize("of_each", ["bool", "three"])
 def test_cells_of_a_batch(small_model: Build, of_each: str) -> None:
     """PyG joins what belongs to each structure: three flags are not three directions."""
