@@ -50,7 +50,7 @@ def check_graphs(
     if batch is not None:
         _check_batch(batch, z, num_graphs)
     if edge_index is not None:
-        _check_edges(edge_index, shift, z)
+        _check_edges(edge_index, shift, z, batch)
         if batch is not None:
             _check_edges_inside(edge_index.long(), batch.long())
 
@@ -135,7 +135,7 @@ def _check_batch(batch: Tensor, z: Tensor, num_graphs: int | None) -> None:
         raise StructureError(f"batch names molecule {present - 1} but num_graphs is {num_graphs}")
 
 
-def _check_edges(edge_index: Tensor, shift: Tensor | None, z: Tensor) -> None:
+def _check_edges(edge_index: Tensor, shift: Tensor | None, z: Tensor, batch: Tensor | None) -> None:
     whole = not (edge_index.is_floating_point() or edge_index.dtype == torch.bool)
     if edge_index.dim() != 2 or edge_index.size(0) != 2 or not whole:
         raise StructureError(
@@ -163,7 +163,7 @@ def _check_edges(edge_index: Tensor, shift: Tensor | None, z: Tensor) -> None:
             f"shift of edge {edge} is {shift[edge].tolist()}, not finite: repair it"
         )
     if shift is None:  # the search with that default knows no periodic images
-        _warn_if_truncated(edge_index)
+        _warn_if_truncated(edge_index, z.size(0), batch)
     own = edge_index[0] == edge_index[1]
     if shift is None and bool(own.any()):
         raise StructureError(
@@ -172,11 +172,13 @@ def _check_edges(edge_index: Tensor, shift: Tensor | None, z: Tensor) -> None:
         )
 
 
-def _warn_if_truncated(edge_index: Tensor) -> None:
-    degree = torch.bincount(edge_index[1]) if edge_index.numel() else edge_index.new_zeros(1)
-    if int((degree == 32).sum()) > 1 and int(degree.max()) == 32:
+def _warn_if_truncated(edge_index: Tensor, num_atoms: int, batch: Tensor | None) -> None:
+    degree = torch.bincount(edge_index[1], minlength=num_atoms)
+    size = degree.new_tensor(num_atoms) if batch is None else torch.bincount(batch)[batch]
+    suspect = int(((degree == 32) & (size > 33)).sum())  # of 33 atoms 32 are all others
+    if suspect > 1 and int(degree.max()) == 32:
         warnings.warn(
-            f"{int((degree == 32).sum())} atoms have exactly 32 neighbours and none has more: "
+            f"{suspect} atoms have exactly 32 neighbours and none has more: "
             "edge_index looks cut off by a default max_num_neighbors=32; raise that limit",
             HIPNNWarning,
             stacklevel=6,

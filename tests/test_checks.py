@@ -130,6 +130,20 @@ def test_crystals_may_have_32_neighbours_each() -> None:
     assert len(caught) == 1
 
 
+def test_a_complete_graph_of_33_atoms_is_not_cut_off() -> None:
+    """Each atom has 32 neighbours, and there are no more: alone, and beside another molecule."""
+    atom = torch.arange(33)
+    i, j = torch.cartesian_prod(atom, atom).t()
+    edge_index = torch.stack((j, i))[:, i != j]
+    z, pos = torch.ones(35, dtype=torch.long), torch.rand(35, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_graphs(z[:33], pos[:33], edge_index=edge_index)
+        check_graphs(z, pos, torch.tensor([0] * 33 + [1] * 2), edge_index=edge_index)
+    with pytest.warns(HIPNNWarning, match="33 atoms have exactly 32 neighbours"):  # control
+        check_graphs(z, pos, edge_index=edge_index)  # one molecule of 35
+
+
 def test_distances_name_the_atoms() -> None:
     r = torch.tensor([2.0, 0.3, 1.0])
     atoms = torch.tensor([0, 7, 2]), torch.tensor([1, 4, 3])
