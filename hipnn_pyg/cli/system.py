@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
+from hipnn_pyg.models.self_check import self_check
 
 SMALL = 32
 """Atoms up to which one thread is taken: a second one gains a tenth on an idle machine, and on a
@@ -58,6 +59,7 @@ def load(arguments: Namespace) -> Atoms:
         StructureError: ASE cannot read the file, or it holds no such structure.
         ModelFileError: no such model.
         NotAPotentialError: the model was not trained as a potential (``--i-know``).
+        SelfCheckError: the kernels of this machine disagree with the reference.
         ValueError: an unknown precision or device.
     """
     if arguments.precision not in ("model", "float32", "float64"):
@@ -74,6 +76,9 @@ def load(arguments: Namespace) -> Atoms:
         arguments.i_know,
         min_distance=arguments.min_distance,
     )
+    device = torch.device(arguments.device)
+    for potential in atoms.calc.potentials:
+        self_check(potential.model.kernel_on(device), device)
     if len(atoms) <= SMALL:
         torch.set_num_threads(1)
     return atoms
@@ -93,7 +98,7 @@ def read_structure(path: str, index: int = -1) -> Atoms:
     if not Path(path).exists():
         raise FileNotFoundError(f"no structure file {path}")
     try:
-        atoms = ase.io.read(path, index=index)
+        atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
     except ImportError:
         raise
     except Exception as error:  # every ASE format has exceptions of its own

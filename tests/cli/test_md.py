@@ -18,6 +18,7 @@ import torch
 from hipnn_pyg import HIPNN, save_model
 from hipnn_pyg.cli import main
 from hipnn_pyg.cli.md import number_of_steps
+from hipnn_pyg.models.self_check import SelfCheckError
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -173,6 +174,30 @@ def test_mistakes_are_one_line(
     shown = capsys.readouterr()
     assert message in shown.err and "Traceback" not in shown.err
     assert shown.err.rstrip().splitlines()[-1].startswith("hipnn md: ")
+
+
+@pytest.mark.parametrize("command", ["md", "relax"])
+def test_kernels_are_checked_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    line = [command, *md(folder, "run", "--steps", "1")[1:]]
+    line += ["--i-know"]  # of no effect
+    checked: list[str] = []
+    monkeypatch.setattr(
+        "hipnn_pyg.cli.system.self_check", lambda kernel, device: checked.append(kernel)
+    )
+    main(line)
+    assert len(checked) == 1 and (folder / "run").exists()
+
+    def differs(kernel: str, device: torch.device) -> None:
+        raise SelfCheckError(f'kernel "{kernel}" differs')
+
+    monkeypatch.setattr("hipnn_pyg.cli.system.self_check", differs)
+    line[line.index(str(folder / "run"))] = str(folder / "other")
+    capsys.readouterr()
+    assert main(line) == 1
+    assert f'hipnn {command}: kernel "{checked[0]}" differs' in capsys.readouterr().err
+    assert not (folder / "other").exists()
 
 
 def test_files_that_are_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
