@@ -97,6 +97,8 @@ class Simulator:
             self.files.begin(everything)
             if settings.velocities == "draw":
                 draw_velocities(atoms, settings.temperature, self.random)
+            else:
+                atoms.set_momenta(atoms.get_momenta())  # without what constraints forbid
         self.integrator = self._integrator()
         self.integrator.nsteps = 0 if state is None else state.step
         self._written = -1 if state is None else state.step  # rows and frames up to here
@@ -237,6 +239,8 @@ class Simulator:
         )
 
     def _restore(self, state: State) -> None:
+        for constraint in self.atoms.constraints:  # some keep the lengths that they see first
+            constraint.adjust_momenta(self.atoms, np.zeros((len(self.atoms), 3)))
         self.atoms.positions[:] = state.searched
         self.calculator.search(self.atoms)
         self.atoms.positions[:] = state.positions

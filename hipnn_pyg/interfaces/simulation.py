@@ -110,7 +110,7 @@ def draw_velocities(atoms: Atoms, temperature: float, random: np.random.Generato
 
 
 def temperature(atoms: Atoms, kinetic: float) -> float:
-    """Kinetic temperature in K; the total momentum of free atoms is no degree of freedom.
+    """Kinetic temperature in K; how free atoms move together is no degree of freedom.
 
     Args:
         atoms: the structure.
@@ -118,5 +118,7 @@ def temperature(atoms: Atoms, kinetic: float) -> float:
     """
     freedom = atoms.get_number_of_degrees_of_freedom()
     if not atoms.constraints and len(atoms) > 1:
+        momentum = atoms.get_momenta().sum(0)
+        kinetic -= float(momentum @ momentum) / (2 * atoms.get_masses().sum())
         freedom -= 3
     return 2 * kinetic / (freedom * units.kB) if freedom else 0.0

@@ -21,7 +21,7 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import molecule
-from ase.constraints import FixAtoms, Hookean
+from ase.constraints import FixAtoms, FixBondLengths, Hookean
 
 from hipnn_pyg import HIPNN, StructureError
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
@@ -142,6 +142,12 @@ def test_velocities_have_the_temperature() -> None:
     draw_velocities(atoms, 400.0, np.random.default_rng(0))
     assert not atoms.get_velocities()[:10_000].any()
     assert temperature(atoms, atoms.get_kinetic_energy()) == pytest.approx(400, rel=0.02)
+    free = molecule("C6H6")
+    draw_velocities(free, 400.0, np.random.default_rng(0))
+    alone = temperature(free, free.get_kinetic_energy())
+    free.set_velocities(free.get_velocities() + np.array([0.05, 0.0, 0.02]))
+    assert free.get_temperature() > 1.1 * alone  # control
+    assert temperature(free, free.get_kinetic_energy()) == pytest.approx(alone, rel=1e-12)
     one = Atoms("H")
     draw_velocities(one, 300.0, np.random.default_rng(0))
     assert temperature(one, one.get_kinetic_energy()) > 0
@@ -234,6 +240,24 @@ def test_a_restart_gives_the_same_trajectory(
     assert simulator.report().steps == 80
     assert simulator.drift.samples == 41
     assert np.abs(whole.positions - make(model).positions).max() > 0.3
+
+
+def test_a_restart_keeps_bond_lengths(model: HIPNN, tmp_path: Path) -> None:
+    """Those of the start, of which the checkpoint's differ in the last digits."""
+
+    def start() -> Atoms:
+        atoms = ethanol(model)
+        atoms.set_constraint(FixBondLengths([[0, 1], [0, 3]]))
+        return atoms
+
+    simulate(start(), tmp_path / "whole", 40, temperature=2000.0)
+    simulate(start(), tmp_path / "parts", 17, temperature=2000.0)
+    last = start()
+    simulate(last, tmp_path / "parts", 40, resume=True, temperature=2000.0)
+    for name in MADE:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    assert last.get_distance(0, 1) == pytest.approx(start().get_distance(0, 1), abs=1e-9)
+    assert abs(last.get_distance(0, 2) - start().get_distance(0, 2)) > 1e-3  # control
 
 
 def test_control_random_numbers_matter(model: HIPNN, tmp_path: Path) -> None:
