@@ -49,6 +49,8 @@ def run(arguments: Namespace) -> None:
     output = Path(arguments.output)
     if output.suffix not in (".html", ".htm"):
         raise ValueError(f"--output {output} must end in .html")
+    if not arguments.text:
+        output.parent.mkdir(parents=True, exist_ok=True)
     structures = read_inputs([arguments.input], arguments.seed, arguments.optimize)
     report = explain(choose(structures, arguments), arguments)
     print(*summary(report), sep="\n")

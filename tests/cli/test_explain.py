@@ -311,6 +311,11 @@ def test_error_bar_and_flag_in_the_page() -> None:
     trust = Trust({0.5: 0.1, 0.9: 0.25, 0.95: 0.4}, "RDKit geometry")
     page = page_of(made_up({}), trust=trust)
     assert "± 0.2500 eV" in page and "no promise" not in page and "made from the SMILES" in page
+    assert "not by the method of the training data" in page
+    learned = Report("water", made_up({}), trust, None, "m", {"data set": "qm9-rdkit"})
+    assert "as those of the training data were" in render(learned)
+    unrelaxed = learned._replace(trust=trust._replace(geometry="RDKit geometry, not relaxed"))
+    assert "not by the method of the training data" in render(unrelaxed)
     flagged = page_of(made_up({}), trust=trust._replace(unlike=["R is outside"]))
     assert "no promise: R is outside." in flagged
     bare = page_of(made_up({}))
@@ -414,7 +419,7 @@ def test_mistakes(
 
 
 def test_the_data_in_the_page_are_json(copy: Path) -> None:
-    page = copy / "page.html"
+    page = copy / "new" / "page.html"
     assert main(["explain", "CO", "--model", str(copy), "--output", str(page)]) == 0
     (text,) = re.findall(
         r'<script type="application/json" id="data">(.*?)</script>', page.read_text()
