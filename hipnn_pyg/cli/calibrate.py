@@ -11,6 +11,8 @@ plots/error_bars.png. Example:
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +31,14 @@ from hipnn_pyg.data.splits import Split, random_split
 from hipnn_pyg.models.files import ModelFileError, atomic_write, load_model, member_folders
 from hipnn_pyg.uncertainty import CalibratedModel, ErrorBars, FeatureStatistics, take_sample
 from hipnn_pyg.uncertainty.assess import assess, compare, foreign_classes
+from hipnn_pyg.uncertainty.conformal import LEVELS, fewest
 from hipnn_pyg.uncertainty.error_bars import Geometry
 from hipnn_pyg.uncertainty.sample import Sample
+from hipnn_pyg.uncertainty.scores import CRPS_LEVELS
 from hipnn_pyg.units import ENERGY_UNITS, convert
+
+FEWEST_TEST = 4
+"""Test molecules: coverage is measured in quartiles of R."""
 
 
 class Halves(NamedTuple):
@@ -114,6 +121,12 @@ def calibrate(
     members = member_folders(path)
     models = [load_model(member, usable_device(device)) for member in members]
     halves = take_halves(members, num_calibration, seed, root)
+    least = _fewest(LEVELS, members)
+    if halves.smiles is not None and 0 < num_smiles < least:
+        raise ValueError(
+            f"num_smiles = {num_smiles} is not enough: {least} molecules or more calibrate (some "
+            "more, since RDKit may fail at some), or 0 to leave RDKit's geometries out"
+        )
     statistics = FeatureStatistics.fit(models[0], halves.train)
 
     order = torch.randperm(len(halves.split.test), generator=torch.Generator().manual_seed(seed))
@@ -186,14 +199,15 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
     shared = first.test.numpy()
     for member in members[1:]:
         shared = np.intersect1d(shared, Split.load(RunFolder(member).split).test.numpy())
-    if not 0 < number < len(shared):
-        whose, way_out = "the run's test set has", "lower it"
+    least = _fewest(CRPS_LEVELS, members)
+    if not least <= number <= len(shared) - FEWEST_TEST:
+        whose, way_out = "the run's test set has", ""
         if len(members) > 1:
             whose = "the members' test sets share"
-            way_out += ", or train all members on one split: hipnn train --split_seed 0"
+            way_out = "; members trained on one split share more: hipnn train --split_seed 0"
         raise ValueError(
-            f"{whose} {len(shared):,} molecules, so num_calibration = {number:,} leaves none to "
-            f"test: {way_out}"
+            f"num_calibration = {number:,} is not possible: {least} molecules or more calibrate, "
+            f"{FEWEST_TEST} or more test, and {whose} {len(shared):,}{way_out}"
         )
     candidates = torch.from_numpy(shared)
     split = random_split(len(packed), number, 0, seed, candidates, "calibration")
@@ -203,6 +217,13 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
         stored = load_qm9(chosen.root, chosen.source)._data
         smiles, names = [*stored.smiles], [*stored.name]
     return Halves(packed, smiles, names, train, split)
+
+
+def _fewest(levels: Sequence[float], members: list[Path]) -> int:
+    """Molecules that the intervals of these levels need: of an ensemble every fifth of them
+    tells how the spread counts."""
+    least = fewest(max(levels))
+    return least if len(members) == 1 else math.ceil(least * 5 / 4)
 
 
 def _source(member: Path) -> str:

@@ -138,10 +138,10 @@ def test_what_calibrate_prints(calibrated: Path, tmp_path: Path, capsys: Capture
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--num_calibration", "300"], "has 300 molecules, so num_calibration = 300 leaves none"),
-        (["--num_calibration", "0"], "num_calibration = 0"),
-        (["--num_calibration", "297"], "quartiles needs four or more molecules, not 3"),
-        (["--num_calibration", "18"], "95 % needs at least 19 calibration molecules, not 18"),
+        (["--num_calibration", "300"], "num_calibration = 300 is not possible"),
+        (["--num_calibration", "0"], "39 molecules or more calibrate, 4 or more test"),
+        (["--num_calibration", "297"], "and the run's test set has 300"),
+        (["--num_calibration", "38"], "num_calibration = 38"),
     ],
 )
 def test_too_few_molecules(
@@ -152,6 +152,14 @@ def test_too_few_molecules(
     assert not (uncalibrated / "error_bars.json").exists()
 
 
+@pytest.mark.parametrize("number", ["39", "296"])
+def test_just_enough_molecules(number: str, uncalibrated: Path, tmp_path: Path) -> None:
+    """Control: one more or fewer is refused."""
+    run = Path(shutil.copytree(uncalibrated, tmp_path / "run"))
+    assert main(["calibrate", str(run), "--num_calibration", number]) == 0
+    assert (run / "error_bars.json").exists()
+
+
 def test_an_ensemble_is_calibrated_on_what_no_member_saw(
     many: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -159,7 +167,10 @@ def test_an_ensemble_is_calibrated_on_what_no_member_saw(
     options = ("--num_train", "100", "--epochs", "2", "--batch_size", "16", "--ensemble", "3")
     assert main(train_options(many, run, *options)) == 0
     assert main(["calibrate", str(run), "--num_calibration", "399"]) == 1
-    assert "train all members on one split" in one_line_of(capsys)
+    assert "trained on one split share more" in one_line_of(capsys)
+    assert main(["calibrate", str(run), "--num_calibration", "48"]) == 1
+    assert "49 molecules or more calibrate" in one_line_of(capsys)
+    assert main(["calibrate", str(run), "--num_calibration", "49"]) == 0  # control
     assert main(["calibrate", str(run), "--num_calibration", "60"]) == 0
     seen: set[int] = set()
     for k in range(3):
