@@ -126,6 +126,10 @@ def collect(
         ModelFileError: no run, or one that is not finished.
     """
     run = look_at(path)
+    if "ensemble" in run.folder.read_config():
+        raise ModelFileError(
+            f"{path} is an ensemble, whose members have a record each: give {path}/member-0 ..."
+        )
     if not run.finished:
         raise ModelFileError(
             f"{path} is not finished (epoch {run.epoch} of {run.settings['epochs']}): go on with "

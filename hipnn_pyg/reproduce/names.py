@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from hipnn_pyg.data.sets import QM9Set
@@ -25,6 +26,9 @@ def run_name(settings: Mapping[str, Any]) -> str:
     usual |= {"num_validation": 1_000, "target": QM9Set.target, "forces": False}
     usual |= {"hierarchical": s["hierarchical"]}
     unusual = {name: s[name] for name, value in usual.items() if name in s and s[name] != value}
+    changed = changes(s)
+    if "start" in changed:
+        changed["start"] = Path(changed["start"]).name
     parts = [
         s["dataset"],
         str(s.get("molecule", "")).replace(" ", "-"),
@@ -33,7 +37,7 @@ def run_name(settings: Mapping[str, Any]) -> str:
         "" if s["hierarchical"] else "no-hierarchy",
         s["recipe"],
         str(s["epochs"]),
-        words({**unusual, **changes(s)}).replace(" = ", "=").replace(", ", "-"),
+        words({**unusual, **changed}).replace(" = ", "=").replace(", ", "-"),
     ]
     return "-".join(part for part in parts if part)
 

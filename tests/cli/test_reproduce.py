@@ -455,6 +455,9 @@ def test_collect_and_all(done: Path, tmp_path: Path, qm9_root: Path, capsys: Cap
     (unfinished / "config.yaml").write_text(RunFolder(run).config.read_text())
     assert main(["reproduce", "collect", str(unfinished), "--results", str(results)]) == 1
     assert "is not finished (epoch 0 of 2)" in capsys.readouterr().err
+    (unfinished / "config.yaml").write_text(RunFolder(run).config.read_text() + "ensemble: 2\n")
+    assert main(["reproduce", "collect", str(unfinished), "--results", str(results)]) == 1
+    assert "is an ensemble, whose members have a record each" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def test_settings_of_older_runs() -> None:
          "qm9-5000-f80-fast-100-num_validation=500"),
         (table_3(MD17Set(), ["revised benzene"])[0].settings,
          "md17-revised-benzene-1000-f20-fast-100"),
+        ({**table_2(QM9Set(), ["80"])[0].settings, "start": "runs/first/of all"},
+         "qm9-110426-f80-fast-100-start=of all"),
     ],
 )  # fmt: skip
 def test_names(settings: dict[str, object], name: str) -> None:
