@@ -92,7 +92,10 @@ def parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; expected errors end in one line on stderr and exit status 1."""
     torch.set_flush_denormal(True)  # before any worker thread exists: they inherit it
-    arguments = parser().parse_args(argv)
+    try:
+        arguments = parser().parse_args(argv)
+    except KeyboardInterrupt:
+        return _stopped("hipnn")
     command = arguments.command
     try:
         with warnings.catch_warnings():
@@ -104,9 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hipnn {command}: {error}", file=sys.stderr)
         return 130 if getattr(error, "interrupted", False) else 1
     except KeyboardInterrupt:  # before or after the training loop, which saves first
-        print(f"hipnn {command}: stopped", file=sys.stderr)
-        return 130
+        return _stopped(f"hipnn {command}")
     return 0
+
+
+def _stopped(what: str) -> int:
+    print(f"{what}: stopped", file=sys.stderr)
+    return 130
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

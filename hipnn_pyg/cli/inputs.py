@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,9 +89,10 @@ def read_inputs(
         path = Path(text)
         if text and os.path.isdir(path):  # not path.is_dir(): it fails on a long SMILES
             dataset: Sequence[Data] = StoredDataset(path)
+            left = None if limit is None else max(0, limit - len(found))
             found += [
                 (str(data.get("name") or f"{text}#{number}"), data)
-                for number, data in enumerate(dataset)
+                for number, data in enumerate(islice(dataset, left))
             ]
         elif os.path.isfile(path) and path.suffix.lower() in SMILES_FILES:
             found += read_smiles(path)

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import ase.io
+from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from rich.box import SIMPLE
@@ -73,7 +75,7 @@ def run(arguments: Namespace) -> None:
     if structures:
         rows = predict_rows(model, structures, unit)
         if output is None:
-            print_whole(as_tables(rows, unit))
+            print_whole(as_tables(rows, unit, model.models[0].hierarchical))
         elif output.suffix == ".csv":
             left = iter(rows)
             lines = [next(left) if isinstance(r, Named) else error_row(r) for r in read]
@@ -170,21 +172,29 @@ def predict_rows(model: CalibratedModel, structures: Sequence[Named], unit: str)
     return [rows[k] for k in range(len(structures))]
 
 
-def as_tables(rows: Sequence[Row], unit: str) -> list[Table]:
-    """The rows for a terminal, one table for each kind of geometry."""
+def as_tables(rows: Sequence[Row], unit: str, hierarchical: bool) -> list[Table]:
+    """The rows for a terminal, one table for each kind of geometry.
+
+    Args:
+        rows: as :func:`predict_rows` gives them.
+        unit: of the energies.
+        hierarchical: whether the model has a hierarchy; without one R says nothing.
+    """
     tables = []
     for geometry in dict.fromkeys(row["geometry"] for row in rows):
         mine = [row for row in rows if row["geometry"] == geometry]
-        tables.append(_as_table(mine, f"energies in {unit}, {geometry}", unit))
+        tables.append(_as_table(mine, f"energies in {unit}, {geometry}", unit, hierarchical))
     return tables
 
 
-def _as_table(rows: Sequence[Row], title: str, unit: str) -> Table:
+def _as_table(rows: Sequence[Row], title: str, unit: str, hierarchical: bool) -> Table:
     digits, short = DIGITS.get(unit, (3, 3))
     judged = "unlike_training" in rows[0]
     energy = "energy ± q90" if judged else "energy"
     others = [name for name in rows[0] if name[0] in "ERs"]  # E0 ..., R, spread
-    caption = "R: non-hierarchicality, larger is less certain"
+    caption = "the model has no hierarchy: R says nothing"
+    if hierarchical:
+        caption = "R: non-hierarchicality, larger is less certain"
     if judged:
         caption = f"q90: 90 % of errors are smaller; unlike: no training data like it\n{caption}"
     if len(rows) > SHOWN:
@@ -239,10 +249,22 @@ def write_extxyz(path: Path, structures: Sequence[Named], rows: Sequence[Row], u
         atoms = to_atoms(structure.data, energy=energies.pop("energy"))
         rest = row.keys() - energies - {"energy", "unit"}
         words = {key: row[key] for key in row if key in rest}
-        # ASE's reader takes backslashes for escapes and looks for numbers in plain words
         atoms.info |= energies | {
-            key: value.replace("\\", "\\\\") if isinstance(value, str) else value
-            for key, value in words.items()
+            key: _stored(value) if isinstance(value, str) else value for key, value in words.items()
         }
         images.append(atoms)
-    ase.io.write(path, images, format="extxyz")
+    text = io.StringIO()
+    ase.io.write(text, images, format="extxyz")
+    atomic_write({path: text.getvalue().encode()})
+
+
+def _stored(text: str) -> str:
+    """Text as ASE's reader gives it back: plain, or as JSON where plain it would be a number, say.
+
+    The reader takes backslashes for escapes, and looks for numbers, lists and truth values.
+    """
+    plain = text.replace("\\", "\\\\")
+    read = key_val_str_to_dict(key_val_dict_to_str({"text": plain, "next": 1}))
+    if isinstance(read["text"], str) and read == {"text": text, "next": 1}:
+        return plain
+    return f"_JSON {json.dumps(text)}".replace("\\", "\\\\")

@@ -81,28 +81,34 @@ class ConfigFile(ActionConfigFile):
 
 class Options(ArgumentParser):
     """Options whose defaults are those for forces where ``forces`` is chosen, and the network of
-    the model to begin with where ``start`` names one: as an argument or in a ``--config`` file."""
+    the model to begin with where ``start`` names one: as an argument or in a ``--config`` file. A
+    resumed run has a copy of that model."""
 
     def parse_args(self, args: Any = None, *more: Any, **others: Any) -> Any:
         """As ArgumentParser's."""
         chosen = _chosen(args or ())
         if chosen.get("forces"):
             self.set_defaults(FORCES)
-        if chosen.get("start"):
-            self.set_defaults(_network_of(str(chosen["start"])))
+        start = chosen.get("start")
+        if chosen.get("resume"):
+            kept = RunFolder(Path(chosen.get("run", self.get_default("run")))).start
+            start = kept if kept.exists() else start
+        if start:
+            self.set_defaults(_network_of(str(start)))
         return super().parse_args(args, *more, **others)
 
 
 def _chosen(args: Sequence[str]) -> dict[str, Any]:
-    """What arguments, and files among them, say of ``forces`` and ``start``; the last counts."""
+    """What arguments, and files among them, say of ``forces``, ``start``, ``run`` and ``resume``;
+    the last counts."""
     chosen: dict[str, Any] = {}
     for number, argument in enumerate(args):
         name, given, value = argument.partition("=")
         value = value if given else "".join(args[number + 1 : number + 2])
-        if name == "--forces":
-            chosen["forces"] = True
-        elif name == "--start":
-            chosen["start"] = value
+        if name in ("--forces", "--resume"):
+            chosen[name[2:]] = True
+        elif name in ("--start", "--run"):
+            chosen[name[2:]] = value
         elif name == "--config" and Path(value).is_file():
             with suppress(OSError, yaml.YAMLError):  # reported when it is parsed
                 settings = yaml.safe_load(Path(value).read_text())

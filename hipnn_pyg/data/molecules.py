@@ -113,8 +113,8 @@ def from_atoms(atoms: Atoms) -> Data:
         all directions, ``stress`` ``[1, 3, 3]`` in eV/Å^3 if known.
 
     Raises:
-        StructureError: no atoms, an unknown element, a position or cell that is not finite, or
-            a periodic direction without a lattice vector.
+        StructureError: no atoms, an unknown element, a position or cell that is not finite, a
+            periodic direction without a lattice vector, or an energy that is no number.
     """
     label = f"structure {atoms.get_chemical_formula() or 'without atoms'}"
     data = Data(z=_atomic_numbers(atoms.numbers, label), pos=_real(atoms.positions))
@@ -126,7 +126,12 @@ def from_atoms(atoms: Atoms) -> Data:
         data.pbc = torch.tensor(atoms.pbc).unsqueeze(0)
     energy, forces, stress = (_known_result(atoms, name) for name in ("energy", "forces", "stress"))
     if energy is not None:
-        data.energy = torch.tensor([float(energy)], dtype=torch.float64)
+        try:
+            data.energy = torch.tensor([float(energy)], dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise StructureError(
+                f"{label}: its energy is {energy!r}, which is no number"
+            ) from error
     if forces is not None:
         data.force = _real(forces)
     if stress is not None and atoms.pbc.all():
@@ -191,7 +196,7 @@ def read_each(path: str | Path) -> list[Data | StructureError]:
         if kind[-1:] in ([".xyz"], [".extxyz"]):
             with open_with_compression(str(path), "r") as file:
                 _check_whole(path, file)
-        frames = ase.io.read(path, index=":")
+        frames = ase.io.read(path, index=":", do_not_split_by_at_sign=True)
     except (ImportError, StructureError):
         raise
     except Exception as error:  # every ASE format has exceptions of its own

@@ -103,6 +103,21 @@ def test_training_starts_from_a_trained_model(
         assert words in one_line(capsys, "train")
 
 
+def test_a_resumed_run_has_the_network_it_started_from(
+    trained: Path, molecule_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    first, run = tmp_path / "first", tmp_path / "run"
+    shutil.copytree(trained, first)
+    line = ["train", "file", "--path", str(molecule_file), "--num_train", "160"]
+    line += ["--num_validation", "20", "--device", "cpu", "--epochs", "1", "--run", str(run)]
+    assert main([*line, "--start", str(first)]) == 0
+    shutil.rmtree(first)
+    assert main([*line, "--resume"]) == 0
+    assert main([*line, "--start", str(first), "--resume"]) == 0
+    assert main([*line, "--resume", "--hidden_channels", "9"]) == 1  # control: what is said counts
+    assert "hidden_channels = 6, not 9" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -480,8 +495,14 @@ class Stored(InMemoryDataset):
         )
 
 
-def test_predict_a_pyg_data_set(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_predict_a_pyg_data_set(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     Stored(str(tmp_path / "pyg"))
+    get, taken = Stored.get, []
+    monkeypatch.setattr(InMemoryDataset, "get", lambda s, n: taken.append(n) or get(s, n))
+    assert len(read_inputs([str(tmp_path / "pyg")], limit=1)) == 1
+    assert set(taken) == {0}  # of a large data set the others would take a minute
     output = tmp_path / "out.csv"
     line = ["predict", "--model", str(trained), str(tmp_path / "pyg"), "--output", str(output)]
     assert main(line) == 0
@@ -716,7 +737,67 @@ def test_every_record_of_an_sdf_file(trained: Path, tmp_path: Path) -> None:
 
 
 def test_names_survive_extxyz(trained: Path, tmp_path: Path) -> None:
+    """ASE reads numbers, lists and truth values where names look like them."""
+    names = ["C/C=C\\C", "ethanol", "00123", "1e5", "7 8", "F", "true", "x=", "C=C", 'a"b']
+    names += ["_JSON 3"]
+    library, output = tmp_path / "library.smi", tmp_path / "out.extxyz"
+    library.write_text("".join(f"C {name}\n" for name in names))
+    assert main(["predict", "--model", str(trained), str(library), "--output", str(output)]) == 0
+    found = [atoms.info for atoms in ase.io.read(output, index=":")]
+    assert [info["name"] for info in found] == names
+    assert all(type(info["name"]) is str and info["R"] > 0 for info in found)
+    assert "name=ethanol " in output.read_text()  # plain where that will do
+
+
+def test_an_energy_that_is_no_number(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    path, output = tmp_path / "odd@1.extxyz", tmp_path / "out.csv"
+    frame = "1\nProperties=species:S:1:pos:R:3 {}\nO 0 0 0\n"
+    labels = ("energy=-2.0", "energy=abc", 'energy="1 2 3"', "")
+    path.write_text("".join(map(frame.format, labels)))
+    assert main(["predict", "--model", str(trained), str(path), "--output", str(output)]) == 1
+    error = capsys.readouterr().err
+    assert "2 of 4 structures" in error and "structure 1: structure O: its energy is 'abc'" in error
+    assert [bool(row["energy"]) for row in read_csv(output)] == [True, False, False, True]
+    options = ("--num_train", "2", "--num_validation", "1")
+    assert main(train_options(path, tmp_path / "run", *options)) == 1
+    assert "odd@1.extxyz, structure 1" in one_line(capsys, "train")
+
+
+def test_a_failed_write_leaves_the_old_file(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     output = tmp_path / "out.extxyz"
-    smiles = "C/C=C\\C"
-    assert main(["predict", "--model", str(trained), smiles, "--output", str(output)]) == 0
-    assert ase.io.read(output).info["name"] == smiles
+    line = ["predict", "--model", str(trained), "C", "--output", str(output)]
+    assert main(line) == 0
+    before = output.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert main([*line, "--seed", "1"]) == 1
+    assert "No space left" in capsys.readouterr().err and output.read_bytes() == before
+
+
+def test_without_hierarchy_r_says_nothing(
+    trained: Path, training: Training, tmp_path: Path, capsys: Capture
+) -> None:
+    flat = tmp_path / "flat"
+    assert main(training(flat, "--epochs", "1", "--hierarchical", "false")) == 0
+    for run, words, others in (
+        (flat, "no hierarchy: R says nothing", "less certain"),
+        (trained, "less certain", "says nothing"),
+    ):
+        capsys.readouterr()
+        assert main(["predict", "--model", str(run), "C"]) == 0
+        shown = capsys.readouterr().out
+        assert words in shown and others not in shown
+
+
+def test_interrupted_before_it_begins(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hipnn_pyg.cli.parser", interrupted)
+    assert main(["predict", "C"]) == 130
+    assert capsys.readouterr().err == "hipnn: stopped\n"
