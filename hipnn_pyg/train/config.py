@@ -121,6 +121,9 @@ class Training:
         for name, least in smallest.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("seed", "split_seed"):
+            if (getattr(self, name) or 0) >= 2**63:
+                raise ValueError(f"{name} must be below 2**63, not {getattr(self, name)}")
         for name in ("average_decay", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")

@@ -159,6 +159,7 @@ def test_foreign_species_are_refused(parts: Parts, settings: Settings) -> None:
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
         ({"seed": -1}, "seed must be at least 0, not -1"),
         ({"split_seed": -2}, "split_seed must be at least 0, not -2"),
+        ({"seed": 2**63}, r"seed must be below 2\*\*63, not 9223372036854775808"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive, not nan"),
         ({"lambda_l2": -5.0}, "lambda_l2 must be at least 0, not -5"),
