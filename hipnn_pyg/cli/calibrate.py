@@ -25,7 +25,7 @@ from hipnn_pyg.cli.calibration_report import draw, tables
 from hipnn_pyg.cli.run_folder import RunFolder, usable_device
 from hipnn_pyg.data.embedded import embed
 from hipnn_pyg.data.packed import PackedMolecules
-from hipnn_pyg.data.qm9 import load_qm9
+from hipnn_pyg.data.qm9 import load_qm9, qm9_smiles
 from hipnn_pyg.data.sets import QM9Set
 from hipnn_pyg.data.splits import Split, random_split
 from hipnn_pyg.models.files import ModelFileError, atomic_write, load_model, member_folders
@@ -214,8 +214,8 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
     train, smiles, names = packed.subset(first.train), None, None
     if isinstance(chosen, QM9Set):
         packed, _ = QM9Set.load(chosen)  # also where RDKit's geometries were learned
-        stored = load_qm9(chosen.root, chosen.source)._data
-        smiles, names = [*stored.smiles], [*stored.name]
+        dataset = load_qm9(chosen.root, chosen.source)
+        smiles, names = qm9_smiles(dataset), [*dataset._data.name]
     return Halves(packed, smiles, names, train, split)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import sys
@@ -80,7 +81,8 @@ def on_rdkit_geometries(
 ) -> tuple[PackedMolecules, Tensor]:
     """A data set with RDKit's geometries (seed 0) in place of its own.
 
-    They are kept in files of 10,000 molecules: what was interrupted goes on.
+    They are kept in files of 10,000 molecules, named by their SMILES and elements: what was
+    interrupted goes on.
 
     Args:
         smiles: of every molecule.
@@ -96,9 +98,9 @@ def on_rdkit_geometries(
     found = torch.zeros(len(molecules), dtype=torch.bool)
     for first in range(0, len(molecules), PART):
         index = torch.arange(first, min(first + PART, len(molecules)))
-        file = folder / f"{first:06d}.npz"
+        file = folder / f"{first:06d}-{_digest(smiles, molecules, index)}.npz"
         if not file.exists():
-            made = embed([*smiles], molecules, index, progress=progress)
+            made = embed(smiles, molecules, index, progress=progress)
             z_made, pos_made = made.molecules.z.numpy(), made.molecules.pos.numpy()
             partial = file.with_suffix(f".{os.getpid()}.npz")
             np.savez_compressed(partial, kept=made.kept.numpy(), z=z_made, pos=pos_made)
@@ -112,6 +114,14 @@ def on_rdkit_geometries(
             pos[atoms] = torch.from_numpy(stored["pos"]).to(pos.dtype)
             found[kept] = True
     return replace(molecules, z=z, pos=pos), found
+
+
+def _digest(smiles: Sequence[str], molecules: PackedMolecules, index: Tensor) -> str:
+    """Of what the geometries of some molecules depend on."""
+    part = molecules.subset(index)
+    digest = hashlib.sha256("\n".join(smiles[number] for number in index.tolist()).encode())
+    digest.update(part.counts.numpy().tobytes() + part.atomic_numbers().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def conformers(

@@ -82,7 +82,7 @@ def test_a_data_set_gets_other_geometries_and_goes_on(
     made.check()
 
     files = sorted(tmp_path.iterdir())
-    assert [file.name for file in files] == ["000000.npz", "000003.npz", "000006.npz"]
+    assert [file.name.split("-")[0] for file in files] == ["000000", "000003", "000006"]
     files[1].unlink()  # as if stopped; the others are not made again
     asked: list[int] = []
     monkeypatch.setattr(
@@ -92,6 +92,24 @@ def test_a_data_set_gets_other_geometries_and_goes_on(
     )
     again, _ = on_rdkit_geometries(SMILES, own, tmp_path)
     assert asked == [3, 4, 5] and torch.equal(again.pos, made.pos)
+
+
+def test_other_molecules_do_not_get_kept_geometries(tmp_path: Path) -> None:
+    """Of other SMILES, or other elements behind the same ones, though all are equally many."""
+    own = packed()
+    on_rdkit_geometries(SMILES, own, tmp_path)
+    order = [3, 0, 6, 2, 5, 4, 1]
+    others = own.subset(torch.tensor(order))
+    made, found = on_rdkit_geometries([SMILES[k] for k in order], others, tmp_path)
+    for number, k in enumerate(order):
+        batch = made.gather(torch.tensor([number]))
+        expected = (
+            from_smiles(SMILES[k]) if found[number] else others.gather(torch.tensor([number]))
+        )
+        assert torch.equal(batch.z, expected.z) and torch.equal(batch.pos, expected.pos)
+    with pytest.raises(StructureError, match="no molecules"):  # no SMILES is that of its molecule
+        on_rdkit_geometries(SMILES, others, tmp_path)
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 class TinyQM9(InMemoryDataset):
