@@ -30,8 +30,10 @@ from hipnn_pyg.plots import (
     plot_error_quantiles,
     sensitivities,
 )
-from hipnn_pyg.plots.style import add_title
 from hipnn_pyg.units import ENERGY_UNITS, convert
+
+PICTURES = ("sensitivities", "learning", "parity", "forces", "stress", "quantiles")
+"""All that there may be."""
 
 
 def add_options(options: ArgumentParser) -> None:
@@ -46,7 +48,7 @@ def run(arguments: Namespace) -> None:
 
 
 def plot(path: Path) -> list[Path]:
-    """Write ``plots/*.png`` of a run folder.
+    """Write ``plots/*.png`` of a run folder; what is not drawn now is removed.
 
     Args:
         path: run folder; parity and errors against R need ``hipnn evaluate`` first.
@@ -86,6 +88,9 @@ def plot(path: Path) -> list[Path]:
             continue
         written.append(folder.plots / f"{name}.png")
         figure.savefig(written[-1], dpi=200)
+    for name in PICTURES:
+        if (old := folder.plots / f"{name}.png") not in written:
+            old.unlink(missing_ok=True)  # of an earlier evaluation
     return written
 
 
@@ -185,9 +190,7 @@ def draw_quantiles(folder: RunFolder) -> Figure:
     """Fig. 3: quantiles of the error against R."""
     found = _errors(folder)
     quantiles = error_quantiles(found.r, np.abs(found.prediction - found.target))
-    figure = plot_error_quantiles(quantiles, unit=found.unit)
-    add_title(figure, found.title)
-    return figure
+    return plot_error_quantiles(quantiles, unit=found.unit, title=found.title)
 
 
 @torch.no_grad()

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from itertools import cycle
 from typing import NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from hipnn_pyg.plots.arrays import finite_array
-from hipnn_pyg.plots.style import COLOURS, GREY, TEXT_SIZE, finish_axes, new_figure
+from hipnn_pyg.plots.style import COLOURS, GREY, TEXT_SIZE, finish_axes, new_figure, plain_ticks
 
 SHORT = 24
 """Characters of a label that leaves room for another one beside it."""
@@ -69,7 +67,7 @@ def error_curves(
         y = float(finite_array(f"levels[{label!r}]", level, (), above=0))
         ax.axhline(y, color=GREY, linestyle=":", linewidth=1.0, label=f"{label}, {y:g}")
     for axis in (ax.xaxis, ax.yaxis):
-        _plain_ticks(ax, axis.axis_name)
+        plain_ticks(ax, axis.axis_name)
     finish_axes(ax, xlabel, ylabel)
     longest = max(map(len, curves))
     columns = 2 if longest <= SHORT else 1
@@ -95,17 +93,3 @@ def _draw(ax: Axes, label: str, curve: Curve, colour: str) -> None:
         capsize=2,
         label=label,
     )
-
-
-def _plain_ticks(ax: Axes, name: str) -> None:
-    """Plain numbers at 1, 2, 5 times powers of ten where that fits, else at powers of ten."""
-    low, high = ax.get_xlim() if name == "x" else ax.get_ylim()
-    axis = ax.xaxis if name == "x" else ax.yaxis
-    decades = np.log10(high / low)
-    if decades < 0.5:  # a narrow range: widen it, so that at least two ticks fall in
-        middle = np.sqrt(low * high)
-        (ax.set_xlim if name == "x" else ax.set_ylim)(middle / 2, middle * 2)
-    few = decades < (2.0 if name == "x" else 2.5)  # there is less room along x
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
-    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    axis.set_minor_formatter(NullFormatter())

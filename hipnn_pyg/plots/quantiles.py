@@ -14,10 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from hipnn_pyg.plots.arrays import Array, finite_array
 from hipnn_pyg.plots.style import (
     GREY,
+    LABEL_SIZE,
     LIGHT_GREY,
     TEXT_SIZE,
     finish_axes,
     new_figure,
+    plain_ticks,
 )
 
 
@@ -109,12 +111,15 @@ def error_quantiles(
     )
 
 
-def plot_error_quantiles(quantiles: ErrorQuantiles, unit: str = "kcal/mol") -> Figure:
+def plot_error_quantiles(
+    quantiles: ErrorQuantiles, unit: str = "kcal/mol", title: str | None = None
+) -> Figure:
     """Fig. 3: one line per probability, the histogram of log R, scaled, in grey behind.
 
     Args:
         quantiles: the result of :func:`error_quantiles`.
         unit: of the errors in it.
+        title: above the panel.
 
     Returns:
         A figure with logarithmic axes. Molecules that no line includes are counted below it.
@@ -149,6 +154,10 @@ def plot_error_quantiles(quantiles: ErrorQuantiles, unit: str = "kcal/mol") -> F
     )
     ax.set_xlim(10 ** quantiles.bin_edges[0], 10 ** quantiles.bin_edges[-1])
     finish_axes(ax, "Non-hierarchicality $R$ (dimensionless)", rf"$Q_{{\rm err}}$ ({unit})")
+    for axis in ("x", "y"):
+        plain_ticks(ax, axis)
+    if title is not None:
+        ax.set_title(title, fontsize=LABEL_SIZE)  # below the legend
     figure.legend(loc="outside upper center", ncols=3, fontsize=TEXT_SIZE, frameon=False)
     left_out = _left_out(quantiles)
     if left_out:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 COLUMN_WIDTH = 3.37  # inches: one column of a two-column journal page
 LABEL_SIZE, TEXT_SIZE = 8.0, 7.0  # points
@@ -29,3 +31,17 @@ def add_title(figure: Figure, title: str | None) -> None:
     """Put ``title`` above the figure; None adds nothing."""
     if title is not None:
         figure.suptitle(title, fontsize=LABEL_SIZE)
+
+
+def plain_ticks(ax: Axes, name: str) -> None:
+    """Plain numbers at 1, 2, 5 times powers of ten where that fits, else at powers of ten."""
+    low, high = ax.get_xlim() if name == "x" else ax.get_ylim()
+    axis = ax.xaxis if name == "x" else ax.yaxis
+    decades = np.log10(high / low)
+    if decades < 0.5:  # a narrow range: widen it, so that at least two ticks fall in
+        middle = np.sqrt(low * high)
+        (ax.set_xlim if name == "x" else ax.set_ylim)(middle / 2, middle * 2)
+    few = decades < (2.0 if name == "x" else 2.5)  # there is less room along x
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set_minor_formatter(NullFormatter())

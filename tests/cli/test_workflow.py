@@ -351,7 +351,11 @@ def test_evaluate_and_plot(trained: Path, molecule_file: Path, capsys: Capture) 
     assert main(["evaluate", str(trained), "--part", "train"]) == 0
     assert main(["plot", str(trained)]) == 0
     assert str(trained / "plots" / "quantiles.png") in capsys.readouterr().out  # 160 suffice
+    (trained / "plots" / "error_bars.png").touch()  # another command's
     assert main(["evaluate", str(trained), "--part", "validation"]) == 0
+    assert main(["plot", str(trained)]) == 0  # the training molecules' picture does not stay
+    assert not (trained / "plots" / "quantiles.png").exists()
+    (trained / "plots" / "error_bars.png").unlink()
     card = json.loads((trained / "model.json").read_text())
     results = json.loads((trained / "results.json").read_text())
     assert results["mae"] == pytest.approx(card["validation_mae"], rel=1e-6)

@@ -1,5 +1,7 @@
 """Error quantiles against R: values on known distributions, the bins, and what is left out."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -99,3 +101,18 @@ def test_plot_draws_a_line_per_probability_over_the_histogram():
     filled, panel = histogram.get_window_extent(), ax.get_window_extent()
     assert filled.y0 == pytest.approx(panel.y0)
     assert filled.height == pytest.approx(0.9 * panel.height)
+
+
+def test_the_title_stands_below_the_legend_and_ticks_apart():
+    R, error = sample()
+    figure = plot_error_quantiles(
+        error_quantiles(0.5 * R ** (1 / 6), error), title="validation set"
+    )
+    figure.draw_without_rendering()
+    ax = figure.axes[0]
+    title, legend = ax.title.get_window_extent(), figure.legends[0].get_window_extent()
+    assert ax.get_title() == "validation set" and title.y1 <= legend.y0
+    assert np.diff(np.log10(ax.get_xlim())) < 1  # about one decade of R
+    shown = [label for label in ax.get_xticklabels(which="both") if label.get_text()]
+    boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
+    assert len(boxes) >= 2 and all(a.x1 <= b.x0 for a, b in pairwise(boxes))
