@@ -143,7 +143,8 @@ class ConformalIntervals:
         conformal_quantile(error, max(levels))  # refuses too few
         log_r = np.log(np.maximum(r, SMALLEST_R))
         medians, quantiles = [], []
-        for members in _bins(log_r, min(most_bins, max(1, len(error) // BIN_SIZE))):
+        least = max(BIN_SIZE, 2 * fewest(max(levels)))  # a bin may have half as many
+        for members in _bins(log_r, min(most_bins, max(1, len(error) // least))):
             scores = (error / scale)[members]
             medians.append(float(np.median(log_r[members])))
             quantiles.append([conformal_quantile(scores, level) for level in levels])

@@ -45,6 +45,20 @@ def test_small_sets_are_refused(level: float, needed: int) -> None:
         ConformalIntervals.fit(few[1:], few[1:], levels=(level,))
 
 
+@pytest.mark.parametrize("number", [999, 2000, 5000])
+def test_high_levels_have_larger_bins(number: int) -> None:
+    """A level that all molecules suffice for is not refused because a bin has too few."""
+    error, r, _ = sample(3, number)
+    intervals = ConformalIntervals.fit(error, r, levels=(0.5, 0.9, 0.999))
+    fewer = ConformalIntervals.fit(error, r, levels=(0.5, 0.9))
+    assert 1 <= len(intervals.log_r) <= len(fewer.log_r)
+    assert len(intervals.log_r) < len(fewer.log_r) or number == 999  # control
+    error, r, _ = sample(4)
+    assert (error <= intervals.half_width(r)[:, 2]).mean() > 0.995
+    with pytest.raises(ValueError, match="at least 999"):
+        ConformalIntervals.fit(error[:998], r[:998], levels=(0.999,))
+
+
 def test_coverage_over_many_calibrations_is_exact() -> None:
     """With n = 19 the 95 % interval covers 19/20, and with n = 24 still: 24/25."""
     random = np.random.default_rng(3)
