@@ -29,7 +29,7 @@ from hipnn_pyg.reproduce.ablation import VARIATIONS, varied
 from hipnn_pyg.reproduce.outputs import OUTPUTS, Output
 from hipnn_pyg.reproduce.report import Report
 from hipnn_pyg.reproduce.rows import Row
-from hipnn_pyg.reproduce.tables import Found
+from hipnn_pyg.reproduce.tables import NOTE, Found
 from hipnn_pyg.train import Training
 
 NO_OPTIONS = {"seed", "split_seed", "devices", "num_nodes"}
@@ -127,6 +127,7 @@ def run(arguments: Namespace) -> None:
     said: set[str] = set()
     for report in shown:
         report.show(console, said)
+        said |= {NOTE} & {*report.text}
     if what != "all" and not options.get("from_results"):
         records = Found(everything.records)  # how far the others are changes while one looks
         own = [replace(report, name=f"{what}-own") for report in shown]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -79,21 +79,19 @@ class Report:
             parts.insert(1, f"![{self.title}]({self.name}.png)")
         return "\n\n".join(parts) + "\n"
 
-    def show(self, console: Console, said: set[str] | None = None) -> None:
+    def show(self, console: Console, known: Collection[str] = ()) -> None:
         """Print title, table and text.
 
         Args:
             console: where to.
-            said: lines of text that need not be said again; these are added.
+            known: lines of text to leave out.
         """
-        said = set() if said is None else said
         console.print(f"\n[bold]{self.title}[/bold]", highlight=False)
         if self.table is not None:
             console.print(self.table.rich())
         for line in self.text:
-            if line not in said:
+            if line not in known:
                 console.print(line, highlight=False, markup=False)
-        said.update(self.text)
 
     def write(self, folder: Path) -> list[Path]:
         """Write ``NAME.md``, ``NAME.json`` and, if there is a figure, ``NAME.png``.

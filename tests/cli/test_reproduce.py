@@ -448,6 +448,12 @@ def test_collect_and_all(done: Path, tmp_path: Path, qm9_root: Path, capsys: Cap
     for title in ("Table I:", "Table II:", "Table III:", "Fig. 2", "Fig. 3", "Learning curve"):
         assert title in shown
     assert "0.256 ± 0.003" in shown and "fast" not in shown  # 70 molecules are no row of the paper
+    assert shown.count("The paper's figures are means over 8 splits") == 1
+    for heading in ("Orders of the energy", "Sensitivities before and after", "Error against the"):
+        assert shown.partition(heading)[2].partition(", 80 features")[2].split()[:2] == [
+            "not",
+            "run",
+        ]
     pictures = {path.name for path in results.glob("*.png")}
     assert "fig2.png" in pictures
     unfinished = tmp_path / "unfinished"

@@ -55,6 +55,7 @@ def test_rows_are_the_papers() -> None:
         table_1(QM9Set(), ["10000"])[0],
         table_1(QM9Set(num_validation=2_000), ["110426"])[0],
         table_3(MD17Set(num_train=500), ["benzene"])[0],
+        table_3(MD17Set(num_validation=500), ["benzene"])[0],
         table_3(MD17Set(), ["revised benzene"])[0],
         one_network(QM9Set(), 80, 3)[0],
     ],
