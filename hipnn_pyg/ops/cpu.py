@@ -67,7 +67,7 @@ def compiler() -> list[str]:
 def cache_folder() -> Path:
     """Where the compiled kernels are kept: ``$HIPNN_CACHE`` or the user's cache folder."""
     if named := os.environ.get("HIPNN_CACHE"):
-        return Path(named)
+        return Path(named).absolute()  # a bare name would be looked for elsewhere
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError as error:
@@ -86,7 +86,11 @@ def library() -> ctypes.CDLL:
     source = b"".join(file.read_bytes() for file in (SOURCE, *HEADERS))
     key = "\0".join((*cxx, *FLAGS, platform.machine(), cpu_flags(), sys.platform)).encode()
     file = cache_folder() / f"kernels-{hashlib.sha256(source + key).hexdigest()[:16]}.so"
-    if not file.exists():
+    try:
+        there = file.exists()
+    except OSError as error:
+        raise KernelUnavailableError(f"{file} cannot be looked for: {error}") from error
+    if not there:
         _compile(cxx, file)
     try:
         return ctypes.CDLL(str(file))

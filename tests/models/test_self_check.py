@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,37 @@ def test_without_a_cache_it_is_compared_each_time(
     (tmp_path / "file").touch()
     monkeypatch.setenv("HIPNN_CACHE", str(tmp_path / "file" / "cache"))
     assert self_check("padded") and self_check("padded")
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_where_gradients_are_off(mode: Any) -> None:
+    """As in predictions, which may be a machine's first command."""
+    with mode():
+        assert self_check("fused") and not self_check("fused")
+        assert not torch.is_grad_enabled()
+
+
+def test_without_a_home_or_with_one_that_may_not_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a container of another user's."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    def closed(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "home", nowhere)
+        patch.delenv("HIPNN_CACHE")
+        patch.delenv("XDG_CACHE_HOME", raising=False)
+        assert self_check("padded") and self_check("padded")
+    assert self_check("padded") and not self_check("padded")  # control
+    monkeypatch.setattr(Path, "exists", closed)
+    assert self_check("padded") and self_check("padded")
+    with pytest.raises(ops.KernelUnavailableError, match="cannot be looked for.*Permission"):
+        ops.cpu.library.__wrapped__()
 
 
 def test_a_wrong_kernel_is_refused_and_not_remembered(

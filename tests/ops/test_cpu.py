@@ -119,6 +119,9 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Path, "home", nowhere)
     monkeypatch.setenv("HIPNN_CACHE", str(tmp_path))
     assert cpu.cache_folder() == tmp_path
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HIPNN_CACHE", ".")  # a library's bare name would be looked for elsewhere
+    assert cpu.cache_folder() == tmp_path
     monkeypatch.delenv("HIPNN_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     with pytest.raises(KernelUnavailableError, match="home directory. HIPNN_CACHE may name"):
