@@ -151,7 +151,7 @@ class Trainer:
         """How steps are computed: by which kernel, captured, compiled or neither."""
         config, device, periodic = self.config, self.device, self.train.cells is not None
         kernel = self.model.kernel_on(device)
-        direct = device.type == "cpu" and self.alone and config.precision != "bf16"
+        direct = device.type == "cpu" and config.precision != "bf16"
         if self.forces and not direct:
             kernel = force_kernel(self.model, device)
         self_check(kernel, device, config.self_check)
@@ -485,7 +485,8 @@ class Trainer:
         state = load_checkpoint(path, self.device)
         check_settings(path, state, self)
         restore_run(self, state)
-        self.begun = True
+        self.first_bad.fill_(-1)
+        self.last, self.interrupted, self.begun = None, False, True
         self.captured = None  # it holds the optimizer's old state
         if self.best_epoch:
             self._restore_best(self.folder)

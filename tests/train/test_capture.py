@@ -615,6 +615,21 @@ def test_where_steps_are_captured() -> None:
         capture_wanted(on, cuda, 2)
 
 
+def test_members_learn_forces_as_trainers_alone(
+    train: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the kernels, which there is nothing to compile for."""
+    asked = []
+    monkeypatch.setattr(
+        "hipnn_pyg.train.trainer.compile_wanted", lambda *given: asked.append(given[2])
+    )
+    for alone in (True, False):
+        monkeypatch.setattr(Trainer, "alone", alone)
+        trainer = train("off", forces=True)
+        assert not trainer.compiled and trainer.objective.direct is not None
+    assert asked == ["fused", "fused"]
+
+
 @pytest.mark.parametrize("forces", [False, True], ids=["energies", "forces"])
 @pytest.mark.parametrize("long", [False, True], ids=["short", "long"])
 def test_long_runs_on_forces_are_compiled_instead(

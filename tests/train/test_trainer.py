@@ -291,6 +291,47 @@ def test_weights_that_the_last_step_spoilt(
         spoilt.fit()
 
 
+@pytest.mark.parametrize("capture", ["off", "on"])
+def test_a_trainer_goes_on_after_a_failure(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path, capture: str
+) -> None:
+    """From its checkpoint, as one that never failed."""
+    config = settings(epochs=2, capture=capture)
+    theirs = Trainer(new_model(), *parts, config, progress=False)
+    theirs.fit()
+    trainer = Trainer(new_model(), *parts, config, tmp_path, progress=False)
+    take_step = trainer.take_step
+
+    def spoil(index: torch.Tensor) -> None:
+        take_step(index)
+        if (trainer.epoch, trainer.step) == (1, 3):
+            with torch.no_grad():
+                trainer.objective.vector.mul_(1e30)
+
+    trainer.take_step = spoil  # type: ignore[method-assign]
+    with pytest.raises(TrainingStopped, match="of epoch 2 is not finite"):
+        trainer.fit()
+    trainer.take_step = take_step  # type: ignore[method-assign]
+    trainer.resume()
+    trainer.fit()
+    torch.testing.assert_close(trainer.objective.vector, theirs.objective.vector)
+
+
+def test_a_resumed_model_has_its_unit(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    """E^0 and sigma_E come from the checkpoint, and so does what they are in."""
+    Trainer(new_model(), *parts, settings(epochs=1), tmp_path, progress=False).fit()
+    bare = new_model()
+    bare.set_e0(None, 1.0)
+    bare.energy_unit = "unknown"
+    trainer = Trainer(bare, *parts, settings(epochs=1), tmp_path, progress=False)
+    trainer.resume()
+    assert trainer.model.energy_unit == parts[0].spec.unit != "unknown"
+    assert trainer.fit().energy_unit == parts[0].spec.unit
+    assert read_card(tmp_path)["energy_unit"] == parts[0].spec.unit
+
+
 def test_an_interrupt_does_not_save_a_bad_step(
     new_model: Models, parts: Parts, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
