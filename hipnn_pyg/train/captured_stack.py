@@ -34,7 +34,8 @@ def stacks(trainers: Sequence[Trainer]) -> bool:
     """
     shapes = {(t.config.batch_size, len(t.train)) for t in trainers}
     by_kernels = isinstance(gradient_of(trainers[0].objective), GPUGradient)
-    return trainers[0].captures and by_kernels and len(shapes) == 1
+    averaged = {t.average is not None for t in trainers}
+    return trainers[0].captures and by_kernels and len(shapes) == len(averaged) == 1
 
 
 class StackedBatches(StaticBatches):

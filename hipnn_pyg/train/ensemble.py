@@ -210,6 +210,8 @@ class EnsembleTrainer:
                     member.order(1)  # of the next epoch, while the GPU is busy
                 stack.store()
                 self._each(front, Member.settle)
+                live = self.live
+                self._each([m for m in front if m in live and m.checkpoint_due], Member.save)
             elif any(member.checkpoint_due for member in front):
                 stack.store()
                 self._each(front, Member.save)

@@ -284,3 +284,24 @@ def test_models_with_other_numbers_of_molecules_are_not_stacked(
     assert stacks(members)  # control
     assert not stacks([members[0], member(Member, where, 2, capture="on", batch_size=2)])
     assert not stacks([member(Member, where, 1, capture="off"), members[1]])
+    assert not stacks([member(Member, where, 1, capture="on", recipe="paper"), members[1]])
+
+
+def test_a_stack_whose_epochs_are_one_step_writes_checkpoints(
+    stacked: Callable[..., EnsembleTrainer], tmp_path: Path
+) -> None:
+    members: list[dict[str, Any]] = [
+        {"seed": n, "folder": tmp_path / str(n), "checkpoint_seconds": s, "batch_size": 5}
+        for n, s in ((1, 0.0), (2, 1e9))
+    ]
+    ours = stacked(*[{**options, "epochs": 2} for options in members])
+    take, seen = ours._take_step, []
+
+    def watched(front: list[Member]) -> list[int]:
+        sizes = take(front)
+        seen.append([(tmp_path / name / "checkpoint.pt").exists() for name in "12"])
+        return sizes
+
+    ours._take_step = watched  # type: ignore[method-assign]
+    ours.fit()
+    assert seen[0][0] and seen[-1] == [True, True] and len(seen) == 2
