@@ -11,7 +11,6 @@ import torch._dynamo.config as dynamo
 import torch.fx.experimental._config as sizes
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
 
 
 def compiled_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,6 +34,8 @@ def compiled_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
             f"PyTorch {torch.__version__} cannot compile an energy together with its gradient: "
             "upgrade it (2.13 can), or use compile=False"
         )
+    from torch._inductor.exc import InductorError  # which older ones lack
+
     compiled = torch.compile(function, fullgraph=True, dynamic=True)
     verified = False
 
