@@ -53,13 +53,14 @@ def run(arguments: Namespace) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
     structures = read_inputs([arguments.input], arguments.seed, arguments.optimize)
     report = explain(choose(structures, arguments), arguments)
+    if not arguments.text:
+        atomic_write({output: render(report).encode()})  # first: a terminal may lack characters
     print(*summary(report), sep="\n")
     if arguments.text:
         console = Console()
         console = console if console.is_terminal else Console(width=WIDTH)
         console.print(*tables(report))
         return
-    atomic_write({output: render(report).encode()})
     print(f"{output}: open it in a browser")
 
 
