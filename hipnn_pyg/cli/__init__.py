@@ -81,9 +81,9 @@ def parser() -> ArgumentParser:
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = top.add_subcommands(title="commands", metavar="COMMAND", dest="command")
     for name, module in COMMANDS.items():
-        assert module.__doc__
-        first_line, *_ = module.__doc__.split("\n")
-        command = ArgumentParser(description=module.__doc__, formatter_class=HelpFormatter)
+        about = module.__doc__ or name  # python -OO keeps none
+        first_line, *_ = about.split("\n")
+        command = ArgumentParser(description=about, formatter_class=HelpFormatter)
         commands.add_subcommand(name, command, help=first_line)
         module.add_options(command)
     return top

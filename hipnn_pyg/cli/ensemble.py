@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def train_ensemble(
     models = EnsembleTrainer(members, progress=progress).fit()
     if progress:
         Console().print(report(members))
-        print(f"next: hipnn evaluate {folder.member(0).path}")
+        print(f"next: hipnn evaluate {shlex.quote(str(folder.member(0).path))}")
     return models
 
 

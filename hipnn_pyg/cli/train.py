@@ -16,6 +16,7 @@ member-1 ..., for hipnn evaluate, predict and plot. Examples:
 
 from __future__ import annotations
 
+import shlex
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from contextlib import suppress
@@ -228,6 +229,6 @@ def train(
         print(
             f"best validation MAE {trainer.best_mae:.4f} {trainer.metric_unit}{forces} in epoch "
             f"{trainer.best_epoch} of {trainer.epoch}, {trainer.seconds:.0f} s of training; "
-            f"next: hipnn evaluate {path}"
+            f"next: hipnn evaluate {shlex.quote(str(path))}"
         )
     return model
