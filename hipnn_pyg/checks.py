@@ -50,7 +50,7 @@ def check_graphs(
     if batch is not None:
         _check_batch(batch, z, num_graphs)
     if edge_index is not None:
-        _check_edges(edge_index, shift, z, batch)
+        _check_edges(edge_index, shift, z, None if batch is None else batch.long())
         if batch is not None:
             _check_edges_inside(edge_index.long(), batch.long())
 

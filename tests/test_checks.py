@@ -139,7 +139,9 @@ def test_a_complete_graph_of_33_atoms_is_not_cut_off() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_graphs(z[:33], pos[:33], edge_index=edge_index)
-        check_graphs(z, pos, torch.tensor([0] * 33 + [1] * 2), edge_index=edge_index)
+        for dtype in (torch.int64, torch.int16, torch.uint8):
+            batch = torch.tensor([0] * 33 + [1] * 2, dtype=dtype)
+            check_graphs(z, pos, batch, edge_index=edge_index)
     with pytest.warns(HIPNNWarning, match="33 atoms have exactly 32 neighbours"):  # control
         check_graphs(z, pos, edge_index=edge_index)  # one molecule of 35
 
