@@ -122,7 +122,7 @@ class Training:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         for name in ("seed", "split_seed"):
-            if (getattr(self, name) or 0) >= 2**63:
+            if (getattr(self, name) or 0) >= 2**63:  # files keep int64
                 raise ValueError(f"{name} must be below 2**63, not {getattr(self, name)}")
         for name in ("average_decay", "decay"):
             if not 0 <= getattr(self, name) <= 1:

@@ -487,6 +487,7 @@ class Trainer:
         restore_run(self, state)
         self.first_bad.fill_(-1)
         self.last, self.interrupted, self.begun = None, False, True
+        self._unwritten = None
         self.captured = None  # it holds the optimizer's old state
         if self.best_epoch:
             self._restore_best(self.folder)

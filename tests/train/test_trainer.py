@@ -317,6 +317,28 @@ def test_a_trainer_goes_on_after_a_failure(
     torch.testing.assert_close(trainer.objective.vector, theirs.objective.vector)
 
 
+def test_what_a_failed_run_did_not_write_is_forgotten(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    """The best model of epochs after the checkpoint: its facts do not go with older weights."""
+    trainer = Trainer(new_model(), *parts, settings(epochs=3), tmp_path, progress=False)
+    trainer._best_written = trainer._saved_at = float("inf")  # written only when asked for
+    trainer.start()
+    for epoch in range(3):
+        trainer.begin_epoch()
+        for index in trainer.batches():
+            trainer.take_step(index)
+        trainer.end_epoch()
+        if epoch == 0:
+            trainer._save()
+            trainer._best_written = trainer._saved_at = float("inf")
+    assert trainer.best_epoch == 3  # and then the power failed
+    trainer.resume()
+    assert (trainer.epoch, trainer.best_epoch) == (1, 1)
+    trainer._save()
+    assert read_card(tmp_path)["epoch"] == 1
+
+
 def test_a_resumed_model_has_its_unit(
     new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
 ) -> None:
