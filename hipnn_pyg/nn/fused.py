@@ -30,19 +30,13 @@ PARTS: dict[type[nn.Module], dict[str, type[nn.Module]]] = {
     Residual: {"W": Linear, "M": Linear},
 }
 """What the layers are made of; the kernels compute no other."""
-PARAMETERS: dict[type[nn.Module], tuple[str, ...]] = {
-    Interaction: ("V",),
-    Sensitivity: ("mu", "sigma"),
-    Linear: ("weight", "bias"),
-    EnergyReadout: ("weight", "bias"),
+PARAMETERS: dict[type[nn.Module], set[str]] = {
+    Interaction: {"V"},
+    Sensitivity: {"mu", "sigma"},
+    Linear: {"weight", "bias"},
+    EnergyReadout: {"weight", "bias"},
 }
 """What they must have as parameters: in replicas and fast weights these are plain tensors."""
-GLOBAL_HOOKS = tuple(
-    f"_global_{direction}{when}_hooks"
-    for direction in ("forward", "backward")
-    for when in ("", "_pre")
-)
-"""Hooks of all modules there are."""
 
 
 def has_kernels(interaction: Interaction, onsite: nn.Module, z: Tensor, pairs: Pairs) -> bool:
@@ -71,8 +65,19 @@ def layers_as_built(interaction: nn.Module, onsite: nn.Module, like: Tensor) -> 
         and interaction.__dict__["_modules"]["environment_sum"].as_written
         and unchanged(onsite, nn.Sequential)
         and all(as_built(layer, OnSite, like) for layer in layers)
-        and not any(getattr(torch_module, hooks) for hooks in GLOBAL_HOOKS)
+        and not _hooks_of_all()
         and _sizes_fit(interaction, layers)
+    )
+
+
+def _hooks_of_all() -> bool:
+    """Whether hooks of all modules there are."""
+    hooks = torch_module
+    return bool(
+        hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
     )
 
 
@@ -113,7 +118,7 @@ def _as_built(
     if not unchanged(module, kind):
         return False
     own = module.__dict__
-    if any(name not in own["_parameters"] for name in PARAMETERS.get(kind, ())):
+    if kind in PARAMETERS and not own["_parameters"].keys() >= PARAMETERS[kind]:
         return False
     for w in own["_parameters"].values():
         if w is not None and not (w.dtype is dtype and w.device == device and w.is_contiguous()):
