@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from rdkit import Chem
 from torch import Tensor
 from torch_geometric.data import Data
 from tqdm import tqdm
@@ -54,6 +55,8 @@ def embed(
 ) -> Embedded:
     """Embed SMILES (ETKDG), relax them (MMFF94) and keep the data set's energies.
 
+    They are taken as people type them, see :func:`typed`.
+
     Args:
         smiles: of every molecule, as the data set has them.
         molecules: the data set, on the CPU.
@@ -66,7 +69,7 @@ def embed(
     """
     items, kept = [], []
     chosen = index.tolist()
-    made = conformers([smiles[number] for number in chosen], seed, progress)
+    made = conformers([typed(smiles[number]) for number in chosen], seed, progress)
     for number, data in zip(chosen, made, strict=True):
         batch = molecules.gather(torch.tensor([number]))
         if isinstance(data, Data) and torch.equal(data.z.sort().values, batch.z.sort().values):
@@ -74,6 +77,21 @@ def embed(
             kept.append(number)
     target = Target(molecules.spec.name, molecules.spec.unit, "energy")
     return Embedded(PackedMolecules.pack(items, target), torch.tensor(kept), len(index) - len(kept))
+
+
+def typed(smiles: str) -> str:
+    """A SMILES as people type it: hydrogens implied, no stereochemistry.
+
+    Those of PyG's own QM9 spell hydrogens out and have the stereochemistry of the DFT geometry,
+    which nobody knows beforehand.
+
+    Args:
+        smiles: it is not changed if it has neither, or cannot be read.
+    """
+    mol = None
+    if any(mark in smiles for mark in ("[H]", "@", "/", "\\")):
+        mol = Chem.MolFromSmiles(smiles)
+    return smiles if mol is None else Chem.MolToSmiles(mol, isomericSmiles=False)
 
 
 def on_rdkit_geometries(

@@ -12,7 +12,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from rdkit import Chem
 from torch import Tensor
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.datasets import QM9
@@ -155,25 +154,6 @@ def qm9_kept(dataset: InMemoryDataset) -> Tensor:
     """
     hard = torch.tensor(HARD_TO_CONVERGE) - 1
     return (~torch.isin(dataset.idx, hard)).nonzero().flatten()
-
-
-def qm9_smiles(dataset: InMemoryDataset) -> list[str]:
-    """SMILES of all molecules as people type them: hydrogens implied, no stereochemistry.
-
-    PyG's own spell hydrogens out and have the stereochemistry of the DFT geometry, which nobody
-    knows beforehand.
-
-    Args:
-        dataset: PyG's ``QM9`` or :class:`QM9Pack`, whole.
-    """
-    return [_typed(smiles) for smiles in dataset._data.smiles]
-
-
-def _typed(smiles: str) -> str:
-    if not any(mark in smiles for mark in ("[H]", "@", "/", "\\")):
-        return smiles
-    mol = Chem.MolFromSmiles(smiles)
-    return smiles if mol is None else Chem.MolToSmiles(mol, isomericSmiles=False)
 
 
 def _pack(records: QM9Records) -> tuple[Data, dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from hipnn_pyg.data.forces import ASE_FORCES, MD17_FORCES
 from hipnn_pyg.data.md17 import load_md17
 from hipnn_pyg.data.molecules import read_structures
 from hipnn_pyg.data.packed import PackedMolecules
-from hipnn_pyg.data.qm9 import load_qm9, qm9_kept, qm9_smiles
+from hipnn_pyg.data.qm9 import load_qm9, qm9_kept
 from hipnn_pyg.data.splits import Split, random_split
 from hipnn_pyg.data.stress import ASE_STRESS
 from hipnn_pyg.data.targets import ASE_ENERGY, MD17_ENERGY, QM9_TARGETS
@@ -66,7 +66,7 @@ class QM9RDKitSet(QM9Set):
         from rdkit import __version__ as version
 
         molecules, kept = super().load()
-        smiles = qm9_smiles(load_qm9(self.root, self.source))
+        smiles = load_qm9(self.root, self.source)._data.smiles
         folder = Path(self.root).expanduser() / "rdkit" / version
         packed, found = on_rdkit_geometries(smiles, molecules, folder, progress=True)
         packed.check()

@@ -12,7 +12,7 @@ from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.data import embedded
-from hipnn_pyg.data.embedded import conformers, embed, on_rdkit_geometries
+from hipnn_pyg.data.embedded import conformers, embed, on_rdkit_geometries, typed
 from hipnn_pyg.data.molecules import from_smiles
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import QM9RDKitSet, QM9Set, describe
@@ -65,6 +65,27 @@ def test_several_processes_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     other_seed = next(conformers(["CCO"], 4))
     assert isinstance(other_seed, Data) and isinstance(alone[2], Data)  # control
     assert not torch.equal(other_seed.pos, alone[2].pos)
+
+
+@pytest.mark.parametrize(
+    "smiles, expected",
+    [
+        ("[H]C#C[H]", "C#C"),
+        ("[H]O[C@@]([H])(F)C([H])([H])[H]", "CC(O)F"),
+        ("C/C=C\\C", "CC=CC"),
+        ("OCC", "OCC"),  # in any order
+        ("[NH3+]CC([O-])=O", "[NH3+]CC([O-])=O"),
+        ("C1CC@", "C1CC@"),  # no SMILES
+    ],
+)
+def test_smiles_as_people_type_them(smiles: str, expected: str) -> None:
+    assert typed(smiles) == expected
+    (made,) = conformers([expected], 0)
+    if not isinstance(made, StructureError):  # what is embedded is that
+        data = Data(z=made.z, pos=made.pos, e=torch.zeros(1))
+        packed = PackedMolecules.pack([data], Target("U0", "eV", "e"))
+        found = embed([smiles], packed, torch.tensor([0])).molecules
+        torch.testing.assert_close(found.pos, packed.pos, rtol=0, atol=0)
 
 
 def test_a_data_set_gets_other_geometries_and_goes_on(

@@ -22,7 +22,8 @@ from torch_geometric.datasets import QM9
 from torch_geometric.loader import DataLoader
 
 from hipnn_pyg.data import qm9, qm9_raw
-from hipnn_pyg.data.qm9 import HARD_TO_CONVERGE, QM9Pack, load_qm9, qm9_kept, qm9_smiles
+from hipnn_pyg.data.embedded import typed
+from hipnn_pyg.data.qm9 import HARD_TO_CONVERGE, QM9Pack, load_qm9, qm9_kept
 from hipnn_pyg.data.qm9_raw import match_smiles, write_qm9_raw
 from hipnn_pyg.data.qm9_records import (
     FREE_ATOM_ENERGIES,
@@ -238,11 +239,10 @@ def test_written_raw_files_load_in_pyg(
         assert (i.bincount(minlength=len(data.z))[data.z == 1] == 1).all()
     acetylene = official[3]
     assert acetylene.smiles == "[H]C#C[H]"
-    typed = qm9_smiles(official)
-    assert typed[3] == "C#C" and not any("[H]" in smiles or "@" in smiles for smiles in typed)
-    same = [qm9_smiles(pack)[position[int(index)]] for index in official.idx]
-    flat = [Chem.MolToSmiles(Chem.MolFromSmiles(smiles), isomericSmiles=False) for smiles in same]
-    assert typed == flat and same == [pack[position[int(i)]].smiles for i in official.idx]
+    ours = [pack[position[int(index)]].smiles for index in official.idx]
+    flat = [Chem.MolToSmiles(Chem.MolFromSmiles(one), isomericSmiles=False) for one in ours]
+    assert [typed(one) for one in official.smiles] == flat and flat[3] == "C#C"
+    assert [typed(one) for one in ours] == ours
     assert acetylene.edge_attr.sum(0).tolist() == [4, 0, 2, 0]
     assert len(qm9_kept(official)) == len(WRITTEN)
 
