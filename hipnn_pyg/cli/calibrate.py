@@ -25,7 +25,7 @@ from hipnn_pyg.cli.calibration_report import draw, tables
 from hipnn_pyg.cli.run_folder import RunFolder, usable_device
 from hipnn_pyg.data.embedded import embed
 from hipnn_pyg.data.packed import PackedMolecules
-from hipnn_pyg.data.qm9 import load_qm9, qm9_smiles
+from hipnn_pyg.data.qm9 import load_qm9
 from hipnn_pyg.data.sets import QM9Set
 from hipnn_pyg.data.splits import Split, random_split
 from hipnn_pyg.models.files import ModelFileError, atomic_write, load_model, member_folders
@@ -121,11 +121,12 @@ def calibrate(
     members = member_folders(path)
     models = [load_model(member, usable_device(device)) for member in members]
     halves = take_halves(members, num_calibration, seed, root)
-    least = _fewest(LEVELS, members)
-    if halves.smiles is not None and 0 < num_smiles < least:
+    least, embedded = _fewest(LEVELS, members), len(_some(halves.split.train, num_smiles))
+    if halves.smiles is not None and 0 < embedded < least:
         raise ValueError(
-            f"num_smiles = {num_smiles} is not enough: {least} molecules or more calibrate (some "
-            "more, since RDKit may fail at some), or 0 to leave RDKit's geometries out"
+            f"num_smiles = {num_smiles} is not enough: it takes {embedded} of {num_calibration:,} "
+            f"molecules, evenly, and {least} or more calibrate; raise it (RDKit may fail at some), "
+            "or 0 to leave RDKit's geometries out"
         )
     statistics = FeatureStatistics.fit(models[0], halves.train)
 
@@ -137,8 +138,8 @@ def calibrate(
     for samples, index in ((calibration, halves.split.train), (test, test_index)):
         molecules = halves.molecules.subset(index)
         samples["given"] = take_sample(models, statistics, molecules)
-        if halves.smiles is not None and num_smiles > 0:
-            some = index[:: max(1, -(-len(index) // num_smiles))]
+        some = _some(index, num_smiles)
+        if halves.smiles is not None and len(some):
             made = embed(halves.smiles, halves.molecules, some, progress=progress)
             samples["rdkit"] = take_sample(models, statistics, made.molecules)
             failed += made.failed
@@ -168,6 +169,11 @@ def calibrate(
     atomic_write({path / "calibration.json": json.dumps(report, indent=2).encode()})
     draw(bars, report).savefig(folder.plots / "error_bars.png", dpi=200)
     return report
+
+
+def _some(index: torch.Tensor, most: int) -> torch.Tensor:
+    """Evenly spaced molecules, at most so many."""
+    return index[:: max(1, -(-len(index) // most))] if most > 0 else index[:0]
 
 
 def take_halves(members: list[Path], number: int, seed: int, root: str | None) -> Halves:
@@ -214,8 +220,8 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
     train, smiles, names = packed.subset(first.train), None, None
     if isinstance(chosen, QM9Set):
         packed, _ = QM9Set.load(chosen)  # also where RDKit's geometries were learned
-        dataset = load_qm9(chosen.root, chosen.source)
-        smiles, names = qm9_smiles(dataset), [*dataset._data.name]
+        stored = load_qm9(chosen.root, chosen.source)._data
+        smiles, names = [*stored.smiles], [*stored.name]
     return Halves(packed, smiles, names, train, split)
 
 

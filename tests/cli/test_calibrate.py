@@ -152,6 +152,18 @@ def test_too_few_molecules(
     assert not (uncalibrated / "error_bars.json").exists()
 
 
+def test_too_few_smiles(
+    uncalibrated: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Of 41 molecules at most 20, evenly: every third."""
+    monkeypatch.setattr(calibrate, "take_halves", with_smiles)
+    options = ["--num_calibration", "41", "--num_smiles"]
+    assert main(["calibrate", str(uncalibrated), *options, "20"]) == 1
+    assert "it takes 14 of 41 molecules, evenly, and 19 or more" in one_line(capsys, "calibrate")
+    assert main(["calibrate", str(uncalibrated), *options, "0"]) == 0  # control
+    (uncalibrated / "error_bars.json").unlink()
+
+
 @pytest.mark.parametrize("number", ["39", "296"])
 def test_just_enough_molecules(number: str, uncalibrated: Path, tmp_path: Path) -> None:
     """Control: one more or fewer is refused."""
