@@ -207,7 +207,7 @@ class RunFolder:
         if root is not None:
             settings["path" if settings["dataset"] == "file" else "root"] = root
         chosen: MoleculeSet = of_class(SETS[settings["dataset"]], settings)
-        packed, _ = chosen.load()
+        packed, candidates = chosen.load()
         card = read_card(self.path) if (self.path / "model.json").is_file() else {}
         known = card.get("structures_sha256")
         if known not in (None, packed.sha256):
@@ -215,7 +215,14 @@ class RunFolder:
                 f"{settings['path']} does not hold the structures that {self.path} was trained on, "
                 "or not in their order: its test set would have training structures; restore it"
             )
-        return chosen, packed, Split.load(self.split)
+        split = Split.load(self.split)
+        drawn = torch.cat((split.train, split.validation, split.test))
+        if not bool(torch.isin(drawn, candidates).all()):
+            raise ModelFileError(
+                f"{self.path} was split among molecules that its data set no longer offers, such "
+                "as those that another version of RDKit embeds: restore it, or train anew"
+            )
+        return chosen, packed, split
 
 
 def history(folder: RunFolder) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ def ship(path: Path, name: str, output: Path = PRETRAINED, root: str | None = No
     model = CalibratedModel.load(path)
     report = RunFolder(path).path / "calibration.json"
     if model.error_bars is None or not report.is_file():
-        raise ModelFileError(f"{path} has no error bars: run `hipnn calibrate {path}` first")
+        raise ModelFileError(
+            f"{path} has no error bars: run `hipnn calibrate {shlex.quote(str(path))}` first"
+        )
     record = model.error_bars.provenance
     seed = int(record["calibration_seed"])
     halves = take_halves(members, int(record["num_calibration"]), seed, root)

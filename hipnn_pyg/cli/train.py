@@ -92,7 +92,7 @@ class Options(ArgumentParser):
             self.set_defaults(FORCES)
         start = chosen.get("start")
         if chosen.get("resume"):
-            kept = RunFolder(Path(chosen.get("run", self.get_default("run")))).start
+            kept = RunFolder(Path(str(chosen.get("run", self.get_default("run"))))).start
             start = kept if kept.exists() else start
         if start:
             self.set_defaults(_network_of(str(start)))

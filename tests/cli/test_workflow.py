@@ -372,6 +372,15 @@ def test_evaluate_with_the_data_elsewhere(
     assert "none.extxyz" in one_line(capsys, "evaluate")
 
 
+def test_a_split_of_molecules_that_are_no_longer_offered(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    load = FileSet.load
+    monkeypatch.setattr(FileSet, "load", lambda s: (load(s)[0], load(s)[1][1:]))
+    assert main(["evaluate", str(trained)]) == 1
+    assert "no longer offers" in one_line(capsys, "evaluate")
+
+
 def test_evaluate_without_test_molecules(
     tmp_path: Path, training: Training, capsys: Capture
 ) -> None:
