@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     options = parse(argv)
-    if Path(options.run).exists():
-        raise SystemExit(f"{options.run} exists: delete it, or choose another --run")
+    if any(Path(options.run).glob("*")):
+        raise SystemExit(f"{options.run} is not empty: delete it, or choose another --run")
     frames = load_md17(options.root, options.molecule)
     atoms = to_atoms(frames[0])
     atoms.calc = HIPNNCalculator(options.model or train(frames, options), min_distance=0.4)
