@@ -58,11 +58,12 @@ class Workers:
     Attributes:
         watching: while true, the failure of a worker ends this process, too, after :data:`GRACE`
             seconds; to be false whenever this process needs no other to go on.
+        connected: whether all have met; a worker that ends before, has failed.
     """
 
     def __init__(self, num: int, environment: dict[str, str]) -> None:
         os.environ.update(environment, LOCAL_RANK="0")
-        self.watching = True
+        self.watching, self.connected = True, False
         self._failed = threading.Event()
         self._logs: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(1, num)]
         self._workers = [
@@ -86,12 +87,18 @@ class Workers:
         """
         if not self._failed.wait(seconds):
             return None
-        number = next(n for n, worker in enumerate(self._workers) if worker.returncode)
+        ended = [n for n, worker in enumerate(self._workers) if worker.returncode is not None]
+        number = next((n for n in ended if self._workers[n].returncode), ended[0])
         worker, log = self._workers[number], self._logs[number]
         log.seek(0)
         text = log.read().decode(errors="replace").strip()
         code = worker.returncode
-        if code < 0:
+        if code == 0:
+            how = (
+                "ended before all processes had met: several devices need a script or the hipnn "
+                "command, which each process can run, not standard input"
+            )
+        elif code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
         else:
             last = text.splitlines()[-1] if text else "no message"
@@ -104,7 +111,7 @@ class Workers:
         while True:
             time.sleep(_POLL)
             codes = [worker.poll() for worker in self._workers]
-            if any(codes):
+            if any(codes) or (0 in codes and not self.connected):
                 break
             if None not in codes:
                 return

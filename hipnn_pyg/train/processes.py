@@ -62,6 +62,8 @@ def connect(config: Training, folder: Path | None) -> Fabric:
         disabled = logging.root.manager.disable
         logging.disable(logging.INFO)  # Lightning announces each process
         fabric.launch()
+        if _workers is not None:
+            _workers.connected = True
         logging.disable(disabled)
     return fabric
 

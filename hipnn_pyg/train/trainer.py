@@ -298,11 +298,13 @@ class Trainer:
         """Validate if it is time, log, keep the best, step the schedule, which may stop."""
         self._raise_if_bad()
         self._count_time()
-        self.epoch, self.step = self.epoch + 1, 0
-        if self.epoch % self.config.validate_every and self.epoch < self.epochs:
+        epoch = self.epoch + 1
+        if epoch % self.config.validate_every and epoch < self.epochs:
+            self.epoch, self.step = epoch, 0
             return
         judged = self.model if self.average is None else cast(HIPNN, self.average.module)
-        self.last = self._validate(judged)
+        self.last = self._validate(judged)  # where this fails, a resumed run does it again
+        self.epoch, self.step = epoch, 0
         self._raise_if_bad()
         epochs = self.epoch - (self.history[-1]["epoch"] if self.history else 0)
         means = (self.totals / (epochs * self.steps_per_epoch)).tolist()

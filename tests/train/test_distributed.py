@@ -227,7 +227,8 @@ def assert_equal_runs(ours: Path, theirs: Path, tolerance: float = 1e-10) -> Non
     """Weights, average, moments of Adam, schedule, history, best epoch; and the model file."""
     exact = dict(rtol=tolerance, atol=tolerance)
     states = [checkpoint(folder) for folder in (ours, theirs)]
-    assert states[0].pop("settings") == states[1].pop("settings")
+    for name in ("settings", "energy_unit"):
+        assert states[0].pop(name) == states[1].pop(name)
     torch.testing.assert_close(*states, **exact)
     weights = [load_model(folder).state_dict() for folder in (ours, theirs)]
     torch.testing.assert_close(weights[0], weights[1], **exact)
@@ -413,6 +414,8 @@ if "LOCAL_RANK" not in os.environ:
     time.sleep(60)  # as in a collective that never ends
 if sys.argv[3] == "fail":
     sys.exit("CUDA out of memory")
+if sys.argv[3] == "leave":
+    sys.exit(0)
 if sys.argv[3] == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 while True:
@@ -431,7 +434,11 @@ def light(tmp_path: Path, case: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(
     "case, reason",
-    [("kill", "was killed by SIGKILL"), ("fail", "ended with status 1: CUDA out of memory")],
+    [
+        ("kill", "was killed by SIGKILL"),
+        ("fail", "ended with status 1: CUDA out of memory"),
+        ("leave", "ended before all processes had met"),
+    ],
 )
 def test_a_process_that_waits_for_a_dead_one_is_ended(
     case: str, reason: str, tmp_path: Path

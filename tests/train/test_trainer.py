@@ -317,6 +317,35 @@ def test_a_trainer_goes_on_after_a_failure(
     torch.testing.assert_close(trainer.objective.vector, theirs.objective.vector)
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_an_epoch_whose_validation_failed_is_validated_again(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path, last: bool
+) -> None:
+    """As where another process dies in it: the checkpoint does not call the epoch done."""
+    config = settings(epochs=2 if last else 3)
+    theirs = Trainer(new_model(), *parts, config, progress=False)
+    theirs.fit()
+    trainer = Trainer(new_model(), *parts, config, tmp_path, progress=False)
+    validate = trainer._validate
+
+    def lost(judged: HIPNN) -> object:
+        if trainer.epoch == 1:
+            raise RuntimeError("another process is gone")
+        return validate(judged)
+
+    trainer._validate = lost  # type: ignore[method-assign,assignment]
+    with pytest.raises(RuntimeError, match="is gone"):
+        trainer.fit()
+    trainer._save()
+    again = Trainer(new_model(), *parts, config, tmp_path, progress=False)
+    again.resume()
+    assert not again.finished and (again.epoch, again.step) == (1, again.steps_per_epoch)
+    again.fit()
+    names = ("epoch", "train_loss", "validation_mae", "learning_rate")
+    rows = [[[row[name] for name in names] for row in one.history] for one in (again, theirs)]
+    assert rows[0] == rows[1] and again.best_epoch == theirs.best_epoch
+
+
 def test_what_a_failed_run_did_not_write_is_forgotten(
     new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
 ) -> None:
