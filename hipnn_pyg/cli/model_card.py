@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from hipnn_pyg.cli.run_folder import RESUME_MAY_CHANGE
+from hipnn_pyg.cli.train import DEFAULTS, FORCES
 from hipnn_pyg.data.sets import SETS
 from hipnn_pyg.train.config import Network, Training
 
@@ -22,6 +24,9 @@ NOT_FOR = (
     "decisions that need chemical accuracy on geometries from RDKit or a force field: see the "
     "error bars for them",
 )
+
+FLAGS = ("forces", "stress")
+"""Options of ``hipnn train`` without a value."""
 
 
 def model_card(
@@ -82,21 +87,24 @@ def model_card(
 
 
 def command(settings: dict[str, Any]) -> str:
-    """The ``hipnn train`` command with these settings, defaults left out.
+    """The ``hipnn train`` command with these settings, its defaults left out.
 
     Args:
         settings: the contents of ``config.yaml``.
     """
     kind = SETS[settings["dataset"]]
     defaults = {f.name: f.default for group in (kind, Network, Training) for f in fields(group)}
+    defaults |= DEFAULTS[kind] | (FORCES if settings.get("forces") else {})
+    defaults |= dict.fromkeys(FLAGS, False)
     changed = {
         key: value
         for key, value in settings.items()
         if key != "dataset" and key not in RESUME_MAY_CHANGE and value != defaults.get(key)
     }
-    return " ".join(
-        ["hipnn train", settings["dataset"], *(f"--{key} {v}" for key, v in changed.items())]
-    )
+    words = ["hipnn", "train", settings["dataset"]]
+    for key, value in changed.items():
+        words += [f"--{key}"] + ([] if key in FLAGS else ["null" if value is None else str(value)])
+    return shlex.join(words)
 
 
 def _training(card: dict[str, Any], settings: dict[str, Any]) -> str:

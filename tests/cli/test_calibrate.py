@@ -7,8 +7,9 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ase.build
 import ase.io
@@ -20,8 +21,10 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
 from hipnn_pyg import HIPNN, ModelFileError, StructureError, load_model, save_model
-from hipnn_pyg.cli import calibrate, main
+from hipnn_pyg.cli import calibrate, main, parser
+from hipnn_pyg.cli.model_card import command as command_of
 from hipnn_pyg.cli.model_card import model_card
+from hipnn_pyg.cli.run_folder import RESUME_MAY_CHANGE
 from hipnn_pyg.data.molecules import from_smiles
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
@@ -401,6 +404,33 @@ def test_folder_holds_what_a_user_needs(folder: Path) -> None:
     model = json.loads((folder / "model.json").read_text())
     assert model["split_sha256"] in card and "hipnn train" in card
     assert f"{mae:.3f}" in card and report["calibration_split_sha256"] in card
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("md17", "--molecule", "revised benzene", "--forces", "--epochs", "7"),
+        ("md17", "--hidden_channels", "80", "--num_onsite", "3", "--hierarchical", "false"),
+        ("md17", "--forces", "--num_interactions", "2", "--learning_rate", "1e-3"),
+        ("file", "--path", "a b.xyz", "--num_train", "9", "--num_validation", "1"),
+        ("qm9", "--recipe", "paper", "--split_seed", "3"),
+    ],
+)
+def test_the_command_on_a_card_trains_the_same(options: tuple[str, ...]) -> None:
+    def settings(arguments: Sequence[str]) -> dict[str, Any]:
+        chosen = parser().parse_args(["train", *arguments])["train"]
+        return {"dataset": chosen["dataset"], **chosen[chosen["dataset"]].as_dict()}
+
+    wanted = settings(options)
+    kept = {k: v for k, v in wanted.items() if k not in ("run", "resume", "config", "ensemble")}
+    words = shlex.split(command_of({k: v for k, v in kept.items() if k != "start"}))
+    assert words[:2] == ["hipnn", "train"] and len(words) < 14  # defaults are left out
+    path = ["--path", wanted["path"]] if "path" in wanted else []  # of a machine: it is left out
+    again = settings([*words[2:], *path])
+    ignored = RESUME_MAY_CHANGE | {"config"}
+    assert {k: v for k, v in again.items() if k not in ignored} == {
+        k: v for k, v in wanted.items() if k not in ignored
+    }
 
 
 @pytest.mark.parametrize("name", pretrained_models())
