@@ -30,7 +30,7 @@ def add_options(parser: ArgumentParser) -> None:
     sets.add_subcommand("qm9-rdkit", rdkit, help="QM9 on geometries that RDKit makes of its SMILES")
 
     md17 = ArgumentParser(description="Fetch one trajectory of MD17 or revised MD17.")
-    md17.add_class_arguments(MD17Set, skip={"num_train", "num_validation"})
+    md17.add_class_arguments(MD17Set, skip={"num_train", "num_validation", "forces"})
     sets.add_subcommand("md17", md17, help="fetch one MD17 trajectory")
 
 

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rdkit import Chem
 from torch import Tensor
 from torch_geometric.data import Data
 from tqdm import tqdm
@@ -88,6 +87,8 @@ def typed(smiles: str) -> str:
     Args:
         smiles: it is not changed if it has neither, or cannot be read.
     """
+    from rdkit import Chem
+
     mol = None
     if any(mark in smiles for mark in ("[H]", "@", "/", "\\")):
         mol = Chem.MolFromSmiles(smiles)

@@ -103,8 +103,11 @@ class ErrorBars:
             **provenance: JSON values to keep with it.
 
         Raises:
-            ValueError: too few molecules, see :func:`~hipnn_pyg.uncertainty.conformal.fewest`.
+            ValueError: too few molecules, see :func:`~hipnn_pyg.uncertainty.conformal.fewest`;
+                levels without 0.9, the one of ``q90``.
         """
+        if 0.9 not in levels:
+            raise ValueError(f"levels must hold 0.9, that of q90, not {levels} alone")
         calibrations: dict[Geometry, Calibration] = {
             geometry: Calibration(
                 ConformalIntervals.fit(sample.error, sample.r, sample.spread, levels),
