@@ -61,6 +61,7 @@ def comparison() -> str:
             ("parameters", "parameters", 0),
             ("peak_memory_mb", "peak memory of the process (MB)", 0),
         )
+        if all(key in figures[name] for name in figures)
     ]
     options = measured["options"]
     note = (

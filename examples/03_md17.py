@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     errors = error_statistics(prediction.energy, test.target, MD17_ENERGY.unit)
     published = TABLE_3[options.molecule][0] if options.molecule in TABLE_3 else None
     print(f"{options.molecule}: test MAE {errors.mae:.3f} {errors.unit} ({len(test)} frames)")
-    print(f"paper, from 1,000 training frames: {published} kcal/mol")
+    if published is not None:
+        print(f"paper, from 1,000 training frames: {published} kcal/mol")
     return {
         "train_loss": [row["train_loss"] for row in trainer.history],
         "validation_mae": trainer.best_mae,

@@ -22,6 +22,7 @@ from hipnn_pyg import HIPNN, QM9_TARGETS, PackedMolecules, load_model
 from hipnn_pyg.data.molecules import from_smiles
 from hipnn_pyg.data.qm9 import load_qm9, qm9_kept
 from hipnn_pyg.data.splits import random_split
+from hipnn_pyg.models.files import member_folders
 from hipnn_pyg.models.pretrained import model_folder
 from hipnn_pyg.train import Trainer, Training
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.manual_seed(0)
     options = parse(argv)
     folder = model_folder(options.model) if options.model else None
+    if folder and len(member_folders(folder)) > 1:
+        raise SystemExit(f"{options.model} has several models, whose mean `hipnn predict` gives")
     model = load_model(folder) if folder else train_small_model(options.root)
 
     molecules = Batch.from_data_list([from_smiles(smiles) for smiles in options.smiles])

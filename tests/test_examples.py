@@ -195,6 +195,8 @@ def test_compare(main_of: Callable[[str], Main], qm9: QM9Pack) -> None:
         for figure in figures:
             assert isfinite(result[name][figure]) and result[name][figure] > 0, (name, figure)
         assert result[name]["mae_kcal_per_mol"] <= result[name]["rmse_kcal_per_mol"]
+    peaks = [result[name]["peak_memory_mb"] for name in result]
+    assert peaks[0] != peaks[1]  # not that of the process that started both
     # three seconds: more than a fit of the atoms knows; in another unit it would be far off
     assert 0.1 * of_atoms_alone < result["HIPNN"]["mae_kcal_per_mol"] < 1.2 * of_atoms_alone
     assert result["SchNet"]["mae_kcal_per_mol"] < 100 * of_atoms_alone  # hardly trained
