@@ -11,8 +11,6 @@ plots/error_bars.png. Example:
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,7 +119,8 @@ def calibrate(
     members = member_folders(path)
     models = [load_model(member, usable_device(device)) for member in members]
     halves = take_halves(members, num_calibration, seed, root)
-    least, embedded = _fewest(LEVELS, members), len(_some(halves.split.train, num_smiles))
+    least = fewest(max(LEVELS), len(members) > 1)
+    embedded = len(_some(halves.split.train, num_smiles))
     if halves.smiles is not None and 0 < embedded < least:
         raise ValueError(
             f"num_smiles = {num_smiles} is not enough: it takes {embedded} of {num_calibration:,} "
@@ -205,7 +204,7 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
     shared = first.test.numpy()
     for member in members[1:]:
         shared = np.intersect1d(shared, Split.load(RunFolder(member).split).test.numpy())
-    least = _fewest(CRPS_LEVELS, members)
+    least = fewest(max(CRPS_LEVELS), len(members) > 1)
     if not least <= number <= len(shared) - FEWEST_TEST:
         whose, way_out = "the run's test set has", ""
         if len(members) > 1:
@@ -223,13 +222,6 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
         stored = load_qm9(chosen.root, chosen.source)._data
         smiles, names = [*stored.smiles], [*stored.name]
     return Halves(packed, smiles, names, train, split)
-
-
-def _fewest(levels: Sequence[float], members: list[Path]) -> int:
-    """Molecules that the intervals of these levels need: of an ensemble every fifth of them
-    tells how the spread counts."""
-    least = fewest(max(levels))
-    return least if len(members) == 1 else math.ceil(least * 5 / 4)
 
 
 def _source(member: Path) -> str:

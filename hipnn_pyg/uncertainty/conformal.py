@@ -45,20 +45,24 @@ BIN_SIZE = 400
 
 SMALLEST_R = 1e-12
 """R below this counts as this: its logarithm is taken."""
+SCALING = 5
+"""Of an ensemble every so many-th calibration molecule tells how the spread counts."""
 
 
-def fewest(level: float) -> int:
+def fewest(level: float, with_spread: bool = False) -> int:
     """The smallest calibration set that has a quantile at this level: p / (1 - p), rounded up.
 
     Args:
         level: p, between 0 and 1.
+        with_spread: of an ensemble, which sets one in :data:`SCALING` aside.
 
     Raises:
         ValueError: a level outside of these.
     """
     if not 0 < level < 1:
         raise ValueError(f"a level must lie between 0 and 1, not {level}")
-    return math.ceil(round(level / (1 - level), 9))
+    least = math.ceil(round(level / (1 - level), 9))
+    return math.ceil(least * SCALING / (SCALING - 1)) if with_spread else least
 
 
 def conformal_quantile(scores: ArrayLike, level: float) -> float:
@@ -137,9 +141,9 @@ class ConformalIntervals:
         num, beta, slope, scale = len(error), None, 0.0, np.ones(len(error))
         r_range = (float(np.min(r, initial=np.inf)), float(np.max(r, initial=0.0)))
         if spread is not None:
-            fifth = np.arange(num) % 5 == 0
-            beta, slope = _scale(error[fifth], spread[fifth])
-            error, r, scale = error[~fifth], r[~fifth], (spread[~fifth] + beta) ** slope
+            aside = np.arange(num) % SCALING == 0
+            beta, slope = _scale(error[aside], spread[aside])
+            error, r, scale = error[~aside], r[~aside], (spread[~aside] + beta) ** slope
         conformal_quantile(error, max(levels))  # refuses too few
         log_r = np.log(np.maximum(r, SMALLEST_R))
         medians, quantiles = [], []
