@@ -10,7 +10,7 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from hipnn_pyg.cli.run_folder import RESUME_MAY_CHANGE
-from hipnn_pyg.cli.train import DEFAULTS, FORCES
+from hipnn_pyg.cli.train import DEFAULTS, FLAGS, FORCES
 from hipnn_pyg.data.sets import SETS
 from hipnn_pyg.train.config import Network, Training
 
@@ -24,9 +24,6 @@ NOT_FOR = (
     "decisions that need chemical accuracy on geometries from RDKit or a force field: see the "
     "error bars for them",
 )
-
-FLAGS = ("forces", "stress")
-"""Options of ``hipnn train`` without a value."""
 
 
 def model_card(

@@ -57,6 +57,8 @@ FORCES: dict[str, object] = {
     "validate_every": 10,
 }
 """What ``--forces`` changes in these defaults; chosen by the validation errors of malonaldehyde."""
+FLAGS = ("forces", "stress")
+"""Options without a value."""
 HELP = {
     "qm9": "QM9, the paper's main data set",
     "qm9-rdkit": "QM9's energies on RDKit geometries, for models that get SMILES",
@@ -162,7 +164,7 @@ def add_options(parser: ArgumentParser) -> None:
                 help="with --forces: learn the stress, too, of the structures that have it",
             )
         for group in (kind, Network, Training):
-            options.add_class_arguments(group, skip={"forces", "stress"})
+            options.add_class_arguments(group, skip={*FLAGS})
         options.set_defaults(DEFAULTS[kind])
         sets.add_subcommand(name, options, help=HELP[name])
 
