@@ -174,9 +174,11 @@ def _check_edges(edge_index: Tensor, shift: Tensor | None, z: Tensor, batch: Ten
 
 def _warn_if_truncated(edge_index: Tensor, num_atoms: int, batch: Tensor | None) -> None:
     degree = torch.bincount(edge_index[1], minlength=num_atoms)
+    if int(degree.max()) != 32:
+        return
     size = degree.new_tensor(num_atoms) if batch is None else torch.bincount(batch)[batch]
     suspect = int(((degree == 32) & (size > 33)).sum())  # of 33 atoms 32 are all others
-    if suspect > 1 and int(degree.max()) == 32:
+    if suspect > 1:
         warnings.warn(
             f"{suspect} atoms have exactly 32 neighbours and none has more: "
             "edge_index looks cut off by a default max_num_neighbors=32; raise that limit",
