@@ -26,7 +26,13 @@ from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.qm9 import load_qm9
 from hipnn_pyg.data.sets import QM9Set
 from hipnn_pyg.data.splits import Split, random_split
-from hipnn_pyg.models.files import ModelFileError, atomic_write, load_model, member_folders
+from hipnn_pyg.models.files import (
+    ModelFileError,
+    atomic_write,
+    check_writable,
+    load_model,
+    member_folders,
+)
 from hipnn_pyg.uncertainty import CalibratedModel, ErrorBars, FeatureStatistics, take_sample
 from hipnn_pyg.uncertainty.assess import assess, compare, foreign_classes
 from hipnn_pyg.uncertainty.conformal import LEVELS, fewest
@@ -114,10 +120,12 @@ def calibrate(
 
     Raises:
         ModelFileError: the folder holds no run.
+        OSError: nothing can be written to the folder.
         ValueError: too few molecules.
     """
     members = member_folders(path)
     models = [load_model(member, usable_device(device)) for member in members]
+    check_writable(path)
     halves = take_halves(members, num_calibration, seed, root)
     least = fewest(max(LEVELS), len(members) > 1)
     embedded = len(_some(halves.split.train, num_smiles))

@@ -22,7 +22,7 @@ from rich.table import Table
 from hipnn_pyg.cli.run_folder import RunFolder, history, usable_device
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import MoleculeSet, QM9Set
-from hipnn_pyg.models.files import atomic_write, load_model, read_card
+from hipnn_pyg.models.files import atomic_write, check_writable, load_model, read_card
 from hipnn_pyg.reproduce.rows import printed_for
 from hipnn_pyg.reproduce.tables import STATISTICS, published
 from hipnn_pyg.train.config import Network
@@ -71,9 +71,10 @@ def run(arguments: Namespace) -> None:
     """Evaluate and print."""
     settings = (arguments.part, arguments.root, arguments.device, arguments.forces)
     path = Path(arguments.run)
+    if arguments.json is not None:
+        check_writable(Path(arguments.json).parent)
     Console().print(report(evaluate(path, *settings), arguments.part))
     if arguments.json is not None:
-        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(RunFolder(path).results, arguments.json)
 
 
@@ -95,10 +96,12 @@ def evaluate(
 
     Raises:
         ModelFileError: the folder holds no run, or a damaged one.
+        OSError: nothing can be written to the folder.
         ValueError: there are no such molecules, or their data set has no forces.
     """
     folder = RunFolder(path)
     model = load_model(path, usable_device(device))
+    check_writable(path)
     molecules, packed, split = folder.molecules(root)
     if forces and packed.forces is None:
         packed = _with_forces(molecules)

@@ -19,7 +19,7 @@ from hipnn_pyg.checks import StructureError
 from hipnn_pyg.cli.inputs import HELP, Named, Refused, read_inputs
 from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.explain import Report, break_down, judge, known_r, render, stand, summary, tables
-from hipnn_pyg.models.files import atomic_write, member_folders, read_card
+from hipnn_pyg.models.files import atomic_write, check_writable, member_folders, read_card
 from hipnn_pyg.models.pretrained import model_folder
 from hipnn_pyg.uncertainty import CalibratedModel
 
@@ -50,7 +50,7 @@ def run(arguments: Namespace) -> None:
     if output.suffix not in (".html", ".htm"):
         raise ValueError(f"--output {output} must end in .html")
     if not arguments.text:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(output.parent)
     structures = read_inputs([arguments.input], arguments.seed, arguments.optimize)
     report = explain(choose(structures, arguments), arguments)
     if not arguments.text:

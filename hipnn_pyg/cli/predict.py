@@ -33,7 +33,7 @@ from hipnn_pyg.checks import StructureError
 from hipnn_pyg.cli.inputs import HELP, Named, Refused, check, read_inputs
 from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.data.molecules import to_atoms
-from hipnn_pyg.models.files import atomic_write
+from hipnn_pyg.models.files import atomic_write, check_writable
 from hipnn_pyg.uncertainty import GEOMETRIES, CalibratedModel
 from hipnn_pyg.units import ENERGY_UNITS, convert
 
@@ -95,7 +95,7 @@ def check_output(output: Path | None, unit: str, energy_unit: str) -> None:
         energy_unit: the model's.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: nothing can be written to the folder.
         ValueError: a format or unit that is none.
     """
     if unit != energy_unit:
@@ -108,7 +108,7 @@ def check_output(output: Path | None, unit: str, energy_unit: str) -> None:
         raise ValueError(
             f"extxyz stores energies in eV, and {unit!r} cannot be converted: use .csv"
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(output.parent)
 
 
 def error_row(refused: Refused) -> Row:

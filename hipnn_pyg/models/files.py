@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,26 @@ def atomic_write(contents: Mapping[Path, bytes]) -> None:
             error.errno,
             f"could not save ({error.strerror}); the previous file is intact",
             str(path),
+        ) from error
+
+
+def check_writable(folder: str | Path) -> None:
+    """Whether results can be saved in a folder, asked before they are computed; makes it.
+
+    Args:
+        folder: of the results.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            error.errno, f"results could not be saved there ({error.strerror})", str(folder)
         ) from error
 
 

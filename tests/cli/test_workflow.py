@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from PIL import Image
 from rdkit import Chem
 from torch_geometric.data import Data, InMemoryDataset
 
-from hipnn_pyg import load_model
+from hipnn_pyg import HIPNN, load_model
 from hipnn_pyg.cli import main
 from hipnn_pyg.cli.inputs import Named, read_inputs
 from hipnn_pyg.cli.plot import _errors
@@ -370,6 +373,38 @@ def test_evaluate_with_the_data_elsewhere(
     assert "20 molecules" in capsys.readouterr().out
     assert main(["evaluate", str(trained), "--root", str(tmp_path / "none.extxyz")]) == 1
     assert "none.extxyz" in one_line(capsys, "evaluate")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "json", "calibrate", "predict", "explain"])
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(
+    command: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    arguments, folder = {
+        "evaluate": (["evaluate", str(trained)], trained),
+        "json": (["evaluate", str(trained), "--json", f"{elsewhere}/r.json"], elsewhere),
+        "calibrate": (["calibrate", str(trained)], trained),
+        "predict": (["predict", "--model", str(trained), "O", "--output", f"{elsewhere}/e.csv"],
+                    elsewhere),
+        "explain": (["explain", "O", "--model", str(trained), "--output", f"{elsewhere}/e.html"],
+                    elsewhere),
+    }[command]  # fmt: skip
+
+    def temporary_file(dir: Path) -> nullcontext[None]:
+        if dir == folder:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return nullcontext()
+
+    def worked(*_: object, **__: object) -> None:
+        raise AssertionError("it had begun")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", temporary_file)
+        patch.setattr(HIPNN, "energy_terms", worked)
+        assert main(arguments) == 1
+    complaint = one_line(capsys, arguments[0])
+    assert "could not be saved there (Read-only file system)" in complaint
+    assert str(folder) in complaint
 
 
 def test_a_split_of_molecules_that_are_no_longer_offered(
