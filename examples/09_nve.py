@@ -27,6 +27,7 @@ from hipnn_pyg.data.targets import MD17_ENERGY
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.interfaces.dynamics import Simulator
 from hipnn_pyg.interfaces.simulation import Simulation
+from hipnn_pyg.interfaces.simulation_files import refuse_results
 from hipnn_pyg.plots import energy_against_time
 from hipnn_pyg.train import Trainer, Training
 
@@ -36,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     options = parse(argv)
-    if any(Path(options.run).glob("*")):
-        raise SystemExit(f"{options.run} is not empty: delete it, or choose another --run")
+    refuse_results(Path(options.run))
     frames = load_md17(options.root, options.molecule)
     atoms = to_atoms(frames[0])
     atoms.calc = HIPNNCalculator(options.model or train(frames, options), min_distance=0.4)

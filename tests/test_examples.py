@@ -256,7 +256,7 @@ def test_nve(
     assert 50 < result["temperature"] < 600
     assert result["picture"].read_bytes().startswith(b"\x89PNG")
     assert "meV/atom/ps" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="is not empty: delete it, or choose another --run"):
+    with pytest.raises(FileExistsError, match="holds a simulation: .* choose another --run"):
         main_of("09_nve")(["--quick", *options])  # said before it trains
 
 
