@@ -24,7 +24,7 @@ from hipnn_pyg.plots.style import (
 
 
 class ErrorQuantiles(NamedTuple):
-    """Quantiles of the absolute error in bins of log10 R; nothing in here is NaN."""
+    """Quantiles of the absolute error in bins of log10 R."""
 
     bin_edges: Array
     """log10 R at the edges of all bins, [num_bins + 1]."""
@@ -35,7 +35,8 @@ class ErrorQuantiles(NamedTuple):
     log10_R: Array
     """Centres of the kept bins, [num_kept]."""
     quantiles: Array
-    """Q_err(p, R) in the unit of the error, [num_kept, len(p)]."""
+    """Q_err(p, R) in the unit of the error, [num_kept, len(p)]; NaN where a bin of fewer than
+    p / (1 - p) molecules has no such quantile."""
     p: Array
     """Cumulative probabilities, [len(p)]."""
     min_count: int
@@ -57,8 +58,10 @@ def error_quantiles(
 
     .. math:: P(|\hat E - E| < Q_{\rm err}(p, R) \,|\, R) = p
 
-    Bin edges are whole multiples of ``bin_width``, so that different test sets share them. To
-    combine several splits, as the paper does, concatenate their arrays first.
+    Of n molecules the quantile is the p (n + 1)-th smallest error, so that the next molecule's is
+    smaller with probability p. Bin edges are whole multiples of ``bin_width``, so that different
+    test sets share them. To combine several splits, as the paper does, concatenate their arrays
+    first.
 
     Args:
         R: non-hierarchicality of each molecule (Eq. 18), [num_molecules], dimensionless.
@@ -97,13 +100,16 @@ def error_quantiles(
         )
     edges: Array = width * (first + np.arange(len(counts) + 1, dtype=np.float64))
     error = abs_error[placed]
-    quantiles = [np.quantile(error[index == first + b], probabilities) for b in kept.nonzero()[0]]
+    inside = [error[index == first + b] for b in kept.nonzero()[0]]
+    quantiles = np.array([np.quantile(e, probabilities, method="weibull") for e in inside])
+    fewest = probabilities / (1 - probabilities)
+    quantiles[counts[kept][:, None] < fewest - 1e-9] = np.nan
     return ErrorQuantiles(
         bin_edges=edges,
         counts=counts,
         kept=kept,
         log10_R=(edges[:-1] + width / 2)[kept],
-        quantiles=np.array(quantiles),
+        quantiles=quantiles,
         p=probabilities,
         min_count=min_count,
         num_sparse=int(counts[~kept].sum()),
@@ -127,7 +133,8 @@ def plot_error_quantiles(
     Raises:
         ValueError: a quantile is 0 and has no place on a logarithmic axis.
     """
-    lines = finite_array("quantiles", quantiles.quantiles, above=0)
+    lines = quantiles.quantiles
+    finite_array("quantiles", lines[~np.isnan(lines)], above=0)
     figure = new_figure(3.0)
     ax = figure.subplots()
     ax.set(xscale="log", yscale="log")

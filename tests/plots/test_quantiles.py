@@ -20,13 +20,13 @@ def test_quantiles_are_flat_where_the_error_ignores_R_and_rise_where_it_does_not
     R, noise = sample()
     exact = -np.log1p(-np.array(P))  # quantiles of the unit exponential distribution
 
-    flat = error_quantiles(R, 0.3 * noise, P)
+    flat = error_quantiles(R, 0.3 * noise, P, min_count=200)
     np.testing.assert_allclose(
         flat.quantiles, np.tile(0.3 * exact, (len(flat.log10_R), 1)), rtol=0.15
     )
     np.testing.assert_allclose(flat.quantiles.mean(axis=0), 0.3 * exact, rtol=0.01)
 
-    rising = error_quantiles(R, R * noise, P)
+    rising = error_quantiles(R, R * noise, P, min_count=200)
     inner = slice(1, -1)  # the end bins are only partly filled
     expected = 10 ** rising.log10_R[inner, None] * exact
     np.testing.assert_allclose(rising.quantiles[inner], expected, rtol=0.15)
@@ -40,7 +40,22 @@ def test_each_bin_agrees_with_numpy():
     result = error_quantiles(R[:5000], noise[:5000], p=(0.2, 0.9), bin_width=0.25)
     for centre, values in zip(result.log10_R, result.quantiles, strict=True):
         inside = np.abs(np.log10(R[:5000]) - centre) < 0.125
-        np.testing.assert_allclose(values, np.quantile(noise[:5000][inside], (0.2, 0.9)))
+        expected = np.quantile(noise[:5000][inside], (0.2, 0.9), method="weibull")
+        np.testing.assert_allclose(values, expected)
+
+
+def test_small_bins_promise_no_more_than_they_can():
+    """Of n molecules p (n + 1) - 1 lie below on average, and of fewer than p / (1 - p) too few."""
+    rng, below = np.random.default_rng(2), []
+    for _ in range(2000):
+        error = rng.exponential(size=20)
+        found = error_quantiles(np.ones(20), error, p=(0.5, 0.9, 0.95, 0.99))
+        assert np.isnan(found.quantiles[0]).tolist() == [False, False, False, True]
+        below.append(-np.expm1(-found.quantiles[0, :3]))  # the share of all that lies below
+    np.testing.assert_allclose(np.mean(below, axis=0), [0.5, 0.9, 0.95], atol=0.01)
+    enough = error_quantiles(np.ones(99), rng.exponential(size=99), p=(0.99,))  # control
+    assert np.isfinite(enough.quantiles).all()
+    assert plot_error_quantiles(found).axes[0].lines[0].get_label() == "p = 0.5"
 
 
 def test_fraction_below_the_quantile_is_p():
@@ -70,7 +85,7 @@ def test_what_is_left_out_is_counted():
     assert (result.num_sparse, result.num_zero) == (9, 4)
     assert result.counts.sum() + result.num_zero == len(R)
     assert result.counts[result.kept].tolist() == [50, 10]
-    assert np.isfinite(result.quantiles).all()
+    assert np.isnan(result.quantiles).tolist() == [[False] * 4 + [True], [False] * 3 + [True] * 2]
 
     everything = error_quantiles(R[:-4], error[:-4], min_count=1)
     np.testing.assert_array_equal(everything.quantiles[:, 0], [1, 2, 3])
