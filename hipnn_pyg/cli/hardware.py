@@ -23,4 +23,6 @@ def hardware(device: str) -> str:
         name = models[0] if models else name
     except OSError:
         pass
-    return f"{name}, {os.cpu_count()} cores"
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    used = "" if threads == cores else f", {threads} thread{'s' if threads > 1 else ''}"
+    return f"{name}, {cores} cores{used}"
