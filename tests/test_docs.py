@@ -280,7 +280,15 @@ def test_trained_models_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert site.page_of("<!-- trained models -->", "index.md").startswith("No model comes")
     card = {"models/qm9-u0.md": ROOT / "hipnn_pyg" / "pretrained" / "qm9-u0" / "card.md"}
     monkeypatch.setattr(site, "mirrored", lambda: bare | card)
-    assert site.page_of("<!-- trained models -->", "a/b.md") == "- [qm9-u0](../models/qm9-u0.md)"
+    first, *_, last = site.page_of("<!-- trained models -->", "a/b.md").splitlines()
+    text = card["models/qm9-u0.md"].read_text()
+    link, geometry, mae, width, gain, *others = last.strip("| ").split(" | ")
+    assert first.startswith("| model ") and link == "[qm9-u0](../models/qm9-u0.md)"
+    assert geometry == "RDKit" and others == ["-", "-"]  # no ensemble
+    (statistics,) = re.findall(r"^\| RDKit geometry \| [\d,]+ \| (\S+) ", text, re.M)
+    gains = re.findall(r"^\| \S+, RDKit geometry \|.*\| (\S+ ± \S+) \|$", text, re.M)
+    (widths,) = re.findall(r"^\| RDKit geometry, mean half-width \| \S+ \| (\S+) ", text, re.M)
+    assert (mae, width, ["1.000 ± 0.000", gain]) == (statistics, widths, gains)
 
 
 def test_formulas_become_mathml() -> None:

@@ -6,7 +6,7 @@ Links are written as they hold in the repository, and changed where the site dif
 - ``<!-- file: PATH -->`` is replaced by that Markdown file of the repository without its title,
 - ``<!-- from README.md: NAME -->`` by what stands there between ``<!-- NAME -->`` and
   ``<!-- /NAME -->``,
-- ``<!-- trained models -->`` by the models that come with the package.
+- ``<!-- trained models -->`` by a table of the models that come with the package.
 
 Formulas become MathML, which browsers show without a script.
 """
@@ -14,6 +14,7 @@ Formulas become MathML, which browsers show without a script.
 from __future__ import annotations
 
 import html
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -34,6 +35,7 @@ MIRRORED = (
     "CHANGELOG.md",
 )
 CARDS = "hipnn_pyg/pretrained/*/card.md"
+CARD_PAGE = re.compile(r"models/.*\.md")
 CARD_PICTURES = "hipnn_pyg/pretrained/*/*.png"
 FILE = re.compile(r"^<!-- file: (\S+) -->$", re.M)
 FROM_README = re.compile(r"<!-- from README\.md: (\w+) -->")
@@ -109,12 +111,32 @@ def from_readme(name: str) -> str:
 
 
 def trained_models(place: str) -> str:
-    """A list of the models that come with the package, with links from a page."""
-    cards = [card for card in mirrored() if re.fullmatch(r"models/.*\.md", card)]
+    """The models that come with the package, with links from a page and figures of their cards."""
+    cards = {card: path for card, path in mirrored().items() if CARD_PAGE.fullmatch(card)}
     if not cards:
         return "No model comes with this version; `hipnn train` makes one."
-    folder = posixpath.dirname(place) or "."
-    return "\n".join(f"- [{Path(card).stem}]({posixpath.relpath(card, folder)})" for card in cards)
+    lines = [
+        "| model | geometry | MAE (kcal/mol) | 90 % half-width | CRPS with R | spread | both |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for card, path in cards.items():
+        report = json.loads((path.parent / "calibration.json").read_text())
+        link = posixpath.relpath(card, posixpath.dirname(place) or ".")
+        for geometry, values in report["geometries"].items():
+            width = values["mean_half_width"][values["levels"].index(0.9)]
+            gains = {
+                row["kind"]: f"{row['crps_relative']:.3f} ± {row['crps_relative_se']:.3f}"
+                for row in report["comparison"][geometry]
+            }
+            cells = [
+                f"[{Path(card).stem}]({link})",
+                {"given": "DFT", "rdkit": "RDKit"}[geometry],
+                f"{values['statistics']['mae']:.3f}",
+                f"{width:.3f}",
+                *(gains.get(kind, "-") for kind in ("R", "ensemble", "R and ensemble")),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def page_of(markdown: str, place: str) -> str:

@@ -11,6 +11,7 @@ plots/error_bars.png. Example:
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from hipnn_pyg.cli.calibration_report import draw, tables
+from hipnn_pyg.checks import HIPNNWarning
+from hipnn_pyg.cli.calibration_report import draw, sections
 from hipnn_pyg.cli.run_folder import RunFolder, usable_device
 from hipnn_pyg.data.embedded import embed
 from hipnn_pyg.data.packed import PackedMolecules
@@ -52,15 +54,19 @@ class Halves(NamedTuple):
         molecules: the whole data set on its own geometries.
         smiles: of every molecule; None where the data set has none.
         names: of every molecule; None where the data set has none.
-        train: training molecules of the first member, as it saw them.
-        split: ``train`` holds the calibration molecules, ``test`` the others.
+        learned: training molecules of the first member, as it saw them.
+        calibration: indices of one part.
+        test: indices of the other.
+        checksum: of both, SHA-256.
     """
 
     molecules: PackedMolecules
     smiles: list[str] | None
     names: list[str] | None
-    train: PackedMolecules
-    split: Split
+    learned: PackedMolecules
+    calibration: torch.Tensor
+    test: torch.Tensor
+    checksum: str
 
 
 def add_options(options: ArgumentParser) -> None:
@@ -91,8 +97,8 @@ def run(arguments: Namespace) -> None:
         arguments.device,
         progress=True,
     )
-    for table in tables(report):
-        Console().print(table)
+    for section in sections(report):
+        section.show(Console())
 
 
 def calibrate(
@@ -128,21 +134,20 @@ def calibrate(
     check_writable(path)
     halves = take_halves(members, num_calibration, seed, root)
     least = fewest(max(LEVELS), len(members) > 1)
-    embedded = len(_some(halves.split.train, num_smiles))
+    embedded = len(_some(halves.calibration, num_smiles))
     if halves.smiles is not None and 0 < embedded < least:
         raise ValueError(
-            f"num_smiles = {num_smiles} is not enough: it takes {embedded} of {num_calibration:,} "
-            f"molecules, evenly, and {least} or more calibrate; raise it (RDKit may fail at some), "
-            "or 0 to leave RDKit's geometries out"
+            f"num_smiles = {num_smiles} is not enough: {least} or more molecules calibrate; raise "
+            "it (RDKit may fail at some), or 0 to leave RDKit's geometries out"
         )
-    statistics = FeatureStatistics.fit(models[0], halves.train)
+    statistics = FeatureStatistics.fit(models[0], halves.learned)
 
-    order = torch.randperm(len(halves.split.test), generator=torch.Generator().manual_seed(seed))
-    test_index = halves.split.test[order]
+    order = torch.randperm(len(halves.test), generator=torch.Generator().manual_seed(seed))
+    test_index = halves.test[order]
     calibration: dict[Geometry, Sample] = {}
     test: dict[Geometry, Sample] = {}
     failed = 0
-    for samples, index in ((calibration, halves.split.train), (test, test_index)):
+    for samples, index in ((calibration, halves.calibration), (test, test_index)):
         molecules = halves.molecules.subset(index)
         samples["given"] = take_sample(models, statistics, molecules)
         some = _some(index, num_smiles)
@@ -150,12 +155,21 @@ def calibrate(
             made = embed(halves.smiles, halves.molecules, some, progress=progress)
             samples["rdkit"] = take_sample(models, statistics, made.molecules)
             failed += made.failed
+    numbers = [len(samples["rdkit"].error) for samples in (calibration, test) if "rdkit" in samples]
+    if numbers and (numbers[0] < least or numbers[1] < FEWEST_TEST):
+        warnings.warn(
+            f"no error bars for RDKit's geometries: of {numbers[0]} molecules that calibrate and "
+            f"{numbers[1]} that test it can make them, {least} and {FEWEST_TEST} are needed",
+            HIPNNWarning,
+            stacklevel=2,
+        )
+        del calibration["rdkit"], test["rdkit"]
 
     record: dict[str, Any] = {
         "calibration_seed": seed,
-        "num_calibration": len(halves.split.train),
-        "num_test": len(halves.split.test),
-        "calibration_split_sha256": halves.split.checksum,
+        "num_calibration": len(halves.calibration),
+        "num_test": len(halves.test),
+        "calibration_split_sha256": halves.checksum,
     }
     unit = models[0].energy_unit
     bars = ErrorBars.fit(statistics, calibration, unit, **record)
@@ -166,7 +180,7 @@ def calibrate(
         **record,
         "rdkit_failed": failed,
         "geometries": {g: assess(bars.calibrations[g], test[g], unit) for g in test},
-        "comparison": compare(calibration["given"], test["given"]),
+        "comparison": {g: compare(calibration[g], test[g]) for g in test},
         "classes": foreign_classes(model, halves.molecules, test_index, test),
     }
     report = in_kcal(report)
@@ -180,7 +194,8 @@ def calibrate(
 
 def _some(index: torch.Tensor, most: int) -> torch.Tensor:
     """Evenly spaced molecules, at most so many."""
-    return index[:: max(1, -(-len(index) // most))] if most > 0 else index[:0]
+    number = min(most, len(index))
+    return index[torch.arange(number) * len(index) // max(number, 1)]
 
 
 def take_halves(members: list[Path], number: int, seed: int, root: str | None) -> Halves:
@@ -224,12 +239,12 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
         )
     candidates = torch.from_numpy(shared)
     split = random_split(len(packed), number, 0, seed, candidates, "calibration")
-    train, smiles, names = packed.subset(first.train), None, None
+    learned, smiles, names = packed.subset(first.train), None, None
     if isinstance(chosen, QM9Set):
         packed, _ = QM9Set.load(chosen)  # also where RDKit's geometries were learned
         stored = load_qm9(chosen.root, chosen.source)._data
         smiles, names = [*stored.smiles], [*stored.name]
-    return Halves(packed, smiles, names, train, split)
+    return Halves(packed, smiles, names, learned, split.train, split.test, split.checksum)
 
 
 def _source(member: Path) -> str:
@@ -248,7 +263,7 @@ def in_kcal(report: dict[str, Any]) -> dict[str, Any]:
     factor = convert(1.0, report["unit"], "kcal/mol")
     for values in report["geometries"].values():
         values["mean_half_width"] = [factor * width for width in values["mean_half_width"]]
-    for row in report["comparison"]:
+    for row in (row for rows in report["comparison"].values() for row in rows):
         row["mean_half_width_90"] *= factor
         row["crps"] *= factor
     return report | {"unit": "kcal/mol"}

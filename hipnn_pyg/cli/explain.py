@@ -98,7 +98,7 @@ def explain(structure: Named, arguments: Namespace) -> Report:
         structure.name,
         parts,
         trust,
-        stand(parts.r, known_r(folder)),
+        stand(parts.r, known_r(folder, model.error_bars, structure.geometry)),
         folder.resolve().name,
         facts(cards[0], len(cards)),
     )
@@ -117,10 +117,11 @@ def facts(card: dict[str, Any], num_models: int) -> dict[str, str]:
         "cutoff": f"{sizes['cutoff']:.3f} Å",
         "parameters": f"{card['num_parameters']:,}",
         "recipe": card.get("recipe"),
-        "epoch": card.get("epoch"),
         "hipnn_pyg": card.get("hipnn_pyg_version"),
     }
-    if "validation_mae" in card:
+    if num_models == 1:  # members of an ensemble have one each
+        known["epoch"] = card.get("epoch")
+    if num_models == 1 and "validation_mae" in card:
         known["validation MAE"] = f"{card['validation_mae']:.3f} {card.get('validation_unit', '')}"
     return {
         name: f"{value:,}" if isinstance(value, int) else str(value)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from ase.data import chemical_symbols
 
+from hipnn_pyg.cli.calibration_report import sections
 from hipnn_pyg.cli.run_folder import RESUME_MAY_CHANGE
 from hipnn_pyg.cli.train import DEFAULTS, FLAGS, FORCES
 from hipnn_pyg.data.sets import SETS
@@ -19,8 +20,8 @@ NOT_FOR = (
     "the zero-point energy and was learned at minima only (U0, U, H, G of QM9)",
     "elements other than those above, ions, radicals, excited states, several molecules or a "
     "solvent",
-    "molecules that are flagged as unlike the training data (larger ones, stretched bonds): their "
-    "error bars promise nothing",
+    "molecules unlike the training data (larger ones, stretched bonds, other chemistry), flagged "
+    "or not, as the flag misses some: their error bars promise nothing",
     "decisions that need chemical accuracy on geometries from RDKit or a force field: see the "
     "error bars for them",
 )
@@ -40,7 +41,7 @@ def model_card(
         settings: of each member's training.
         report: the contents of ``calibration.json``.
     """
-    first, unit = cards[0], report["unit"]
+    first = cards[0]
     species = " ".join(chemical_symbols[number] for number in first["hyperparameters"]["species"])
     sizes = first["hyperparameters"]
     parts = [
@@ -66,17 +67,8 @@ def model_card(
             f"the {report['num_test']:,} others are the test set, one bit for each molecule in "
             "`predictions.npz` (`test_set`, numpy.packbits)",
         ),
-        f"## On the test set ({unit})",
-        _statistics(report),
-        "Errors inside their intervals (%), and mean half-width of the 90 % interval:",
-        _coverage(report),
+        *(section.markdown().rstrip() for section in sections(report)),
         "![Half-widths, coverage and what R adds](error_bars.png)",
-        "What R (and the spread of an ensemble) adds to one error bar for all: 90 % intervals of "
-        "geometries as given, and CRPS, which is better the smaller it is:",
-        _comparison(report),
-        "## Structures unlike the training data",
-        "AUC of the flag [95 % interval]; it hits 5 % of molecules like the training data's.",
-        _classes(report),
         "## Not for",
         _list(*NOT_FOR),
     ]
@@ -119,51 +111,3 @@ def _training(card: dict[str, Any], settings: dict[str, Any]) -> str:
 
 def _list(*items: str) -> str:
     return "\n".join(f"- {item}" for item in items)
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(headings) + " |", "|---|" + "--:|" * (len(headings) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def _statistics(report: dict[str, Any]) -> str:
-    rows = []
-    for geometry, values in report["geometries"].items():
-        statistics = values["statistics"]
-        above = statistics["above_1_kcal"]
-        figures = [f"{statistics[key]:.3f}" for key in ("mae", "rmse")]
-        number = f"{statistics['num']:,}"
-        rows.append([geometry, number, *figures, "-" if above is None else f"{above:.2f}"])
-    return _table(["geometry", "molecules", "MAE", "RMSE", "% above 1 kcal/mol"], rows)
-
-
-def _coverage(report: dict[str, Any]) -> str:
-    rows, levels = [], []
-    for geometry, values in report["geometries"].items():
-        levels = [f"{100 * level:g} %" for level in values["levels"]]
-        width = values["mean_half_width"][values["levels"].index(0.9)]
-        parts = [values["coverage"], *values["coverage_in_quartiles_of_R"]]
-        for k, inside in enumerate(parts):
-            label = f"quartile {k} of R" if k else "all"
-            figures = [f"{100 * part:.1f}" for part in inside]
-            rows.append([f"{geometry}, {label}", *figures, "" if k else f"{width:.3f}"])
-    return _table(["geometry", *levels, "half-width"], rows)
-
-
-def _comparison(report: dict[str, Any]) -> str:
-    keys = ("mean_half_width_90", "crps", "crps_relative")
-    rows = [
-        [row["kind"], f"{100 * row['coverage_90']:.1f}", *(f"{row[key]:.3f}" for key in keys)]
-        for row in report["comparison"]
-    ]
-    return _table(["error bar from", "inside (%)", "half-width", "CRPS", "relative CRPS"], rows)
-
-
-def _classes(report: dict[str, Any]) -> str:
-    rows = []
-    for row in report["classes"]:
-        low, high = row["interval"]
-        area = f"{row['auc']:.3f} [{low:.3f}, {high:.3f}]"
-        flagged = f"{100 * row['flagged']:.1f}"
-        rows.append([f"{row['class']}, {row['geometry']}", f"{row['num']:,}", area, flagged])
-    return _table(["class", "structures", "AUC", "flagged (%)"], rows)

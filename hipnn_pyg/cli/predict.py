@@ -75,7 +75,7 @@ def run(arguments: Namespace) -> None:
     if structures:
         rows = predict_rows(model, structures, unit)
         if output is None:
-            print_whole(as_tables(rows, unit, model.models[0].hierarchical))
+            print_whole(as_tables(rows, unit, model))
         elif output.suffix == ".csv":
             left = iter(rows)
             lines = [next(left) if isinstance(r, Named) else error_row(r) for r in read]
@@ -172,29 +172,40 @@ def predict_rows(model: CalibratedModel, structures: Sequence[Named], unit: str)
     return [rows[k] for k in range(len(structures))]
 
 
-def as_tables(rows: Sequence[Row], unit: str, hierarchical: bool) -> list[Table]:
+def as_tables(rows: Sequence[Row], unit: str, model: CalibratedModel) -> list[Table]:
     """The rows for a terminal, one table for each kind of geometry.
 
     Args:
         rows: as :func:`predict_rows` gives them.
         unit: of the energies.
-        hierarchical: whether the model has a hierarchy; without one R says nothing.
+        model: that they are of.
     """
     tables = []
     for geometry in dict.fromkeys(row["geometry"] for row in rows):
         mine = [row for row in rows if row["geometry"] == geometry]
-        tables.append(_as_table(mine, f"energies in {unit}, {geometry}", unit, hierarchical))
+        title, about_r = f"energies in {unit}, {geometry}", _about_r(model, str(geometry))
+        tables.append(_as_table(mine, title, unit, about_r))
     return tables
 
 
-def _as_table(rows: Sequence[Row], title: str, unit: str, hierarchical: bool) -> Table:
+def _about_r(model: CalibratedModel, geometry: str) -> str:
+    """What R says about the errors of a model."""
+    if not model.models[0].hierarchical:
+        return "the model has no hierarchy: R says nothing"
+    calibrations = model.error_bars.calibrations if model.error_bars is not None else {}
+    for kind, calibration in calibrations.items():
+        if GEOMETRIES[kind] == geometry:
+            grow = "grow" if calibration.intervals.grows_with_r() else "do not grow"
+            return f"R: non-hierarchicality; this model's errors {grow} with it"
+    return "R: non-hierarchicality, Eq. 18 of the paper"
+
+
+def _as_table(rows: Sequence[Row], title: str, unit: str, about_r: str) -> Table:
     digits, short = DIGITS.get(unit, (3, 3))
     judged = "unlike_training" in rows[0]
     energy = "energy ± q90" if judged else "energy"
     others = [name for name in rows[0] if name[0] in "ERs"]  # E0 ..., R, spread
-    caption = "the model has no hierarchy: R says nothing"
-    if hierarchical:
-        caption = "R: non-hierarchicality, larger is less certain"
+    caption = about_r
     if judged:
         caption = f"q90: 90 % of errors are smaller; unlike: no training data like it\n{caption}"
     if len(rows) > SHOWN:

@@ -78,7 +78,7 @@ def ship(path: Path, name: str, output: Path = PRETRAINED, root: str | None = No
     record = model.error_bars.provenance
     seed = int(record["calibration_seed"])
     halves = take_halves(members, int(record["num_calibration"]), seed, root)
-    if halves.split.checksum != record["calibration_split_sha256"]:
+    if halves.checksum != record["calibration_split_sha256"]:
         raise ModelFileError(f"{path} was calibrated on other molecules: run `hipnn calibrate`")
 
     named = named_predictions(model, halves, seed)
@@ -113,11 +113,11 @@ def named_predictions(model: CalibratedModel, halves: Halves, seed: int) -> dict
         Arrays; energies in the model's unit, positions in Å. ``test_set`` has one bit per molecule
         of the data set (``numpy.packbits``).
     """
-    molecules, test = halves.molecules, halves.split.test
+    molecules, test = halves.molecules, halves.test
     draw = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
     index = test[draw[:NUM_NAMED]].sort().values
     batch = molecules.gather(index)
-    out = model.predict(molecules.subset(index))
+    out = model.predict(molecules.subset(index), "given")
     assert out.unlike_training is not None
     inside = np.zeros(len(molecules), dtype=bool)
     inside[test.numpy()] = True

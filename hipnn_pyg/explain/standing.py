@@ -1,4 +1,4 @@
-"""Where the R of one molecule stands among molecules that the model was tested on."""
+"""Where the R of one molecule stands among others that the model had not learned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from hipnn_pyg.data.sets import SETS, QM9RDKitSet
 from hipnn_pyg.models.files import ModelFileError, read_card
+from hipnn_pyg.uncertainty import ErrorBars, Geometry
 
 Floats = NDArray[np.float64]
 
@@ -20,15 +22,17 @@ BINS = 40
 
 
 class KnownR(NamedTuple):
-    """R of molecules the model has seen.
+    """R of molecules on one kind of geometry.
 
     Attributes:
-        r: non-hierarchicality (Eq. 18), ``[M]``.
-        part: what they are: ``"test"``, ``"validation"`` or ``"train"``.
+        r: non-hierarchicality (Eq. 18) of each, or their quantiles in equal steps.
+        part: what they are: ``"calibration"``, ``"test"``, ``"validation"`` or ``"train"``.
+        num: molecules.
     """
 
     r: Floats
     part: str
+    num: int
 
 
 class Standing(NamedTuple):
@@ -40,7 +44,7 @@ class Standing(NamedTuple):
         num: M.
         part: what they are.
         edges: log10 R at the edges of the histogram's bins, ``[BINS + 1]``.
-        counts: molecules in each bin, ``[BINS]``.
+        counts: of known R in each bin, ``[BINS]``.
         place: log10 R of this molecule, moved to the histogram's edge if it lies outside.
         outside: whether it lies outside.
     """
@@ -84,7 +88,32 @@ def are_current(folder: str | Path) -> bool:
     return bool(evaluated == read_card(folder))
 
 
-def known_r(folder: str | Path) -> KnownR | None:
+def known_r(
+    folder: str | Path, bars: ErrorBars | None = None, geometry: Geometry | None = "given"
+) -> KnownR | None:
+    """R of molecules on a kind of geometry, where ``hipnn calibrate`` or ``evaluate`` found it.
+
+    Args:
+        folder: of the model.
+        bars: its error bars; their calibration molecules come first.
+        geometry: where the positions come from; R is larger or smaller on other geometries.
+
+    Returns:
+        None where there is none.
+
+    Raises:
+        ModelFileError: a damaged file.
+    """
+    if bars is not None and geometry in bars.calibrations:
+        intervals = bars.calibrations[geometry].intervals
+        if len(intervals.r_quantiles) > 2:  # an older calibration kept the ends
+            return _positive(intervals.r_quantiles, "calibration", intervals.num)
+    card = read_card(folder) if (Path(folder) / "model.json").is_file() else {}
+    learned = "rdkit" if SETS.get(card.get("dataset", "")) is QM9RDKitSet else "given"
+    return _evaluated(folder) if geometry == learned else None
+
+
+def _evaluated(folder: str | Path) -> KnownR | None:
     """R of the molecules in a model's ``predictions.npz``; None where there is none, or where it
     is of an older state of the weights (:func:`are_current`).
 
@@ -105,8 +134,13 @@ def known_r(folder: str | Path) -> KnownR | None:
             part = str(stored["part"]) if "part" in stored else "test"
     except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise ModelFileError(f"{path} is damaged ({error}): {AGAIN}") from error
+    return _positive(r, part, len(r))
+
+
+def _positive(r: Floats, part: str, num: int) -> KnownR | None:
+    """A model without hierarchy has R = 0."""
     r = r[np.isfinite(r) & (r > 0)]
-    return KnownR(r, part) if len(r) else None
+    return KnownR(r, part, num) if len(r) else None
 
 
 def stand(r: float, known: KnownR | None) -> Standing | None:
@@ -127,7 +161,7 @@ def stand(r: float, known: KnownR | None) -> Standing | None:
     return Standing(
         float((known.r < r).mean()),
         float(np.median(known.r)),
-        len(known.r),
+        known.num,
         known.part,
         edges,
         counts,

@@ -32,6 +32,8 @@ def summary(report: Report) -> list[str]:
     r = f"R = {parts.r:.4f}"
     if standing is not None:
         r += f", {standing.words}"
+    if trust.grows is not None:
+        r += f"; errors of this model {'grow' if trust.grows else 'do not grow'} with R"
     broken = [f"{parts.symbols[i]}{i}" for i in np.flatnonzero(parts.breaks.any(axis=1))]
     where = ", ".join(broken) if broken else "nowhere"
     return [*lines, r, f"hierarchy breaks at: {where}"]

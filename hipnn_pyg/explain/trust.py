@@ -22,12 +22,14 @@ class Trust(NamedTuple):
         missing: why there is no interval; empty if there is one.
         unlike: why the structure is unlike the training data, so that the interval is no promise;
             empty if it is not.
+        grows: whether errors of the calibration molecules grew with R; None without calibration.
     """
 
     intervals: dict[float, float]
     geometry: str
     missing: str = ""
     unlike: Sequence[str] = ()
+    grows: bool | None = None
 
     @property
     def q90(self) -> float | None:
@@ -67,18 +69,18 @@ def judge(
     factor = 1.0 if unit == bars.unit else convert(1.0, bars.unit, unit)
     widths = (factor * judgement.half_width[0]).tolist()
     intervals = dict(zip(bars.levels, widths, strict=True))
-    if not judgement.unlike_training[0]:
-        return Trust(intervals, words)
-    r = float(prediction.seen.nonhierarchicality[0])
-    unlike = _reasons(bars.calibrations[geometry], float(judgement.distance[0]), r)
-    return Trust(intervals, words, unlike=unlike)
+    calibration, unlike = bars.calibrations[geometry], []
+    if judgement.unlike_training[0]:
+        r = float(prediction.seen.nonhierarchicality[0])
+        unlike = _reasons(calibration, float(judgement.distance[0]), r)
+    return Trust(intervals, words, unlike=unlike, grows=calibration.intervals.grows_with_r())
 
 
 def _reasons(calibration: Calibration, distance: float, r: float) -> list[str]:
     """What the flag was raised for: an atom, R, or both."""
     low, high = calibration.intervals.r_range
     reasons = []
-    if distance > calibration.threshold:
+    if not distance <= calibration.threshold:
         reasons.append(
             f"an atom is at distance {distance:.2f} from the training atoms "
             f"({calibration.threshold:.2f} is the limit)"

@@ -14,33 +14,31 @@ from hipnn_pyg.plots.style import (
     BLUE,
     COLOURS,
     GREY,
-    LIGHT_GREY,
     TEXT_SIZE,
     finish_axes,
     new_figure,
 )
 
-GOAL = 3.0
-"""Points by which the coverage in a quartile of R may be off; the band in the second panel."""
-
 
 def plot_error_bars(
     half_widths: Mapping[str, tuple[ArrayLike, ArrayLike]],
     coverage: Mapping[str, ArrayLike],
+    num_test: Mapping[str, int],
     levels: Sequence[float],
-    relative_crps: Mapping[str, float],
+    relative_crps: Mapping[str, tuple[float, float]],
     unit: str = "kcal/mol",
 ) -> Figure:
     """Three panels, from top to bottom.
 
     Half-widths of the intervals against R; observed minus nominal coverage in each quartile of R,
-    with a band of :data:`GOAL` points; CRPS of each kind of error bar relative to a constant one.
+    with bars of two standard errors; CRPS of each kind of error bar relative to a constant one.
 
     Args:
         half_widths: geometry -> R ``[n]`` and half-widths in ``unit``, ``[n, L]``.
         coverage: geometry -> observed coverage in the quartiles of R, ``[4, L]``.
+        num_test: geometry -> molecules of all quartiles.
         levels: nominal coverage, ``[L]``.
-        relative_crps: kind of error bar -> CRPS / CRPS of a constant one.
+        relative_crps: kind of error bar -> CRPS / CRPS of a constant one, and its standard error.
         unit: an energy unit.
 
     Raises:
@@ -48,8 +46,9 @@ def plot_error_bars(
     """
     if not half_widths or not relative_crps:
         raise ValueError("nothing to draw: give half_widths and relative_crps")
-    figure = new_figure(5.4)
-    top, middle, bottom = figure.subplots(3, height_ratios=(1.5, 1.2, 0.9))
+    height = 0.5 + 0.12 * len(relative_crps)
+    figure = new_figure(4.6 + height)
+    top, middle, bottom = figure.subplots(3, height_ratios=(1.5, 1.2, height))
     number = len(levels)
     styles = ("-", "--", ":")
 
@@ -65,7 +64,6 @@ def plot_error_bars(
         loc="outside upper center", fontsize=TEXT_SIZE, frameon=False, ncols=len(half_widths)
     )
 
-    middle.axhspan(-GOAL, GOAL, color=LIGHT_GREY, zorder=0)
     middle.axhline(0, color=GREY, linewidth=0.7)
     for (name, observed), filled in zip(coverage.items(), (True, False), strict=False):
         points = finite_array(f"coverage of {name}", observed, (4, number), at_least=0)
@@ -73,19 +71,27 @@ def plot_error_bars(
         for k, colour in zip(range(number), cycle(COLOURS), strict=False):
             aside = 0.12 * (k - (number - 1) / 2) + (0 if filled else 0.04)
             face = colour if filled else "none"
-            middle.plot(
-                np.arange(1, 5) + aside, off[:, k], "o", ms=4, color=colour, markerfacecolor=face
-            )
+            scatter = 200 * np.sqrt(levels[k] * (1 - levels[k]) * 4 / num_test[name])
+            middle.errorbar(
+                np.arange(1, 5) + aside, off[:, k], scatter, fmt="o", ms=4, color=colour,
+                markerfacecolor=face, elinewidth=0.7,
+            )  # fmt: skip
     middle.set_xticks(range(1, 5))
     finish_axes(middle, "Quartile of $R$", "Coverage − nominal\n(points)")
 
     places = np.arange(len(relative_crps))[::-1]
-    values = finite_array("relative_crps", [*relative_crps.values()], above=0)
-    bottom.barh(places, values, color=BLUE, alpha=0.8, height=0.6)
+    pairs = finite_array("relative_crps", [*relative_crps.values()], (None, 2), at_least=0)
+    values, scatter = pairs.T
+    bottom.errorbar(values, places, xerr=2 * scatter, fmt="o", ms=4, color=BLUE, elinewidth=0.7)
+    bottom.axvline(1, color=GREY, linewidth=0.7)
     bottom.set_yticks(places, [*relative_crps])
-    for place, value in zip(places, values, strict=True):
-        bottom.text(value, place, f" {value:.3f}", va="center", fontsize=TEXT_SIZE)
-    bottom.set_xlim(0, 1.2 * values.max())
+    bottom.set_ylim(-0.7, len(places) - 0.3)
+    for place, value, by in zip(places, values, scatter, strict=True):
+        at = value + 2 * by
+        text = bottom.text(at, place, f"  {value:.3f} ± {by:.3f}", va="center", fontsize=TEXT_SIZE)
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+    least, most = min(1, (values - 2 * scatter).min()), max(1, (values + 2 * scatter).max())
+    bottom.set_xlim(least - 0.1 * (most - least), most + 0.6 * (most - least))  # room for text
     finish_axes(bottom, "CRPS / CRPS of a constant error bar", "Error bar from")
     bottom.tick_params(axis="y", length=0)
     return figure

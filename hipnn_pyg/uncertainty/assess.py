@@ -19,7 +19,7 @@ from hipnn_pyg.uncertainty.calibrated import CalibratedModel
 from hipnn_pyg.uncertainty.conformal import ConformalIntervals
 from hipnn_pyg.uncertainty.error_bars import Calibration, Geometry
 from hipnn_pyg.uncertainty.sample import Sample, as_array
-from hipnn_pyg.uncertainty.scores import CRPS_LEVELS, auc, coverage, crps
+from hipnn_pyg.uncertainty.scores import CRPS_LEVELS, auc, coverage, crps, ratio
 from hipnn_pyg.uncertainty.structures import drugs, rattled, rotated, stretched
 
 
@@ -36,10 +36,10 @@ def assess(calibration: Calibration, test: Sample, unit: str) -> dict[str, Any]:
         :func:`~hipnn_pyg.train.metrics.error_statistics` gives them.
     """
     error = torch.from_numpy(test.error)
-    intervals, threshold = calibration
+    intervals = calibration.intervals
     width = intervals.half_width(test.r, test.spread)
     covered = coverage(test.error, width, test.r, intervals.levels)
-    flagged = (test.distance > threshold) | intervals.beyond(test.r)
+    flagged = calibration.unlike(test.distance, test.r)
     overall, quartiles = covered.deviation()
     return {
         "num_calibration": intervals.num,
@@ -52,6 +52,7 @@ def assess(calibration: Calibration, test: Sample, unit: str) -> dict[str, Any]:
         "largest_deviation_in_points": {"overall": overall, "in_a_quartile": quartiles},
         "mean_half_width": width.mean(0).tolist(),
         "false_alarms": float(flagged.mean()),
+        "errors_grow_with_R": intervals.grows_with_r(),
     }
 
 
@@ -64,12 +65,13 @@ def compare(calibration: Sample, test: Sample) -> list[dict[str, Any]]:
 
     Returns:
         For each kind its coverage at 90 %, mean half-width of that interval and CRPS, and the
-        CRPS relative to the constant one's.
+        CRPS relative to the constant one's with its standard error.
     """
     kinds: dict[str, tuple[bool, bool]] = {"constant": (False, False), "R": (True, False)}
     if test.spread is not None:
         kinds |= {"ensemble": (False, True), "R and ensemble": (True, True)}
     rows: list[dict[str, Any]] = []
+    constant = np.empty(0)
     for name, (with_r, with_spread) in kinds.items():
         bins = {} if with_r else {"most_bins": 1}
         known = [sample.spread if with_spread else None for sample in (calibration, test)]
@@ -83,16 +85,19 @@ def compare(calibration: Sample, test: Sample) -> list[dict[str, Any]]:
             return fitted.half_width(test.r, known[1])
 
         q90 = half_width((0.9,))[:, 0]
+        score = crps(test.error, half_width(CRPS_LEVELS))
+        constant = score if name == "constant" else constant
+        relative, standard_error = ratio(score, constant)
         rows.append(
             {
                 "kind": name,
                 "coverage_90": float((test.error <= q90).mean()),
                 "mean_half_width_90": float(q90.mean()),
-                "crps": crps(test.error, half_width(CRPS_LEVELS)),
+                "crps": float(score.mean()),
+                "crps_relative": relative,
+                "crps_relative_se": standard_error,
             }
         )
-    for row in rows:
-        row["crps_relative"] = row["crps"] / rows[0]["crps"]
     return rows
 
 

@@ -81,7 +81,7 @@ class CalibratedModel:
     def predict(
         self,
         molecules: Molecules,
-        geometry: Geometry | None = "given",
+        geometry: Geometry | None,
     ) -> CalibratedPrediction:
         """Energies, error bars and flags.
 
@@ -89,8 +89,8 @@ class CalibratedModel:
             molecules: molecules with ``z`` and ``pos`` in Å; a ``Batch`` or a ``Data`` with
                 ``batch`` holds several, of a ``DataLoader`` the dataset is taken.
             geometry: ``"rdkit"`` for structures that
-                :func:`~hipnn_pyg.data.molecules.from_smiles` made, else ``"given"``; None for
-                no error bars.
+                :func:`~hipnn_pyg.data.molecules.from_smiles` made, ``"given"`` for those as good
+                as the data set's: their error bars differ much; None for none.
 
         Raises:
             StructureError: no molecules, or bad ones.

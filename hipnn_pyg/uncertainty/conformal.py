@@ -10,13 +10,16 @@ Learning in a Random World*, 2005; Angelopoulos and Bates, arXiv:2107.07511). Tw
 
 - **Mondrian bins of R** (Vovk et al., 2003; "Mondrian" because bins tile the input space): each bin
   has quantiles of its own, so that coverage holds where R is small and where it is large. Between
-  the bins' medians :math:`\log q_p` is linear in log R, which leaves no steps; the promise is then
-  kept on average over neighbouring bins, and what was measured stands in the model's files.
+  the bins' medians :math:`\log q_p` is linear in log R, which leaves no steps, and beyond the first
+  and the last it is constant. What the joined curve covers too much or too little, one factor for
+  each level makes up for: over all calibration molecules as many errors lie inside as in the
+  formula above. With one bin that is the formula; with more, nothing is promised of one R alone,
+  and what was measured on test molecules stands in the model's files.
 - **A scale** (normalised conformal prediction: Papadopoulos et al. 2008; Lei et al.,
   arXiv:1604.04173): errors of an ensemble are divided by :math:`s = (\sigma + \beta)^a`, with the
   models' sample standard deviation :math:`\sigma`, its median :math:`\beta`, and the slope a of
   :math:`\log |e|` against :math:`\log(\sigma + \beta)`; intervals are :math:`s\, q_p(R)`. The slope
-  comes from every fifth calibration molecule, the quantiles from the others.
+  comes from a fifth of the calibration molecules, drawn at random, the quantiles from the others.
 
 Quantile regression in log R, conformalised (Romano, Patterson and Candès, arXiv:1905.03222),
 covered the quartiles of R as well within the sampling error, with more to fit. Nothing is promised
@@ -43,10 +46,14 @@ MOST_BINS = 10
 BIN_SIZE = 400
 """Bins of R hold at least this many molecules, where there are enough for two bins."""
 
+SMALLEST = 1e-6
+"""Quantiles below this share of the largest error count as this: errors are divided by them."""
 SMALLEST_R = 1e-12
 """R below this counts as this: its logarithm is taken."""
 SCALING = 5
-"""Of an ensemble every so many-th calibration molecule tells how the spread counts."""
+"""Of an ensemble one in so many calibration molecules tells how the spread counts."""
+STEPS = 200
+"""R of the calibration molecules is kept as quantiles, so many steps from the smallest up."""
 
 
 def fewest(level: float, with_spread: bool = False) -> int:
@@ -99,8 +106,9 @@ class ConformalIntervals:
     Attributes:
         levels: coverage of each interval, ascending, ``[L]``.
         log_r: median of log R in each bin, ascending, ``[B]``.
-        log_q: log of the quantiles of abs(error) / scale, ``[B, L]``.
-        r_range: smallest and largest R of the calibration molecules.
+        log_q: log of the quantiles of abs(error) / s there, ``[B, L]``.
+        r_quantiles: of the calibration molecules' R, from the smallest to the largest, in equal
+            steps, ``[STEPS + 1]``.
         beta: added to the spread, in the unit of the energies; None for no spread.
         slope: a, the power of the spread.
         num: calibration molecules.
@@ -109,7 +117,7 @@ class ConformalIntervals:
     levels: tuple[float, ...]
     log_r: Floats
     log_q: Floats
-    r_range: tuple[float, float]
+    r_quantiles: Floats
     beta: float | None
     slope: float
     num: int
@@ -133,31 +141,49 @@ class ConformalIntervals:
             most_bins: bins of R at most; 1 leaves R out.
 
         Raises:
-            ValueError: too few molecules for the highest level; values that are not finite.
+            ValueError: too few molecules for the highest level; values that are not finite; levels
+                that do not ascend.
         """
         inputs = [error, r] if spread is None else [error, r, spread]
         if not all(np.isfinite(values).all() and len(values) == len(error) for values in inputs):
             raise ValueError("errors, R and spread must be finite and equally many")
-        num, beta, slope, scale = len(error), None, 0.0, np.ones(len(error))
-        r_range = (float(np.min(r, initial=np.inf)), float(np.max(r, initial=0.0)))
+        if not levels or list(levels) != sorted(set(levels)):
+            raise ValueError(f"levels must ascend, not {levels}")
+        num, scale, beta, slope = len(error), np.ones(len(error)), None, 0.0
+        r_quantiles = np.quantile(r, np.linspace(0, 1, STEPS + 1)) if num else np.zeros(1)
         if spread is not None:
-            aside = np.arange(num) % SCALING == 0
+            drawn = np.random.default_rng(0).permutation(num)
+            aside, rest = np.split(drawn, [num // SCALING])
             beta, slope = _scale(error[aside], spread[aside])
-            error, r, scale = error[~aside], r[~aside], (spread[~aside] + beta) ** slope
-        conformal_quantile(error, max(levels))  # refuses too few
+            error, r, scale = error[rest], r[rest], (spread[rest] + beta) ** slope
+        scores = error / scale
+        conformal_quantile(scores, max(levels))  # refuses too few
+
         log_r = np.log(np.maximum(r, SMALLEST_R))
-        medians, quantiles = [], []
         least = max(BIN_SIZE, 2 * fewest(max(levels)))  # a bin may have half as many
-        for members in _bins(log_r, min(most_bins, max(1, len(error) // least))):
-            scores = (error / scale)[members]
-            medians.append(float(np.median(log_r[members])))
-            quantiles.append([conformal_quantile(scores, level) for level in levels])
-        log_q = np.log(np.maximum(quantiles, np.finfo(np.float64).tiny))
-        return cls(tuple(levels), np.array(medians), log_q, r_range, beta, slope, num)
+        bins = _bins(log_r, min(most_bins, max(1, len(scores) // least)))
+        medians = np.array([np.median(log_r[bin]) for bin in bins])
+        quantiles = [[conformal_quantile(scores[bin], p) for p in levels] for bin in bins]
+        log_q = np.log(np.maximum(quantiles, SMALLEST * scores.max()) + np.finfo(np.float64).tiny)
+        over = scores[:, None] / np.exp(_joined(log_r, medians, log_q))
+        factors = [conformal_quantile(column, p) for column, p in zip(over.T, levels, strict=True)]
+        log_q = log_q + np.log(np.maximum(factors, SMALLEST))
+        return cls(tuple(levels), medians, log_q, r_quantiles, beta, slope, num)
+
+    @property
+    def r_range(self) -> tuple[float, float]:
+        """The smallest and the largest R of the calibration molecules."""
+        return float(self.r_quantiles[0]), float(self.r_quantiles[-1])
 
     def beyond(self, r: Floats) -> NDArray[np.bool_]:
         """Which R no calibration molecule came near, ``[M]``."""
-        return (r < self.r_range[0]) | (r > self.r_range[1])
+        low, high = self.r_range
+        return ~((low <= r) & (r <= high))
+
+    def grows_with_r(self, level: float = 0.9) -> bool:
+        """Whether errors are larger where R is large than where it is small."""
+        log_q = self.log_q[:, self.levels.index(level)]
+        return bool(log_q[-1] > log_q[0])
 
     def half_width(self, r: Floats, spread: Floats | None = None) -> Floats:
         """Half-widths, ``[M, L]``, in the unit of the calibration errors.
@@ -175,7 +201,7 @@ class ConformalIntervals:
             made = "one model" if self.beta is None else "an ensemble, whose spread it needs"
             raise ValueError(f"this error bar was calibrated for {made}: run `hipnn calibrate`")
         log_r = np.log(np.maximum(r, SMALLEST_R))
-        log_q = np.stack([np.interp(log_r, self.log_r, q) for q in self.log_q.T], axis=1)
+        log_q = _joined(log_r, self.log_r, self.log_q)
         log_q = np.where(self.beyond(r)[:, None], self.log_q.max(axis=0), log_q)
         width = np.exp(np.maximum.accumulate(log_q, axis=1))
         if spread is not None and self.beta is not None:
@@ -184,21 +210,32 @@ class ConformalIntervals:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        values = asdict(self)
-        return values | {"log_r": self.log_r.tolist(), "log_q": self.log_q.tolist()}
+        arrays = {name: getattr(self, name).tolist() for name in ARRAYS}
+        return asdict(self) | arrays
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ConformalIntervals:
-        """What :meth:`to_json` gave."""
-        arrays = {name: np.array(values[name], dtype=np.float64) for name in ("log_r", "log_q")}
-        levels, (low, high) = tuple(values["levels"]), values["r_range"]
-        return cls(**{**values, **arrays, "levels": levels, "r_range": (low, high)})
+        """What :meth:`to_json` gave, or an older version, which kept the ends of ``r_quantiles``
+        only, as ``r_range``."""
+        values = dict(values)
+        if "r_range" in values:
+            values["r_quantiles"] = values.pop("r_range")
+        arrays = {name: np.array(values[name], dtype=np.float64) for name in ARRAYS}
+        return cls(**{**values, **arrays, "levels": tuple(values["levels"])})
+
+
+ARRAYS = ("log_r", "log_q", "r_quantiles")
+
+
+def _joined(log_r: Floats, medians: Floats, log_q: Floats) -> Floats:
+    """Logs of the quantiles between the bins' medians, ``[M, L]``."""
+    return np.stack([np.interp(log_r, medians, column) for column in log_q.T], axis=1)
 
 
 def _scale(error: Floats, spread: Floats) -> tuple[float, float]:
     """beta and the least-squares slope of log abs(error); 0 where the spread says nothing."""
     beta = float(np.median(spread)) if len(spread) else 0.0
-    if len(spread) < 20 or beta <= 0:
+    if len(spread) < 20 or beta <= 0 or not np.ptp(spread):
         return max(beta, 1.0), 0.0
     floor = 1e-3 * np.median(error) + np.finfo(np.float64).tiny
     slope = np.polyfit(np.log(spread + beta), np.log(np.maximum(error, floor)), 1)[0]

@@ -12,14 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 from hipnn_pyg.models.files import ModelFileError, atomic_write, weights_sha256
-from hipnn_pyg.uncertainty.conformal import LEVELS, ConformalIntervals, conformal_quantile
+from hipnn_pyg.uncertainty.conformal import (
+    LEVELS,
+    ConformalIntervals,
+    Floats,
+    conformal_quantile,
+)
 from hipnn_pyg.uncertainty.distance import FeatureStatistics
 from hipnn_pyg.uncertainty.sample import Sample, as_array
 
@@ -38,7 +45,8 @@ GEOMETRIES: dict[Geometry | None, str] = {
 """What the kinds of geometry are called."""
 
 FALSE_ALARMS = 0.05
-"""Share of molecules like the calibration's that the flag hits."""
+"""Share of molecules like the calibration's whose distance is beyond the threshold; R beyond all
+of their n adds up to 2 / (n + 1)."""
 
 
 class Calibration(NamedTuple):
@@ -51,6 +59,15 @@ class Calibration(NamedTuple):
 
     intervals: ConformalIntervals
     threshold: float
+
+    def unlike(self, distance: Floats, r: Floats) -> NDArray[np.bool_]:
+        """The flag: which molecules are unlike the training data, ``[M]``.
+
+        Args:
+            distance: from the training data, ``[M]``; what is no number is unlike it.
+            r: non-hierarchicality, ``[M]``.
+        """
+        return ~(distance <= self.threshold) | self.intervals.beyond(r)
 
 
 class Judgement(NamedTuple):
@@ -144,10 +161,9 @@ class ErrorBars:
             raise ValueError(
                 f"no error bars for geometry {geometry!r}: choose from {[*self.calibrations]}"
             )
-        intervals, threshold = self.calibrations[geometry]
-        r = as_array(nonhierarchicality)
-        width = intervals.half_width(r, None if spread is None else as_array(spread))
-        unlike = (as_array(distance) > threshold) | intervals.beyond(r)
+        calibration, r = self.calibrations[geometry], as_array(nonhierarchicality)
+        width = calibration.intervals.half_width(r, None if spread is None else as_array(spread))
+        unlike = calibration.unlike(as_array(distance), r)
         return Judgement(torch.from_numpy(width), torch.from_numpy(unlike), distance.cpu())
 
     # -- files ---------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ CRPS_LEVELS = tuple((k + 0.5) / 20 for k in range(20))
 """Levels at which :func:`crps` looks at an error bar."""
 
 
-def crps(error: Floats, half_width: Floats) -> float:
-    r"""Continuous ranked probability score of error bars, in the unit of the error.
+def crps(error: Floats, half_width: Floats) -> Floats:
+    r"""Continuous ranked probability score of each error bar, in the unit of the error, ``[M]``.
 
     Intervals :math:`\hat E \pm q_p` of all levels p are a predictive distribution around the
     prediction; its CRPS (Gneiting and Raftery, J. Am. Stat. Assoc. 102, 359, 2007), twice the
@@ -73,7 +73,19 @@ def crps(error: Floats, half_width: Floats) -> float:
         half_width: q_p at :data:`CRPS_LEVELS`, ``[M, 20]``.
     """
     p = np.array(CRPS_LEVELS)
-    return float(((1 - p) * half_width + np.maximum(error[:, None] - half_width, 0)).mean())
+    return ((1 - p) * half_width + np.maximum(error[:, None] - half_width, 0)).mean(axis=1)
+
+
+def ratio(values: Floats, reference: Floats) -> tuple[float, float]:
+    """Ratio of two means over the same molecules, and its standard error.
+
+    Args:
+        values: of each molecule, ``[M]``.
+        reference: of the same molecules, ``[M]``.
+    """
+    mean = values.mean() / reference.mean()
+    scatter = (values - mean * reference).std() / reference.mean()
+    return float(mean), float(scatter / np.sqrt(len(values)))
 
 
 class AUC(NamedTuple):

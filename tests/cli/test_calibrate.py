@@ -20,17 +20,25 @@ import yaml
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
-from hipnn_pyg import HIPNN, ModelFileError, StructureError, load_model, save_model
+from hipnn_pyg import (
+    HIPNN,
+    ModelFileError,
+    PackedMolecules,
+    StructureError,
+    load_model,
+    save_model,
+)
 from hipnn_pyg.cli import calibrate, main, parser
 from hipnn_pyg.cli.model_card import command as command_of
 from hipnn_pyg.cli.model_card import model_card
 from hipnn_pyg.cli.run_folder import RESUME_MAY_CHANGE
+from hipnn_pyg.data.embedded import Embedded
 from hipnn_pyg.data.molecules import from_smiles
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.models import files, pretrained, pretrained_models
 from hipnn_pyg.models.files import member_folders, read_card
-from hipnn_pyg.uncertainty import CalibratedModel
+from hipnn_pyg.uncertainty import CalibratedModel, FeatureStatistics
 from hipnn_pyg.uncertainty.structures import drugs
 from hipnn_pyg.units import convert
 
@@ -92,21 +100,21 @@ def test_calibration_and_test_molecules_are_apart(calibrated: Path) -> None:
     report = json.loads((calibrated / "calibration.json").read_text())
     halves = TAKE([calibrated], 160, 0, None)
     run = Split.load(calibrated / "split.npz")
-    parts = [set(part.tolist()) for part in (halves.split.train, halves.split.test)]
+    parts = [set(part.tolist()) for part in (halves.calibration, halves.test)]
     assert parts[0] | parts[1] == set(run.test.tolist()) and not parts[0] & parts[1]
     assert [len(part) for part in parts] == [160, 140]
-    assert report["calibration_split_sha256"] == halves.split.checksum
-    other = TAKE([calibrated], 160, 1, None).split
-    assert not torch.equal(other.train, halves.split.train)  # control
+    assert report["calibration_split_sha256"] == halves.checksum
+    other = TAKE([calibrated], 160, 1, None)
+    assert not torch.equal(other.calibration, halves.calibration)  # control
 
 
 def test_report_is_what_the_test_molecules_say(calibrated: Path, many: Path) -> None:
     report = json.loads((calibrated / "calibration.json").read_text())
     halves = TAKE([calibrated], 160, 0, None)
     images = ase.io.read(many, index=":")
-    chosen = [images[k] for k in halves.split.test.tolist()]
+    chosen = [images[k] for k in halves.test.tolist()]
     data = [Data(z=torch.tensor(a.numbers), pos=torch.tensor(a.positions).float()) for a in chosen]
-    out = CalibratedModel.load(calibrated).predict(data)
+    out = CalibratedModel.load(calibrated).predict(data, "given")
     error = np.abs(out.energy.numpy() - [a.get_potential_energy() for a in chosen])
     given = report["geometries"]["given"]
     assert report["unit"] == "kcal/mol"
@@ -124,7 +132,12 @@ def test_report_is_what_the_test_molecules_say(calibrated: Path, many: Path) -> 
     rotated = classes["rotated (control)"]["auc"]
     assert rotated == pytest.approx(classes["unchanged (control)"]["auc"], abs=0.005)
     assert classes["one bond + 0.3 Å"]["auc"] > 0.75
-    assert {row["kind"] for row in report["comparison"]} == {"constant", "R"}
+    assert report["comparison"].keys() == {"given", "rdkit"} == report["geometries"].keys()
+    for rows in report["comparison"].values():
+        assert [row["kind"] for row in rows] == ["constant", "R"]
+        assert [row["crps_relative"] for row in rows] == [1, 1]  # too few for two bins of R
+    constant = report["comparison"]["given"][0]["crps"]  # of an exponential's constant width, say
+    assert 0.3 * mae < constant < mae
     assert (calibrated / "plots" / "error_bars.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -155,14 +168,50 @@ def test_too_few_molecules(
     assert not (uncalibrated / "error_bars.json").exists()
 
 
+def test_as_many_smiles_as_asked_for() -> None:
+    for number, most in ((41, 20), (41, 41), (41, 50), (20_000, 10_000), (10_397, 10_000)):
+        some = calibrate._some(torch.arange(number), most)
+        assert len(some) == min(number, most) and len(some.unique()) == len(some)
+        assert some.diff().max() - some.diff().min() <= 1  # evenly
+    assert len(calibrate._some(torch.arange(41), 0)) == 0
+
+
+def test_features_are_those_of_the_training_molecules(calibrated: Path) -> None:
+    """Distances of the calibration molecules would be too small if they had made the features."""
+    halves, (model,) = TAKE([calibrated], 160, 0, None), CalibratedModel.load(calibrated).models
+    bars = CalibratedModel.load(calibrated).error_bars
+    assert bars is not None
+    learned = Split.load(calibrated / "split.npz").train
+    expected = FeatureStatistics.fit(model, halves.molecules.subset(learned))
+    torch.testing.assert_close(bars.statistics.mean, expected.mean, rtol=1e-6, atol=1e-6)
+    other = FeatureStatistics.fit(model, halves.molecules.subset(halves.calibration))  # control
+    assert not torch.allclose(bars.statistics.mean, other.mean, rtol=1e-3, atol=1e-3)
+
+
+def test_too_few_smiles_that_rdkit_can_make(
+    uncalibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Whatever RDKit fails at, the work done for geometries as given is kept."""
+
+    def few(smiles: list[str], molecules: PackedMolecules, index: torch.Tensor, **_: Any) -> Any:
+        return Embedded(molecules.subset(index[:18]), index[:18], len(index) - 18)
+
+    run = Path(shutil.copytree(uncalibrated, tmp_path / "run"))
+    monkeypatch.setattr(calibrate, "take_halves", with_smiles)
+    monkeypatch.setattr(calibrate, "embed", few)
+    assert main(["calibrate", str(run), "--num_calibration", "160"]) == 0
+    assert "no error bars for RDKit's geometries: of 18 molecules" in capsys.readouterr().err
+    bars = CalibratedModel.load(run).error_bars
+    assert bars is not None and [*bars.calibrations] == ["given"]
+
+
 def test_too_few_smiles(
     uncalibrated: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """Of 41 molecules at most 20, evenly: every third."""
     monkeypatch.setattr(calibrate, "take_halves", with_smiles)
     options = ["--num_calibration", "41", "--num_smiles"]
-    assert main(["calibrate", str(uncalibrated), *options, "20"]) == 1
-    assert "it takes 14 of 41 molecules, evenly, and 19 or more" in one_line(capsys, "calibrate")
+    assert main(["calibrate", str(uncalibrated), *options, "18"]) == 1
+    assert "num_smiles = 18 is not enough: 19 or more" in one_line(capsys, "calibrate")
     assert main(["calibrate", str(uncalibrated), *options, "0"]) == 0  # control
     (uncalibrated / "error_bars.json").unlink()
 
@@ -186,20 +235,34 @@ def test_an_ensemble_is_calibrated_on_what_no_member_saw(
     assert main(["calibrate", str(run), "--num_calibration", "48"]) == 1
     assert "49 molecules or more calibrate" in one_line_of(capsys)
     assert main(["calibrate", str(run), "--num_calibration", "49"]) == 0  # control
-    assert main(["calibrate", str(run), "--num_calibration", "60"]) == 0
+    assert main(["calibrate", str(run), "--num_calibration", "80"]) == 0
     seen: set[int] = set()
     for k in range(3):
         split = Split.load(run / f"member-{k}" / "split.npz")
         seen |= {*split.train.tolist(), *split.validation.tolist()}
-    halves = TAKE(member_folders(run), 60, 0, None).split
-    assert not seen & {*halves.train.tolist(), *halves.test.tolist()}
+    halves = TAKE(member_folders(run), 80, 0, None)
+    assert not seen & {*halves.calibration.tolist(), *halves.test.tolist()}
     report = json.loads((run / "calibration.json").read_text())
-    kinds = [row["kind"] for row in report["comparison"]]
+    kinds = [row["kind"] for row in report["comparison"]["given"]]
     assert kinds == ["constant", "R", "ensemble", "R and ensemble"]
     capsys.readouterr()
     assert main(["predict", "--model", str(run), "CO"]) == 0
     printed = capsys.readouterr().out
     assert "spread" in printed and "±" not in printed  # RDKit geometries were not calibrated
+    xyz = tmp_path / "methanol.xyz"
+    ase.io.write(xyz, ase.build.molecule("CH3OH"))
+    for unit in ("eV", "kcal/mol"):
+        output = ["--unit", unit, "--output", str(tmp_path / f"{unit[:2]}.csv")]
+        assert main(["predict", "--model", str(run), str(xyz), *output]) == 0
+    (in_ev,), (in_kcal,) = rows_of(tmp_path / "eV.csv"), rows_of(tmp_path / "kc.csv")
+    energies = {"energy", "q50", "q90", "q95", "spread", "E0", "E1", "E2"}
+    assert energies <= in_ev.keys()
+    for name, value in in_ev.items():
+        if name in energies:
+            expected = convert(float(value), "eV", "kcal/mol")
+            assert float(in_kcal[name]) == pytest.approx(expected, rel=1e-6), name
+        else:  # control
+            assert in_kcal[name] == (value if name != "unit" else "kcal/mol")
 
 
 def test_members_of_one_split_share_their_test_molecules(
@@ -261,17 +324,17 @@ def test_batches_are_taken_apart(calibrated: Path) -> None:
     """A Batch, Data with ``batch``, a DataLoader or a list: the same molecules."""
     model = CalibratedModel.load(calibrated)
     items = [from_smiles(smiles) for smiles in ("CO", "N", "C")]
-    expected = model.predict(items)
+    expected = model.predict(items, "rdkit")
     assert len(expected.energy) == 3
     batch = Batch.from_data_list(items)
     loose = Data(z=batch.z, pos=batch.pos, batch=batch.batch)
     for given in (batch, loose, [items[0], Batch.from_data_list(items[1:])], DataLoader(items, 2)):
-        out = model.predict(given)
+        out = model.predict(given, "rdkit")
         assert torch.equal(out.energy, expected.energy) and torch.equal(out.q90, expected.q90)
     order = torch.tensor([1, 0]).repeat_interleave(torch.tensor([6, 12]))
     loose.batch = order[: len(batch.z)]
     with pytest.raises(StructureError, match="batch is not sorted"):
-        model.predict(loose)
+        model.predict(loose, "rdkit")
 
 
 def one_line_of(capsys: Capture) -> str:
@@ -298,6 +361,7 @@ def test_predict_prints_the_error_bar_that_applies(
     model = CalibratedModel.load(calibrated)
     embedded = model.predict(from_smiles("CO"), "rdkit")
     assert f"{float(embedded.energy):.4f} ± {float(embedded.q90):.4f}" in printed
+    assert "this model's errors do not grow with it" in printed  # one bin
 
     assert main([*command, "--output", str(output), "--unit", "kcal/mol"]) == 0
     smiles, file = rows_of(output)
@@ -378,13 +442,13 @@ def test_every_named_prediction_is_reproduced(folder: Path) -> None:
     stored = dict(np.load(folder / "predictions.npz"))
     expected = convert(stored["energy"], str(stored["unit"]), "kcal/mol")
     model = CalibratedModel.load(folder)
-    out = model.predict(structures(stored))
+    out = model.predict(structures(stored), "given")
     ours = convert(out.energy.numpy(), model.energy_unit, "kcal/mol")
     assert np.abs(ours - expected).max() < 1e-3
     np.testing.assert_allclose(out.q90, stored["q90"], rtol=1e-3)
     assert out.unlike_training is not None
     assert (out.unlike_training.numpy() != stored["unlike_training"]).sum() <= 1  # on the edge
-    moved = model.predict(structures(stored, scale=1.002)).energy.numpy()  # control
+    moved = model.predict(structures(stored, scale=1.002), "given").energy.numpy()  # control
     assert (np.abs(convert(moved, model.energy_unit, "kcal/mol") - expected) > 1e-3).mean() > 0.95
 
 

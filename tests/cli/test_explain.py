@@ -26,7 +26,14 @@ from hipnn_pyg.data.targets import ASE_ENERGY
 from hipnn_pyg.explain import Breakdown, Report, Trust, break_down, known_r, render, stand
 from hipnn_pyg.explain.colours import colourings
 from hipnn_pyg.models.files import ModelFileError
-from hipnn_pyg.uncertainty import ErrorBars, FeatureStatistics, take_sample
+from hipnn_pyg.uncertainty import (
+    CalibratedModel,
+    ConformalIntervals,
+    ErrorBars,
+    FeatureStatistics,
+    take_sample,
+)
+from hipnn_pyg.uncertainty.error_bars import Calibration
 from hipnn_pyg.units import convert
 
 Capture = pytest.CaptureFixture[str]
@@ -145,6 +152,30 @@ def test_standing(tmp_path: Path) -> None:
     assert stand(1.5, known_r(tmp_path / "elsewhere")) is None
 
 
+def test_r_is_compared_on_the_same_kind_of_geometry(tmp_path: Path) -> None:
+    """Calibration molecules on it come first; else those that were evaluated, if they were so."""
+    random = np.random.default_rng(0)
+    r = {"given": random.lognormal(0, 0.5, 500), "rdkit": random.lognormal(1, 0.5, 300)}
+    calibrations = {
+        kind: Calibration(ConformalIntervals.fit(random.exponential(size=len(x)), x), 1.0)
+        for kind, x in r.items()
+    }
+    bars = ErrorBars(None, calibrations, "eV", {})  # type: ignore[arg-type]
+    for kind, x in r.items():
+        standing = stand(2.0, known_r(tmp_path, bars, kind))  # type: ignore[arg-type]
+        assert standing is not None and standing.num == len(x) and standing.part == "calibration"
+        assert standing.fraction == pytest.approx((x < 2).mean(), abs=0.01)
+        assert standing.median == pytest.approx(np.median(x))
+    assert known_r(tmp_path, bars, None) is None  # not relaxed: nobody knows
+
+    np.savez(tmp_path / "predictions.npz", nonhierarchicality=np.ones(3))
+    card = {"format": "hipnn_pyg model", "format_version": 1}
+    for data_set, kind, other in (("qm9", "given", "rdkit"), ("qm9-rdkit", "rdkit", "given")):
+        (tmp_path / "model.json").write_text(json.dumps({**card, "dataset": data_set}))
+        assert known_r(tmp_path, None, kind) is not None  # type: ignore[arg-type]
+        assert known_r(tmp_path, None, other) is None  # type: ignore[arg-type]
+
+
 def test_predictions_of_other_weights_do_not_count(tmp_path: Path) -> None:
     np.savez(tmp_path / "predictions.npz", nonhierarchicality=np.ones(3))
     card = {"format": "hipnn_pyg model", "format_version": 1, "epoch": 2}
@@ -156,6 +187,7 @@ def test_predictions_of_other_weights_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(ModelFileError, match=r"model\.json is damaged .*restore it"):
         known_r(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps(card))
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ModelFileError, match=r"results\.json is damaged .*evaluate"):
         known_r(tmp_path)
@@ -363,6 +395,7 @@ def test_page_of_a_run_that_was_evaluated(copy: Path, molecule_file: Path) -> No
     command = ["explain", str(molecule_file), "--index", "7", "--model", str(copy)]
     assert main([*command, "--output", str(page)]) == 0
     assert "Not known where R stands" in page.read_text()
+    assert "errors of this model" not in page.read_text().casefold()  # it was not calibrated
     assert main(["evaluate", str(copy)]) == 0
     assert main([*command, "--output", str(page), "--unit", "kcal/mol"]) == 0
     text = page.read_text()
@@ -392,6 +425,16 @@ def test_error_bar_and_flag_of_a_calibrated_model(
     assert main([*command, str(tmp_path / "known.xyz")]) == 0
     calm = capsys.readouterr().out
     assert re.search(r"± 0\.\d+ eV \(90 %, geometry as given\)", calm) and "warning" not in calm
+    assert "of 100 calibration molecules" in calm
+    assert "errors of this model do not grow with R" in calm  # 100 are one bin
+    data = Data(z=torch.tensor(known.numbers), pos=torch.tensor(known.positions).float())
+    out = CalibratedModel.load(copy).predict(data, "given")
+    for unit in ("eV", "kcal/mol"):
+        assert main([*command, str(tmp_path / "known.xyz"), "--unit", unit]) == 0
+        energy, q90 = (convert(float(value), "eV", unit) for value in (out.energy, out.q90))
+        digits = 4 if unit == "eV" else 2
+        shown = capsys.readouterr().out
+        assert f"E = {energy:.{digits}f} ± {q90:.{digits}f} {unit} (90 %" in shown
     assert main([*command, str(tmp_path / "crushed.xyz")]) == 0
     assert "warning: unlike the training data (an atom is at distance" in capsys.readouterr().out
     assert main([*command, "C"]) == 0

@@ -833,8 +833,8 @@ def test_without_hierarchy_r_says_nothing(
     flat = tmp_path / "flat"
     assert main(training(flat, "--epochs", "1", "--hierarchical", "false")) == 0
     for run, words, others in (
-        (flat, "no hierarchy: R says nothing", "less certain"),
-        (trained, "less certain", "says nothing"),
+        (flat, "no hierarchy: R says nothing", "Eq. 18"),
+        (trained, "R: non-hierarchicality, Eq. 18", "says nothing"),
     ):
         capsys.readouterr()
         assert main(["predict", "--model", str(run), "C"]) == 0

@@ -208,7 +208,7 @@ def test_error_bars_are_those_of_predict(name: str) -> None:
         atoms.set_distance(0, 1, atoms.get_distance(0, 1) + stretch, fix=0)
         atoms.calc = calculator
         data = Data(z=torch.tensor(atoms.numbers), pos=torch.tensor(atoms.positions))
-        expected = calibrated.predict([data])
+        expected = calibrated.predict([data], "given")
         energy = atoms.get_potential_energy()
         assert "q90" not in calculator.results
         q90 = calculator.get_property("q90", atoms)

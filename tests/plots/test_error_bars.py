@@ -13,13 +13,18 @@ LEVELS = (0.5, 0.9, 0.95)
 R = np.geomspace(0.1, 2, 30)
 WIDTH = R[:, None] ** 0.5 * np.array([0.3, 1.0, 1.4])
 QUARTILES = np.tile(LEVELS, (4, 1)) + 0.01 * np.arange(4)[:, None]
-CRPS = {"constant": 1.0, "R": 0.99, "ensemble": 0.93, "R and ensemble": 0.92}
+CRPS = {
+    f"{kind}, {geometry}": (0.99 - 0.03 * k, 0.004)
+    for k, kind in enumerate(("R", "spread", "both"))
+    for geometry in ("given", "RDKit")
+}
 
 
 def figure(**changes):
     values = {
         "half_widths": {"geometry as given": (R, WIDTH), "RDKit geometry": (R, 8 * WIDTH)},
         "coverage": {"geometry as given": QUARTILES, "RDKit geometry": QUARTILES - 0.02},
+        "num_test": {"geometry as given": 3600, "RDKit geometry": 900},
         "levels": LEVELS,
         "relative_crps": CRPS,
     }
@@ -36,7 +41,11 @@ def test_panels_hold_the_data():
     points = [line.get_ydata() for line in middle.lines if line.get_marker() == "o"]
     np.testing.assert_allclose(points[0], [0, 1, 2, 3])
     np.testing.assert_allclose(points[3], [-2, -1, 0, 1])
-    assert [patch.get_width() for patch in bottom.patches] == list(CRPS.values())
+    bars = [bar.lines[2][0].get_segments() for bar in middle.containers]
+    lengths = np.array([[top[1] - bottom[1] for bottom, top in segments] for segments in bars])
+    np.testing.assert_allclose(lengths[1], 4 * 100 * np.sqrt(0.09 / 900))  # 2 errors up and down
+    np.testing.assert_allclose(lengths[4], 2 * lengths[1])  # a quarter of the molecules
+    assert [*bottom.lines[0].get_xdata()] == [value for value, _ in CRPS.values()]
     names = [label.get_text() for label in bottom.get_yticklabels()]
     assert names == list(CRPS)
 
@@ -49,7 +58,8 @@ def test_figure_is_labelled_fits_a_column_and_no_text_overlaps():
     assert all(label.get_text() for label in labels)
     boxes = [label.get_window_extent() for label in labels]
     boxes += [legend.get_window_extent() for legend in drawn.legends]
-    boxes += [text.get_window_extent() for text in drawn.axes[2].texts]
+    names = drawn.axes[2].get_yticklabels()
+    boxes += [text.get_window_extent() for text in (*drawn.axes[2].texts, *names)]
     width, height = drawn.canvas.get_width_height()
     for k, box in enumerate(boxes):
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
@@ -64,7 +74,7 @@ def test_figure_is_labelled_fits_a_column_and_no_text_overlaps():
         ({"half_widths": {"a": (R, WIDTH[:, :2])}}, r"half-widths of a.*\(30, 3\)"),
         ({"half_widths": {"a": (R, 0 * WIDTH)}}, "half-widths of a.*above 0"),
         ({"coverage": {"a": QUARTILES[:3]}}, r"coverage of a.*\(4, 3\)"),
-        ({"relative_crps": {"R": np.nan}}, "relative_crps.*finite"),
+        ({"relative_crps": {"R": (np.nan, 0)}}, "relative_crps.*finite"),
     ],
 )
 def test_bad_input_is_named(changes, message):

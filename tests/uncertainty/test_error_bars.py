@@ -75,16 +75,18 @@ def test_what_is_read_is_what_was_made(small_model: Build, tmp_path: Path) -> No
     assert bars is not None and bars.unit == "eV" and bars.provenance == {"note": [1, 2]}
     test = molecules(50, 700)
     sample = take_sample(model.models, bars.statistics, test)
+    sample_of_calibration = take_sample(model.models, bars.statistics, molecules(240, 300))
     for geometry in ("given", "rdkit"):
         out = model.predict(test, geometry)
         intervals, threshold = bars.calibrations[geometry]
         assert out.judgement is not None
         np.testing.assert_array_equal(out.judgement.half_width, intervals.half_width(sample.r))
         np.testing.assert_array_equal(out.q90, out.judgement.half_width[:, 1])
-        expected = (sample.distance > threshold) | intervals.beyond(sample.r)
+        low, high = sample_of_calibration.r.min(), sample_of_calibration.r.max()
+        expected = (sample.distance > threshold) | (sample.r < low) | (sample.r > high)
         np.testing.assert_array_equal(out.unlike_training, expected)
-    again = CalibratedModel.load(tmp_path).predict(test)
-    assert torch.equal(again.q90, model.predict(test).q90)
+    again = CalibratedModel.load(tmp_path).predict(test, "given")
+    assert torch.equal(again.q90, model.predict(test, "given").q90)
     expected = torch.stack([model.models[0](d.z, d.pos)[0, 0] for d in singles(test)])
     torch.testing.assert_close(again.energy.float(), expected)
 
@@ -104,11 +106,28 @@ def test_each_geometry_has_its_own_error_bar_and_threshold(model: CalibratedMode
         model.predict(test, "rdkit")
 
 
+def test_what_is_no_number_is_unlike_the_training_data(model: CalibratedModel) -> None:
+    assert model.error_bars is not None
+    calibration = model.error_bars.calibrations["given"]
+    usual = np.median(calibration.intervals.r_quantiles)
+    distance = np.array([0.5 * calibration.threshold, np.nan, 0.5 * calibration.threshold])
+    flags = calibration.unlike(distance, np.array([usual, usual, np.nan]))
+    assert flags.tolist() == [False, True, True]
+
+
+def test_the_flag_hits_one_in_twenty(model: CalibratedModel) -> None:
+    """And R outside of n molecules' range 2 / (n + 1) more."""
+    out = model.predict(molecules(2000, 2000), "given")
+    assert out.unlike_training is not None
+    share = float(out.unlike_training.double().mean())
+    assert share == pytest.approx(0.05 + 2 / 241, abs=0.035)  # of 240, itself a sample
+
+
 def test_stretched_bonds_are_flagged(model: CalibratedModel) -> None:
     structures = singles(molecules(40, 800))
-    usual = model.predict(structures).unlike_training
+    usual = model.predict(structures, "given").unlike_training
     changed = [stretched(data, 0.3, k) for k, data in enumerate(structures)]
-    far = model.predict([data for data in changed if data is not None]).unlike_training
+    far = model.predict([data for data in changed if data is not None], "given").unlike_training
     assert usual is not None and far is not None
     assert float(usual.float().mean()) < 0.2 and float(far.float().mean()) > 0.8
 
@@ -121,21 +140,21 @@ def test_an_ensemble_is_its_mean_with_its_spread(small_model: Build, tmp_path: P
     torch.testing.assert_close(seen.energy, each.mean(0))
     torch.testing.assert_close(seen.spread, each.std(0))
     assert observe(model.models[:1], test).spread is None
-    out = model.predict(test)
+    out = model.predict(test, "given")
     assert torch.equal(out.energy, seen.energy) and bool((out.q90 > 0).all())
     with pytest.raises(ModelFileError, match="made for other weights"):
         ErrorBars.load(tmp_path, member_folders(tmp_path)[:2])
     one = CalibratedModel(model.models[:1], model.error_bars)
     with pytest.raises(ValueError, match="ensemble, whose spread it needs"):
-        one.predict(test)
+        one.predict(test, "given")
     model.models[1].energy_unit = "Hartree"
     with pytest.raises(ValueError, match=r"\['Hartree', 'eV'\]"):
-        model.predict(test)
+        model.predict(test, "given")
 
 
 def test_without_calibration_there_is_no_error_bar(small_model: Build, tmp_path: Path) -> None:
     plain = small_model(torch.float32)
-    out = CalibratedModel.load(save_model(plain, tmp_path)).predict(molecules(3))
+    out = CalibratedModel.load(save_model(plain, tmp_path)).predict(molecules(3), "given")
     assert out.judgement is None and out.unlike_training is None and bool(out.q90.isnan().all())
 
 

@@ -131,7 +131,7 @@ def test_flag_tells_stretched_bonds(
     batches = [molecules.gather(held_out[k : k + 1]) for k in range(0, 10_000, 40)]
     usual = [Data(z=batch.z, pos=batch.pos) for batch in batches]
     far = [changed for k, data in enumerate(usual) if (changed := stretched(data, 0.3, k))]
-    judged = model.predict([*usual, *far]).judgement
+    judged = model.predict([*usual, *far], "given").judgement
     assert judged is not None and len(far) > 240
     same, others = judged.distance[: len(usual)].numpy(), judged.distance[len(usual) :].numpy()
     assert auc(given.distance, others).low > 0.9

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from hipnn_pyg.uncertainty.scores import CRPS_LEVELS, auc, coverage, crps
+from hipnn_pyg.uncertainty.scores import CRPS_LEVELS, auc, coverage, crps, ratio
 
 
 def test_crps_of_a_normal_distribution() -> None:
@@ -14,15 +14,29 @@ def test_crps_of_a_normal_distribution() -> None:
     y = np.linspace(0, 4, 41)
     width = np.tile(2.5 * norm.ppf((1 + np.array(CRPS_LEVELS)) / 2), (41, 1))
     exact = 2.5 * (y * (2 * norm.cdf(y) - 1) + 2 * norm.pdf(y) - 1 / np.sqrt(np.pi))
-    ours = [crps(2.5 * y[k : k + 1], width[k : k + 1]) for k in range(41)]
-    np.testing.assert_allclose(ours, exact, atol=0.03)
+    np.testing.assert_allclose(crps(2.5 * y, width), exact, atol=0.03)
 
 
 def test_crps_is_best_for_the_true_width() -> None:
     error = np.abs(np.random.default_rng(0).normal(size=20_000))
     true = norm.ppf((1 + np.array(CRPS_LEVELS)) / 2) * np.ones((len(error), 1))
     best = crps(error, true)
-    assert best < crps(error, 0.7 * true) and best < crps(error, 1.4 * true)
+    for factor in (0.7, 1.4):
+        relative, standard_error = ratio(crps(error, factor * true), best)
+        assert relative > 1 + 5 * standard_error
+
+
+def test_ratio_of_means_over_the_same_molecules() -> None:
+    """Its standard error is the scatter over samples; that of independent ones would be larger."""
+    random = np.random.default_rng(0)
+
+    def draw() -> tuple[float, float]:
+        reference = random.exponential(size=400)
+        return ratio(0.9 * reference + 0.1 * random.exponential(size=400), reference)
+
+    found, said = np.array([draw() for _ in range(400)]).T
+    assert found.mean() == pytest.approx(1, abs=0.002)
+    assert said.mean() == pytest.approx(found.std(), rel=0.1) and said.mean() < 0.3 / np.sqrt(400)
 
 
 def test_auc_is_the_share_of_pairs_in_order() -> None:
