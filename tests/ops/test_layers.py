@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from ops_cases import ACCURACY
 from torch import Tensor
 
 from hipnn_pyg import HIPNN, ops
@@ -56,8 +57,8 @@ def assert_same(
     inputs: Sequence[Tensor],
     dtype: torch.dtype,
 ) -> None:
-    """Equal values and gradients in every input."""
-    rtol = 1e-4 if dtype == torch.float32 else 1e-11
+    """Equal values and gradients in every input, relative to the largest number of each."""
+    limit = 10 * ACCURACY[dtype]  # sums of sums, and of terms that cancel
     results = []
     for function in (fast, slow):
         own = [x.to(dtype).clone().requires_grad_() for x in inputs]
@@ -67,7 +68,7 @@ def assert_same(
         results.append([value, *torch.autograd.grad(value, own, cotangent)])
     for actual, expected in zip(*results, strict=True):
         scale = max(float(expected.abs().max()), 1e-30) if expected.numel() else 1.0
-        torch.testing.assert_close(actual, expected, rtol=0, atol=rtol * scale)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=limit * scale)
 
 
 @pytest.mark.parametrize("nu, wide, out", SIZES)
@@ -278,7 +279,7 @@ def test_control_a_broken_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
         return right(where._replace(cutoff=where.cutoff * 0.999), *rest)
 
     monkeypatch.setattr(ops.cpu, "interact", wrong)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="not close"):
         assert_same(
             lambda *x: ops.interact(*x, pattern, CUTOFF, readable), readable, inputs, torch.float64
         )
@@ -306,6 +307,7 @@ def test_the_same_bits_twice(dtype: torch.dtype) -> None:
 
 
 def test_molecule_edges_are_the_same_list(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
     pos = torch.randn(9, 3, dtype=dtype)
     ptr = torch.tensor([0, 4, 5, 9])
     batch = torch.arange(3).repeat_interleave(ptr.diff())
@@ -320,6 +322,7 @@ def test_molecule_edges_are_the_same_list(dtype: torch.dtype) -> None:
 
 def test_order_in_closed_form() -> None:
     """With gradients the reverse edges are known without sorting."""
+    torch.manual_seed(0)
     pos = torch.randn(9, 3).requires_grad_()
     ptr = torch.tensor([0, 4, 5, 9])
     batch = torch.arange(3).repeat_interleave(ptr.diff())
