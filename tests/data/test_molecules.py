@@ -21,6 +21,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDepictor, rdDistGeom
 from torch_geometric.data import Batch, Data
 
+from hipnn_pyg.data import molecules
 from hipnn_pyg.data.molecules import (
     StructureError,
     from_atoms,
@@ -91,6 +92,14 @@ def test_smiles_errors_name_the_step(smiles: str, step: str) -> None:
     with pytest.raises(StructureError, match=step) as caught:
         from_smiles(smiles)
     assert isinstance(caught.value, ValueError) and repr(smiles) in str(caught.value)
+
+
+def test_an_optimisation_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from_smiles("CCO")  # control
+    monkeypatch.setattr(molecules, "_MAX_MMFF_STEPS", 1)
+    with pytest.raises(StructureError, match="'CCO': MMFF94 did not converge in 1 steps"):
+        from_smiles("CCO")
+    assert from_smiles("CCO", optimize=False).num_nodes == 9
 
 
 def test_smiles_without_parameters_needs_no_optimisation() -> None:

@@ -15,7 +15,9 @@ from torch_geometric.data import Batch, Data, InMemoryDataset
 from torch_geometric.loader import DataLoader
 
 from hipnn_pyg import HIPNNWarning, PackedLoader, PackedMolecules, StructureError, Target
+from hipnn_pyg.data.forces import ASE_FORCES
 from hipnn_pyg.data.packed import partition
+from hipnn_pyg.data.stress import ASE_STRESS
 from hipnn_pyg.ops import cpu
 
 ENERGY = Target("energy", "eV", "energy")
@@ -371,6 +373,7 @@ def test_a_hash_tells_molecules_apart(items: list[Data]) -> None:
     for change in (
         {"pos": items[3].pos + 1e-4},
         {"energy": items[3].energy + 1e-9},
+        {"z": torch.tensor([2])},
         {"cell": 20 * torch.eye(3).unsqueeze(0)},
     ):
         assert PackedMolecules.pack(replaced(items, 3, **change), ENERGY).sha256 != packed.sha256
@@ -379,3 +382,24 @@ def test_a_hash_tells_molecules_apart(items: list[Data]) -> None:
         for a in (20, 20, 21)
     ]
     assert crystals[0].sha256 == crystals[1].sha256 != crystals[2].sha256
+    open_ = {"cell": 20 * torch.eye(3).unsqueeze(0), "pbc": torch.tensor([[True, True, False]])}
+    slab = PackedMolecules.pack(replaced(items, 3, **open_), ENERGY)
+    assert slab.sha256 != crystals[0].sha256
+
+
+def test_a_hash_tells_labels_apart(items: list[Data]) -> None:
+    """Forces and stress count if they are asked for."""
+    cell, along = 20 * torch.eye(3).unsqueeze(0), torch.eye(3, dtype=torch.float64).unsqueeze(0)
+    for item in items:
+        item.cell, item.force, item.stress = cell, 0.1 * torch.ones_like(item.pos), along.clone()
+
+    def hashes(found: list[Data]) -> tuple[str, ...]:
+        asked = ({}, {"forces": ASE_FORCES}, {"stress": ASE_STRESS})
+        return tuple(PackedMolecules.pack(found, ENERGY, **labels).sha256 for labels in asked)
+
+    before = hashes(items)
+    assert len(set(before)) == 3
+    changes = {"force": items[3].force + 1e-6, "stress": along + 1e-9}
+    for place, (name, value) in enumerate(changes.items(), 1):
+        after = hashes(replaced(items, 3, **{name: value}))
+        assert [n for n in range(3) if after[n] != before[n]] == [place]
