@@ -176,6 +176,25 @@ def test_a_removed_hook_gives_the_kernels_back(small_model: Build, molecules: Ba
     torch.testing.assert_close(energies(model, molecules), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["full_backward_hook", "full_backward_pre_hook"])
+def test_a_backward_hook_of_a_layer_is_called(
+    kind: str, small_model: Build, molecules: Batch
+) -> None:
+    """With the same gradient, whatever the kernel; once it is removed, the kernels serve again."""
+    seen: list[Tensor] = []
+    for kernel in ("fused", "padded"):
+        model = small_model(kernel=kernel)
+        register = getattr(model.blocks[0].onsite[0], f"register_{kind}")
+        handle = register(lambda layer, *gradients: seen.append(gradients[-1][0]))
+        assert not direct.serves(model)
+        model(molecules.z, molecules.pos, molecules.batch).sum().backward()
+        handle.remove()
+        assert direct.serves(model) == (kernel == "fused")
+        model(molecules.z, molecules.pos, molecules.batch).sum().backward()
+    assert len(seen) == 2 and bool(seen[0].any())
+    torch.testing.assert_close(*seen)
+
+
 @pytest.mark.parametrize("kernel", ["fused", "reference"])
 def test_edges_may_be_masked(kernel: str, small_model: Build, molecules: Batch) -> None:
     """As PyG's explainers do it: one number for each edge, those beyond the cutoff too."""
@@ -322,11 +341,16 @@ def test_what_makes_the_model_cannot_be_changed(small_model: Build) -> None:
 # -- transforms --------------------------------------------------------------------------------
 
 
+def drawn(like: Tensor) -> Tensor:
+    """Random numbers, the same in each test."""
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(0), dtype=like.dtype)
+
+
 def test_traced(small_model: Build, molecules: Batch) -> None:
     model = small_model(kernel="auto")
     water = molecules[2]
     traced = torch.jit.trace(model, (water.z, water.pos))
-    moved = water.pos + 0.05 * torch.randn_like(water.pos)
+    moved = water.pos + 0.05 * drawn(water.pos)
     torch.testing.assert_close(traced(water.z, moved), model(water.z, moved))
     assert float((traced(water.z, moved) - model(water.z, water.pos)).abs()) > 1e-4  # control
     larger = molecules[1]  # a trace keeps no number of atoms
@@ -346,7 +370,7 @@ def test_function_transforms(small_model: Build, molecules: Batch) -> None:
         return model(water.z, pos).sum()
 
     torch.testing.assert_close(torch.func.grad(energy)(water.pos).detach(), expected)
-    along = torch.randn_like(water.pos)
+    along = drawn(water.pos)
     _, slope = torch.func.jvp(energy, (water.pos,), (along,))
     torch.testing.assert_close(slope.detach(), (along * expected).sum())
     hessian = torch.func.hessian(energy)(water.pos)
@@ -363,7 +387,7 @@ def test_forward_derivatives(small_model: Build, molecules: Batch) -> None:
     from torch.autograd import forward_ad
 
     model, water = small_model(kernel="auto"), molecules[2]
-    along = torch.randn_like(water.pos)
+    along = drawn(water.pos)
     expected = -(along * HIPNNPotential(model)(water.z, water.pos).forces).sum()
     with forward_ad.dual_level():
         energy = model(water.z, forward_ad.make_dual(water.pos, along))

@@ -84,6 +84,24 @@ def test_a_wrong_kernel_is_refused_and_not_remembered(
     assert self_check("fused")  # control: without the fault it passes
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_fault_below_the_rounding_of_float32(
+    dtype: torch.dtype, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is none there, and is refused in float64."""
+    right = ops.cpu.dense_backward
+
+    def wrong(z: Tensor, *rest: Any) -> Tensor:
+        return right(z, *rest) * (1 + 1e-6 * (z.dtype == dtype))
+
+    monkeypatch.setattr(ops.cpu, "dense_backward", wrong)
+    if dtype == torch.float32:
+        assert self_check("fused")
+    else:
+        with pytest.raises(SelfCheckError, match=r"float64\) by \S+e-0[67], more than 1e-09"):
+            self_check("fused")
+
+
 def test_a_wrong_chain_rule_is_refused(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs without autograd is compared too."""
     right = ops.cpu.readout_backward

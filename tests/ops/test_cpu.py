@@ -148,6 +148,22 @@ def test_compiled_once_and_again_for_another_processor(
     assert log.read_text() == "run\nrun\n" and len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.parametrize("word, more", [("flags", "avx512f"), ("Features", "sve")])
+def test_processors_differ_by_their_instructions(
+    word: str, more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the number of a core or its clock rate of the moment."""
+
+    def flags(instructions: str, number: int = 0, rate: float = 2400.0) -> str:
+        text = f"processor\t: {number}\ncpu MHz\t\t: {rate}\n{word}\t: {instructions}\nbugs\t: no\n"
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", lambda path: text)
+            return cpu.cpu_flags()
+
+    assert flags("fp crc32") != flags(f"fp crc32 {more}")
+    assert flags("fp crc32") == flags("fp crc32", number=7, rate=3100.0)  # control
+
+
 def test_two_processes_at_once(good: Path, cache: Path, compiler: Callable[[str], Path]) -> None:
     # Half a file, then wait until the other process compiles too, then all of it.
     log = compiler(
