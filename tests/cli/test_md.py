@@ -14,6 +14,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 
 from hipnn_pyg import HIPNN, save_model
 from hipnn_pyg.cli import main
@@ -174,6 +175,17 @@ def test_mistakes_are_one_line(
     shown = capsys.readouterr()
     assert message in shown.err and "Traceback" not in shown.err
     assert shown.err.rstrip().splitlines()[-1].startswith("hipnn md: ")
+
+
+@pytest.mark.parametrize("distance, near", [(0.39, True), (0.5, False)])
+def test_atoms_closer_than_the_default_stop_it(
+    distance: float, near: bool, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No bond is shorter than 0.4 Å."""
+    ase.io.write(folder / "co.xyz", Atoms("CO", [[0, 0, 0], [0, 0, distance]]))
+    line = ["md", str(folder / "co.xyz"), "--model", str(folder / "model"), "--steps", "1"]
+    assert main([*line, "--run", str(folder / "run")]) == near
+    assert ("3.90e-01 Å apart, closer than 0.4 Å" in capsys.readouterr().err) == near
 
 
 @pytest.mark.parametrize("command", ["md", "relax"])

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from hipnn_pyg import StructureError, radius_graph
 from hipnn_pyg.graph import cells, image_shift, periodic, radius_graph_pbc
+from hipnn_pyg.graph.images import check_number_of_images
+from hipnn_pyg.graph.lattice import read_lattice
 
 Edge = tuple[int, int, int, int, int]
 
@@ -375,6 +377,34 @@ def test_bad_positions_are_named() -> None:
     assert len(by_us(away, 4.0, cell, [True] * 3)) == len(by_us(pos, 4.0, cell, [True] * 3))
     with pytest.raises(ValueError, match="'torch_cluster'.*torch.*vesin"):
         radius_graph_pbc(pos, 4.0, cell, backend="torch_cluster")
+
+
+def test_distances_may_be_off_by_a_tenth_of_the_cutoff() -> None:
+    """An atom so far outside that float32 knows distances to half the cutoff, or a twentieth."""
+    cell = 5 * torch.eye(3, dtype=torch.float64)
+    pos = atoms_in(cell, 3)
+    expected = by_us(pos, 4.0, cell, True)
+    for part in (0.05, 0.5):
+        hops = round(part * 4.0 / (16 * torch.finfo(torch.float32).eps) / 5.0)
+        away = pos + torch.tensor([5.0 * hops, 0, 0])
+        assert by_us(away, 4.0, cell, True) == expected  # control: float64
+        if part == 0.05:
+            assert by_us(away.float(), 4.0, cell, True) == expected
+        else:
+            with pytest.raises(StructureError, match=r"float32 can be off by 2 Å.*0\.4 Å"):
+                by_us(away.float(), 4.0, cell, True)
+
+
+@pytest.mark.parametrize("edge, fit", [(0.05, True), (0.02, False)])
+def test_more_images_than_memory_holds_are_refused(edge: float, fit: bool) -> None:
+    """Before they are made: an atom with 401^3, or 1001^3."""
+    pos, batch = torch.zeros(1, 3), torch.zeros(1, dtype=torch.long)
+    lattice = read_lattice(edge * torch.eye(3), True, 1, pos)
+    if fit:
+        check_number_of_images(10.0, lattice, batch)
+    else:
+        with pytest.raises(StructureError, match=r"1\.0e\+09 images of atoms \(limit 1\.3e\+08"):
+            check_number_of_images(10.0, lattice, batch)
 
 
 def test_missing_vesin_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import ase
 import ase.build
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch_geometric.data import Data
 
 from hipnn_pyg import HIPNN, PackedMolecules, radius_graph
 from hipnn_pyg.data.targets import Target
+from hipnn_pyg.graph import radius_graph_pbc
 from hipnn_pyg.models.neighborhood import neighborhood
 from hipnn_pyg.uncertainty.distance import (
     RIDGE,
@@ -109,6 +111,28 @@ def test_a_potentials_neighbours_give_the_same_distances(
     moved = fitted.distances_near(model, near, 1.1 * batch.pos)
     torch.testing.assert_close(ours, fitted.distances_near(model, near, batch.pos + 1.0))
     assert float((moved - ours).abs().min()) > 1e-3  # control
+
+
+def test_bonds_across_the_boundary_of_a_cell(model: HIPNN, train: PackedMolecules) -> None:
+    """A crystal is where it was, however its atoms are moved into cells, and in a larger cell."""
+    fitted = FeatureStatistics.fit(model, train)
+    whole = ase.build.molecule("CH3OH", cell=[4.6, 4.4, 4.2], pbc=True)
+    wrapped, moved = whole.copy(), whole.copy()
+    moved.positions += [1.3, 0.3, -0.4]
+    for atoms in (wrapped, moved):
+        atoms.wrap()
+        assert atoms.get_distance(0, 1) > 2 * whole.get_distance(0, 1)  # C and O, torn apart
+
+    def distance(atoms: ase.Atoms, pbc: bool = True) -> float:
+        z, pos = torch.tensor(atoms.numbers), torch.tensor(atoms.positions)
+        edges, shift = radius_graph_pbc(pos, model.cutoff, torch.tensor(atoms.cell.array), pbc)
+        near = neighborhood(model, z, pos, None, 1, edges, shift)
+        return float(fitted.distances_near(model, near, pos))
+
+    for same in (wrapped, moved, wrapped.repeat((2, 1, 1))):
+        assert distance(same) == pytest.approx(distance(whole), rel=1e-9)
+    assert distance(whole, pbc=False) != pytest.approx(distance(whole), rel=1e-2)  # control
+    assert distance(wrapped, pbc=False) != pytest.approx(distance(whole), rel=1e-2)
 
 
 def test_rotation_and_order_change_nothing_and_stretching_does(
