@@ -162,8 +162,12 @@ def test_bad_input_is_refused(model: HIPNN, recorded: list[Any], device: torch.d
     energies, (z, pos, batch) = CapturedEnergies(model), molecules([3, 3], 0, device)
     unknown, close = z.clone(), pos.clone()
     unknown[1], close[1] = 9, close[0]
-    for bad in ((unknown, pos, batch), (z, close, batch), (z, pos * torch.nan, batch)):
-        with pytest.raises(StructureError):
+    for bad, message in (
+        ((unknown, pos, batch), "atomic number 9"),
+        ((z, close, batch), "Å apart"),
+        ((z, pos * torch.nan, batch), "not finite"),
+    ):
+        with pytest.raises(StructureError, match=message):
             energies(*bad)
     energies(z, pos, batch)
     assert recorded

@@ -55,7 +55,8 @@ def assert_equal(found: Tensor | None, expected: Tensor) -> None:
     assert found is not None and found.shape == expected.shape and found.dtype == expected.dtype
     error = (found - expected).abs().max() if expected.numel() else torch.zeros(())
     scale = float(expected.abs().max()) if expected.numel() else 1.0
-    assert float(error) <= TOLERANCE[expected.dtype] * scale
+    limit = TOLERANCE[expected.dtype] * scale
+    assert float(error) <= limit, f"off by {float(error):.1e}, above {limit:.1e}"
 
 
 def unwritten(*tensors: Tensor) -> list[Tensor | None]:
@@ -430,7 +431,7 @@ def test_control_broken_kernels_are_caught(
     broken = tmp_path / file.name
     broken.write_text(file.read_text().replace(right, wrong))
     kernels = load_layers(**{file.stem: broken})
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=r"off by \S+, above"):
         for dtype in (torch.float64, torch.float32):
             drawn = drawn_on(device, dtype)
             test_interaction("hub", (5, 3, 6), kernels, drawn)
