@@ -20,7 +20,10 @@ from hipnn_pyg.uncertainty import CalibratedModel, Geometry
 HELP = "SMILES, .smi files, files that ASE reads (xyz, db ...), roots of PyG data sets"
 SMILES_FILES = (".smi", ".smiles")
 """A SMILES and, after a space or tab, a name on each line."""
-STRUCTURE_FILES = (*SMILES_FILES, ".xyz", ".extxyz", ".db", ".traj", ".cif", ".sdf", ".json")
+STRUCTURE_FILES = (
+    *SMILES_FILES,
+    *(".xyz", ".extxyz", ".db", ".traj", ".cif", ".sdf", ".mol", ".json"),
+)
 
 
 class StoredDataset(InMemoryDataset):

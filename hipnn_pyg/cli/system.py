@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import ase.io
 import torch
 from ase import Atoms
 from jsonargparse import ArgumentParser, Namespace
 
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.cli.run_folder import usable_device
+from hipnn_pyg.data.molecules import read_atoms
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.models.self_check import self_check
 
@@ -56,7 +54,7 @@ def load(arguments: Namespace) -> Atoms:
     """The structure with its calculator; sets the number of threads for its size.
 
     Raises:
-        StructureError: ASE cannot read the file, or it holds no such structure.
+        StructureError: the file cannot be read, or holds no such structure.
         ModelFileError: no such model.
         NotAPotentialError: the model was not trained as a potential (``--i-know``).
         SelfCheckError: the kernels of this machine disagree with the reference.
@@ -93,19 +91,11 @@ def read_structure(path: str, index: int = -1) -> Atoms:
 
     Raises:
         FileNotFoundError: there is no such file.
-        StructureError: ASE cannot read it, or it holds no such structure.
+        StructureError: it cannot be read, or holds no such structure.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no structure file {path}")
-    try:
-        atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
-    except ImportError:
-        raise
-    except Exception as error:  # every ASE format has exceptions of its own
-        raise StructureError(
-            f"{path}: ASE cannot read structure {index} of it ({type(error).__name__}: {error})"
-        ) from error
-    assert isinstance(atoms, Atoms)
-    if not len(atoms):
+    found = read_atoms(path, index)[0]
+    if isinstance(found, StructureError):
+        raise found
+    if not len(found):
         raise StructureError(f"{path}, structure {index}: no atoms")
-    return atoms
+    return found

@@ -173,11 +173,35 @@ def read_structures(path: str | Path) -> list[Data]:
 def read_each(path: str | Path) -> list[Data | StructureError]:
     """The same, with the reason in place of each structure that is not valid.
 
-    An SDF record with a charge or an unpaired electron is not, nor is one drawn in two dimensions.
-
     Raises:
         FileNotFoundError: there is no such file.
         StructureError: ASE cannot read it, or it holds no structure.
+    """
+    structures: list[Data | StructureError] = []
+    for number, found in enumerate(read_atoms(path)):
+        try:
+            structures.append(found if isinstance(found, StructureError) else from_atoms(found))
+        except StructureError as error:
+            structures.append(StructureError(f"{path}, structure {number}: {error}"))
+    return structures
+
+
+def read_atoms(path: str | Path, index: int | None = None) -> list[Atoms | StructureError]:
+    """Structures of a file as ASE has them, with velocities and constraints.
+
+    Records of SDF and MOL files are read by RDKit. One with a charge or an unpaired electron is no
+    structure, nor is one drawn in two dimensions.
+
+    Args:
+        path: the file.
+        index: which structure, negative ones count from the end; None for all.
+
+    Returns:
+        The structures, or the reason in place of each that is none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StructureError: it cannot be read, or holds no (such) structure.
     """
     import ase.io
     from ase.io.formats import open_with_compression
@@ -185,34 +209,27 @@ def read_each(path: str | Path) -> list[Data | StructureError]:
     if not Path(path).exists():
         raise FileNotFoundError(f"no structure file {path}")
     kind = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() not in COMPRESSED]
-    if kind[-1:] == [".sdf"]:  # of which ASE reads the first record only
+    which = slice(None) if index is None else slice(index, index + 1 or None)
+    found: list[Atoms | StructureError]
+    if kind[-1:] in ([".sdf"], [".mol"]):  # of which ASE reads the atoms of the first record only
+        found = _records(path)[which]
+    else:
         try:
-            with open_with_compression(str(path), "rb") as file:
-                content = file.read()
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise StructureError(f"{path} is damaged ({error}): restore it") from error
-        return _of_sdf(path, BytesIO(content))
-    try:
-        if kind[-1:] in ([".xyz"], [".extxyz"]):
-            with open_with_compression(str(path), "r") as file:
-                _check_whole(path, file)
-        frames = ase.io.read(path, index=":", do_not_split_by_at_sign=True)
-    except (ImportError, StructureError):
-        raise
-    except Exception as error:  # every ASE format has exceptions of its own
-        raise StructureError(
-            f"{path}: ASE cannot read it ({type(error).__name__}: {error}); `ase info --formats` "
-            f"lists the formats it knows"
-        ) from error
-    if not frames:
-        raise StructureError(f"{path} holds no structure")
-    structures: list[Data | StructureError] = []
-    for number, atoms in enumerate(frames):
-        try:
-            structures.append(from_atoms(atoms))
-        except StructureError as error:
-            structures.append(StructureError(f"{path}, structure {number}: {error}"))
-    return structures
+            if kind[-1:] in ([".xyz"], [".extxyz"]):
+                with open_with_compression(str(path), "r") as file:
+                    _check_whole(path, file)
+            found = list(ase.io.iread(path, index=which, do_not_split_by_at_sign=True))
+        except (ImportError, StructureError):
+            raise
+        except Exception as error:  # every ASE format has exceptions of its own
+            part = "it" if index is None else f"structure {index} of it"
+            raise StructureError(
+                f"{path}: ASE cannot read {part} ({type(error).__name__}: {error}); `ase info "
+                "--formats` lists the formats it knows"
+            ) from error
+    if not found:
+        raise StructureError(f"{path} holds no structure" + ("" if index is None else f" {index}"))
+    return found
 
 
 def _check_whole(path: str | Path, file: IO[str]) -> None:
@@ -232,35 +249,38 @@ def _check_whole(path: str | Path, file: IO[str]) -> None:
             pass
 
 
-def _of_sdf(path: str | Path, file: IO[bytes]) -> list[Data | StructureError]:
-    """Every record of an SDF file, with all the atoms that it lists."""
+def _records(path: str | Path) -> list[Atoms | StructureError]:
+    """Every record of an SDF or MOL file, with all the atoms that it lists."""
+    from ase.io.formats import open_with_compression
     from rdkit import Chem, rdBase
 
-    structures: list[Data | StructureError] = []
+    try:
+        with open_with_compression(str(path), "rb") as file:
+            content = BytesIO(file.read())
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise StructureError(f"{path} is damaged ({error}): restore it") from error
+    structures: list[Atoms | StructureError] = []
     with rdBase.BlockLogs():
-        records = Chem.ForwardSDMolSupplier(file, sanitize=False, removeHs=False)
+        records = Chem.ForwardSDMolSupplier(content, sanitize=False, removeHs=False)
         for number, mol in enumerate(records):
             try:
                 structures.append(_of_record(mol, f"{path}, record {number}"))
             except StructureError as error:
                 structures.append(error)
-    if not structures:
-        raise StructureError(f"{path} holds no structure")
     return structures
 
 
-def _of_record(mol: Mol | None, where: str) -> Data:
+def _of_record(mol: Mol | None, where: str) -> Atoms:
     if mol is None or not mol.GetNumConformers():
         raise StructureError(f"{where}: RDKit cannot read it, or it has no positions")
-    z = _atomic_numbers([atom.GetAtomicNum() for atom in mol.GetAtoms()], where)
     _check_neutral(mol, where)
     conformer = mol.GetConformer()
-    if len(z) > 1 and not conformer.Is3D():
+    if mol.GetNumAtoms() > 1 and not conformer.Is3D():
         raise StructureError(
             f"{where} is drawn in two dimensions: give it 3-D positions with all hydrogens (and "
             "3D in its second line, if all z are 0), or its SMILES"
         )
-    return Data(z=z, pos=_real(conformer.GetPositions()))
+    return Atoms([atom.GetAtomicNum() for atom in mol.GetAtoms()], conformer.GetPositions())
 
 
 def to_atoms(

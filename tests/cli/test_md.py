@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
 
-from hipnn_pyg import HIPNN, save_model
+from hipnn_pyg import HIPNN, StructureError, save_model
 from hipnn_pyg.cli import main
 from hipnn_pyg.cli.md import number_of_steps
+from hipnn_pyg.cli.system import read_structure
 from hipnn_pyg.models.self_check import SelfCheckError
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -222,6 +225,36 @@ def test_files_that_are_not_there(folder: Path, capsys: pytest.CaptureFixture[st
         line = ["md", str(folder / structure), "--model", str(folder / model), "--steps", "1"]
         assert main(line) == 1
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["md", "relax"])
+def test_a_blank_line_between_structures(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """ASE would stop there, and the last structure be another."""
+    first, second = "1\n\nC 0 0 0\n", "2\n\nC 0 0 0\nH 0 0 1.1\n"
+    line = [command, str(folder / "two.xyz"), *md(folder, "run", "--steps", "1")[2:]]
+    (folder / "two.xyz").write_text(f"{first}\n{second}")
+    assert main(line) == 1
+    assert "line 4 is blank" in capsys.readouterr().err and not (folder / "run").exists()
+    (folder / "two.xyz").write_text(first + second)  # control
+    main(line)
+    assert len(ase.io.read(folder / "run" / "last.extxyz")) == 2
+
+
+def test_records_of_an_sdf_file(tmp_path: Path) -> None:
+    """ASE would read the atoms of the first one, whatever the index and the charge."""
+    path = tmp_path / "three.sdf"
+    with path.open("w") as file:
+        for smiles in ("O", "CO", "[OH-]"):
+            mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+            rdDistGeom.EmbedMolecule(mol, randomSeed=0)
+            file.write(Chem.MolToMolBlock(mol) + "$$$$\n")
+    assert [len(read_structure(str(path), index)) for index in (0, 1, -2)] == [3, 6, 6]
+    with pytest.raises(StructureError, match="record 2 has charge -1"):
+        read_structure(str(path))
+    with pytest.raises(StructureError, match="holds no structure 3"):
+        read_structure(str(path), 3)
 
 
 def test_number_of_steps() -> None:

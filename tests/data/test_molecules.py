@@ -311,6 +311,23 @@ def test_every_record_of_an_sdf_file(name: str, tmp_path: Path) -> None:
         read_structures(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["one.mol", "one.MOL.gz"])
+def test_a_mol_file_is_one_record(name: str, tmp_path: Path) -> None:
+    """ASE would take the atoms of an ion, or of a drawing."""
+    write = gzip.open if name.endswith("gz") else open
+
+    def found(record: str) -> Data | StructureError:
+        with write(tmp_path / name, "wt") as file:
+            file.write(record.removesuffix("$$$$\n"))
+        (only,) = read_each(tmp_path / name)
+        return only
+
+    ethanol = found(sdf_record("CCO"))  # control
+    assert ethanol.z.tolist() == [6, 6, 8, 1, 1, 1, 1, 1, 1]
+    assert "has charge -1" in str(found(sdf_record("CC(=O)[O-]")))
+    assert "drawn in two dimensions" in str(found(sdf_record("CCO", 2)))
+
+
 def test_a_broken_record_loses_no_other(tmp_path: Path) -> None:
     path = tmp_path / "some.sdf"
     path.write_text(f"{sdf_record('C')}\nno\n\nrecord\n$$$$\n{sdf_record('O')}")
