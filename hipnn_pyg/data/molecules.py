@@ -190,7 +190,7 @@ def read_atoms(path: str | Path, index: int | None = None) -> list[Atoms | Struc
     """Structures of a file as ASE has them, with velocities and constraints.
 
     Records of SDF and MOL files are read by RDKit. One with a charge or an unpaired electron is no
-    structure, nor is one drawn in two dimensions.
+    structure, nor is one drawn in two dimensions or without its hydrogens.
 
     Args:
         path: the file.
@@ -279,6 +279,13 @@ def _of_record(mol: Mol | None, where: str) -> Atoms:
         raise StructureError(
             f"{where} is drawn in two dimensions: give it 3-D positions with all hydrogens (and "
             "3D in its second line, if all z are 0), or its SMILES"
+        )
+    mol.UpdatePropertyCache(strict=False)
+    missing = sum(atom.GetNumImplicitHs() for atom in mol.GetAtoms())
+    if missing and mol.GetNumBonds():  # without bonds there is nothing to judge by
+        raise StructureError(
+            f"{where} has bonds that leave room for more hydrogens ({missing}): give all atoms; if "
+            "none are missing, correct the bonds, or leave them out as in an xyz file"
         )
     return Atoms([atom.GetAtomicNum() for atom in mol.GetAtoms()], conformer.GetPositions())
 

@@ -311,6 +311,31 @@ def test_every_record_of_an_sdf_file(name: str, tmp_path: Path) -> None:
         read_structures(tmp_path / name)
 
 
+def test_records_without_all_hydrogens(tmp_path: Path) -> None:
+    """In space, too; a radical that no line of the record calls one is such a record."""
+    path = tmp_path / "some.sdf"
+
+    def found(record: str) -> Data | StructureError:
+        path.write_text(record)
+        return read_each(path)[0]
+
+    ethanol, radical = Chem.MolFromMolBlock(sdf_record("CCO"), removeHs=True), sdf_record("C[CH2]")
+    bare = Chem.MolToMolBlock(ethanol) + "$$$$\n"
+    silent = re.sub("M  RAD.*\n", "", radical).replace("0  3  0", "0  0  0")
+    assert "3D" in bare and silent != radical
+    assert "room for more hydrogens (6)" in str(found(bare))
+    assert "room for more hydrogens (1)" in str(found(silent))
+    # control: what is whole, whatever its bonds are like, and what has none
+    for smiles in ("CCO", "C[N+](=O)[O-]", "c1cc[nH]c1", "CS(C)(=O)=O", "[C-]#[O+]", "OB(O)O"):
+        record = sdf_record(smiles)
+        assert isinstance(found(record), Data), smiles
+        aromatic = Chem.MolFromMolBlock(record, removeHs=False)
+        block = Chem.MolToMolBlock(aromatic, kekulize=False, forceV3000=True)
+        assert isinstance(found(block + "$$$$\n"), Data), smiles
+    ase.io.write(path, molecule("CH3OH"), format="sdf")
+    assert len(read_each(path)[0].z) == 6
+
+
 @pytest.mark.parametrize("name", ["one.mol", "one.MOL.gz"])
 def test_a_mol_file_is_one_record(name: str, tmp_path: Path) -> None:
     """ASE would take the atoms of an ion, or of a drawing."""

@@ -23,6 +23,7 @@ from torch_geometric.loader import DataLoader
 
 from hipnn_pyg.data import qm9, qm9_raw
 from hipnn_pyg.data.embedded import typed
+from hipnn_pyg.data.molecules import read_structures
 from hipnn_pyg.data.qm9 import HARD_TO_CONVERGE, QM9Pack, load_qm9, qm9_kept
 from hipnn_pyg.data.qm9_raw import match_smiles, write_qm9_raw
 from hipnn_pyg.data.qm9_records import (
@@ -301,19 +302,23 @@ def test_unmatched_molecule_is_listed_and_has_no_bonds(
     assert dataset[2].z.tolist() == [8, 1, 1]
 
 
-def test_bonds_give_the_smiles_of_the_record(records: QM9Records) -> None:
+def test_bonds_give_the_smiles_of_the_record(records: QM9Records, tmp_path: Path) -> None:
+    """And, written as PyG's raw files are, they are read as whole molecules."""
     rng = np.random.default_rng(1)
     rows = rng.choice(len(records.index), 1500, replace=False).tolist()
     charged = [k for k, smiles in enumerate(records.smiles) if "+" in smiles][:50]
-    equal = []
+    equal, written = [], []
     for row in rows + charged:
         atoms = slice(records.ptr[row], records.ptr[row + 1])
         mol = match_smiles(records.smiles[row], records.z[atoms], records.pos[atoms])
         assert mol is not None
         assert [a.GetAtomicNum() for a in mol.GetAtoms()] == records.z[atoms].tolist()
         equal.append(canonical(mol) == canonical(Chem.MolFromSmiles(records.smiles[row])))
+        written.append(qm9_raw._sdf_record(records.smiles[row], mol, records.pos[atoms]))
     assert np.mean(equal[:1500]) >= 0.99
     assert np.mean(equal[1500:]) >= 0.99
+    (tmp_path / "all.sdf").write_text("".join(written))
+    assert len(read_structures(tmp_path / "all.sdf")) == len(written)
 
 
 def test_match_follows_the_geometry_not_the_order(records: QM9Records) -> None:
