@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import lzma
+import warnings
 import zlib
 from io import BytesIO
+from numbers import Real
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 from torch_geometric.data import Data
 
-from hipnn_pyg.checks import StructureError
+from hipnn_pyg.checks import HIPNNWarning, StructureError
 
 if TYPE_CHECKING:
     from rdkit.Chem import Mol
@@ -190,7 +192,8 @@ def read_atoms(path: str | Path, index: int | None = None) -> list[Atoms | Struc
     """Structures of a file as ASE has them, with velocities and constraints.
 
     Records of SDF and MOL files are read by RDKit. One with a charge or an unpaired electron is no
-    structure, nor is one drawn in two dimensions or without its hydrogens.
+    structure, nor is one drawn in two dimensions or without its hydrogens. Of other formats a
+    charge in ``info`` (extxyz: ``charge=-1``) is warned of, once.
 
     Args:
         path: the file.
@@ -229,7 +232,25 @@ def read_atoms(path: str | Path, index: int | None = None) -> list[Atoms | Struc
             ) from error
     if not found:
         raise StructureError(f"{path} holds no structure" + ("" if index is None else f" {index}"))
+    _warn_if_charged(path, found, index)
     return found
+
+
+def _warn_if_charged(
+    path: str | Path, structures: list[Atoms | StructureError], index: int | None
+) -> None:
+    """A model can learn ions of one charge; it would take others, and molecules, for the same."""
+    for number, atoms in enumerate(structures):
+        charge = atoms.info.get("charge") if isinstance(atoms, Atoms) else None
+        if isinstance(charge, Real) and charge:
+            place = number if index is None else index
+            warnings.warn(
+                f"{path}, structure {place} has charge {charge:+g}: models do not know charge; let "
+                "one learn and predict structures of one charge only",
+                HIPNNWarning,
+                stacklevel=3,
+            )
+            return
 
 
 def _check_whole(path: str | Path, file: IO[str]) -> None:

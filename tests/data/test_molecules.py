@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from rdkit.Chem import rdDepictor, rdDistGeom
 from torch_geometric.data import Batch, Data
 
 from hipnn_pyg.data import molecules
+from hipnn_pyg.checks import HIPNNWarning, StructureError
 from hipnn_pyg.data.molecules import (
-    StructureError,
     from_atoms,
     from_smiles,
+    read_atoms,
     read_each,
     read_structures,
     to_atoms,
@@ -277,6 +279,27 @@ def test_a_blank_line_between_structures(name: str, tmp_path: Path) -> None:
         file.write(f"{first}\n{second}")
     with pytest.raises(StructureError, match=rf"{name}, line 4 is blank.*delete it"):
         read_structures(tmp_path / name)
+
+
+def test_a_charge_is_warned_of_once(tmp_path: Path) -> None:
+    """By the first structure that has one; partial charges are none."""
+    path, frame = tmp_path / "ions.extxyz", "1\nProperties=species:S:1:pos:R:3 {}\nO 0 0 0\n"
+    texts = ("", "charge=0", "charge=-1", "charge=2")
+    path.write_text("".join(map(frame.format, texts)))
+    with pytest.warns(HIPNNWarning, match=r"ions.extxyz, structure 2 has charge -1:") as caught:
+        assert len(read_structures(path)) == 4
+    assert len(caught) == 1
+    with pytest.warns(HIPNNWarning, match=r"structure -1 has charge \+2:"):
+        read_atoms(path, -1)
+    ase.io.write(tmp_path / "ion.traj", Atoms("O", info={"charge": np.float64(-1)}))
+    with pytest.warns(HIPNNWarning, match="structure 0 has charge -1:"):
+        read_structures(tmp_path / "ion.traj")
+    with warnings.catch_warnings():  # control
+        warnings.simplefilter("error")
+        path.write_text("".join(map(frame.format, (*texts[:2], "charge=unknown"))))
+        assert len(read_structures(path)) == 3
+        ase.io.write(tmp_path / "partial.traj", Atoms("O", charges=[-0.4]))
+        read_structures(tmp_path / "partial.traj")
 
 
 def sdf_record(smiles: str, dimensions: int = 3) -> str:
