@@ -268,17 +268,23 @@ def check_targets(target: Tensor, num_graphs: int) -> None:
         )
 
 
-def warn_unlikely_unit(z: Tensor, nearest: Tensor, source: str = "positions") -> None:
+def warn_unlikely_unit(
+    z: Tensor, nearest: Tensor, batch: Tensor, source: str = "positions"
+) -> None:
     """Warn where the hydrogens' nearest neighbours say that positions are not in Å.
 
-    An X-H bond is 0.74 to 1.6 Å, that is 1.4 to 3.0 Bohr or 0.07 to 0.16 nm.
+    A hydrogen is 0.96 to 1.1 Å from the C, N or O that it is bound to, that is 1.8 to 2.1 Bohr or
+    0.096 to 0.11 nm. Structures without such atoms are not judged: in metal hydrides it is 1.6 to
+    2.4 Å from the metal.
 
     Args:
         z: atomic numbers, ``[N]``.
         nearest: distance to the nearest other atom, ``[N]``, inf where there is none.
+        batch: structure of each atom, ``[N]``.
         source: what to call the structures in the message.
     """
-    hydrogen = nearest[(z == 1) & torch.isfinite(nearest)]
+    judged = torch.isin(batch, batch[(z >= 6) & (z <= 8)])
+    hydrogen = nearest[(z == 1) & torch.isfinite(nearest) & judged]
     if hydrogen.numel() < 10:
         return
     typical = float(hydrogen.median())
@@ -286,7 +292,7 @@ def warn_unlikely_unit(z: Tensor, nearest: Tensor, source: str = "positions") ->
         if low < typical < high:
             warnings.warn(
                 f"{source}: hydrogen's nearest neighbour is typically at {typical:.3f}, as if in "
-                f"{unit}; positions must be in Å: multiply them by {factor}",
+                f"{unit}; positions must be in Å: if they are not, multiply them by {factor}",
                 HIPNNWarning,
                 stacklevel=3,
             )

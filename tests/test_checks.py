@@ -199,13 +199,18 @@ def test_targets_are_finite_and_as_many_as_molecules() -> None:
     ("bond", "unit"), [(1.09, None), (0.75, None), (2.06, "Bohr"), (0.109, "nm")]
 )
 def test_unlikely_units(bond: float, unit: str | None) -> None:
-    z, nearest = torch.ones(12, dtype=torch.long), torch.full((12,), bond)
+    z, nearest = torch.tensor([6, 1, 1, 1] * 4), torch.full((16,), bond)
+    batch = torch.arange(4).repeat_interleave(4)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_unlikely_unit(z, nearest, "the file")
-        warn_unlikely_unit(z[:5], nearest[:5])  # too few to judge
-        warn_unlikely_unit(6 * z, nearest)  # no hydrogen
-        warn_unlikely_unit(z, torch.full((12,), torch.inf))  # no neighbours
+        warn_unlikely_unit(z, nearest, batch, "the file")
+        warn_unlikely_unit(z[:12], nearest[:12], batch[:12])  # too few to judge
+        warn_unlikely_unit(6 * z, nearest, batch)  # no hydrogen
+        warn_unlikely_unit(z, torch.full((16,), torch.inf), batch)  # no neighbours
+        lithium = torch.where(z == 6, 3, z)
+        warn_unlikely_unit(lithium, nearest, batch)  # hydrides, where 2.06 is in Å
+        mixed, five = torch.cat((lithium, z[:4])), torch.arange(5).repeat_interleave(4)
+        warn_unlikely_unit(mixed, torch.full((20,), bond), five)
     assert len(caught) == (unit is not None)
     if unit is not None:
         assert "the file" in str(caught[0].message) and unit in str(caught[0].message)

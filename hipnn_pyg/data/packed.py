@@ -311,7 +311,7 @@ class PackedMolecules:
             except StructureError as error:
                 raise StructureError(f"molecule {number} of the dataset: {error}") from None
             if int(molecules[0]) == 0:
-                warn_unlikely_unit(block.z, nearest, "the dataset")
+                warn_unlikely_unit(block.z, nearest, block.batch, "the dataset")
 
     def __len__(self) -> int:
         return self.counts.numel()
