@@ -39,7 +39,7 @@ def run(arguments: Namespace) -> None:
     settings: Simulation = of_class(Simulation, arguments.as_dict())
     steps = number_of_steps(arguments.steps, arguments.time, settings.timestep)
     atoms = system.load(arguments)
-    about = {name: arguments[name] for name in ("structure", "index", "model", "precision", "skin")}
+    about = {name: arguments[name] for name in ("structure", "index", "model", "precision")}
     simulator = Simulator(atoms, settings, arguments.run, arguments.resume, about=about)
     report = simulator.run(steps)
     folder = Path(arguments.run)

@@ -179,7 +179,7 @@ class HIPNNCalculator(BaseCalculator):
         self.neighbors.searched = None
 
     def search(self, atoms: Atoms) -> None:
-        """Search the neighbours in this structure, as ``calculate`` does whenever it must.
+        """Search the neighbours in this structure, even where those at hand still hold.
 
         A simulation that goes on where it stopped searches where it last did: then sums run over
         the same pairs in the same order, to the same last bit.
@@ -187,7 +187,7 @@ class HIPNNCalculator(BaseCalculator):
         Args:
             atoms: the structure.
         """
-        self._near = []
+        self.results, self._near, self.neighbors.searched = {}, [], None
         self.neighbors.update(atoms)
         edges = self.neighbors.edges
         assert edges is not None

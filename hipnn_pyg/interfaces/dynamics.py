@@ -32,8 +32,8 @@ from hipnn_pyg.interfaces.simulation_files import SimulationFiles, State, frame
 from hipnn_pyg.train.interrupts import interrupts
 
 
-def _fingerprints(atoms: Atoms) -> dict[str, str]:
-    """What a restart must find again: which atoms in which cell, and the weights of all models."""
+def _fingerprints(atoms: Atoms) -> dict[str, object]:
+    """What a restart must find again: which atoms in which cell, all models' weights, the skin."""
     weights = hashlib.sha256()
     for potential in atoms.calc.potentials:
         for _, tensor in sorted(potential.model.state_dict().items()):
@@ -44,6 +44,7 @@ def _fingerprints(atoms: Atoms) -> dict[str, str]:
     return {
         "atoms_and_cell_sha256": structure.hexdigest(),
         "weights_sha256": weights.hexdigest(),
+        "skin": atoms.calc.neighbors.skin,
     }
 
 
@@ -65,7 +66,8 @@ class Simulator:
 
     Raises:
         FileExistsError: the folder holds a simulation and ``resume`` is false.
-        ModelFileError: nothing to resume, other settings, atoms, cell or weights, or damaged files.
+        ModelFileError: nothing to resume, other settings, atoms, cell, weights or skin, or damaged
+            files.
         StructureError: velocities to keep, and there are none.
     """
 

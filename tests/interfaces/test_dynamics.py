@@ -242,6 +242,22 @@ def test_a_restart_gives_the_same_trajectory(
     assert np.abs(whole.positions - make(model).positions).max() > 0.3
 
 
+def test_a_restart_takes_no_older_neighbours(model: HIPNN, tmp_path: Path) -> None:
+    """A calculator that was used near by has some that hold, and results that belong to them."""
+    settings = {"temperature": 2000.0, "timestep": 1.0}
+    first, used = ethanol(model), ethanol(model)
+    simulate(first, tmp_path, 31, **settings)
+    searched, used.positions[:] = first.calc.neighbors.searched, first.positions
+    used.get_forces()
+    assert used.calc.neighbors.holds(searched)  # control
+    assert (used.calc.neighbors.searched.positions != searched.positions).any()
+    settings = Simulation(log_every=2, save_every=6, **settings)
+    Simulator(used, settings, tmp_path, resume=True, progress=False)
+    np.testing.assert_array_equal(used.calc.neighbors.searched.positions, searched.positions)
+    assert used.calc.neighbors.searches == 2
+    np.testing.assert_array_equal(used.get_forces(), first.get_forces())
+
+
 def test_a_restart_keeps_bond_lengths(model: HIPNN, tmp_path: Path) -> None:
     """Those of the start, of which the checkpoint's differ in the last digits."""
 
@@ -318,6 +334,8 @@ def test_what_cannot_be_resumed(model: HIPNN, tmp_path: Path) -> None:
         other.blocks[0].interaction.V.mul_(1.001)
     with pytest.raises(ModelFileError, match="simulated with weights_sha256"):
         resume(ethanol(other))
+    with pytest.raises(ModelFileError, match="skin = 0.5, not 0.4"):
+        resume(ethanol(model, skin=0.4))
     exchanged.numbers[exchanged.numbers == 8] = 7
     for atoms in (exchanged, box(model)):
         with pytest.raises(ModelFileError, match="simulated with atoms_and_cell_sha256"):
