@@ -29,6 +29,8 @@ PART = 10_000
 """Molecules whose geometries are kept in one file."""
 WORKERS_PAY_AFTER = 500
 """Molecules that take as long to embed as processes to start."""
+RECIPE = b"as typed, ETKDGv3, MMFF94, seed 0"
+"""How geometries are made, to be changed with that: kept ones are then made anew."""
 
 
 class Embedded(NamedTuple):
@@ -100,8 +102,8 @@ def on_rdkit_geometries(
 ) -> tuple[PackedMolecules, Tensor]:
     """A data set with RDKit's geometries (seed 0) in place of its own.
 
-    They are kept in files of 10,000 molecules, named by their SMILES and elements: what was
-    interrupted goes on.
+    They are kept in files of 10,000 molecules, named by their SMILES, their elements and how they
+    are made (:data:`RECIPE`): what was interrupted goes on.
 
     Args:
         smiles: of every molecule.
@@ -138,7 +140,7 @@ def on_rdkit_geometries(
 def _digest(smiles: Sequence[str], molecules: PackedMolecules, index: Tensor) -> str:
     """Of what the geometries of some molecules depend on."""
     part = molecules.subset(index)
-    digest = hashlib.sha256("\n".join(smiles[number] for number in index.tolist()).encode())
+    digest = hashlib.sha256(RECIPE + "\n".join(smiles[k] for k in index.tolist()).encode())
     digest.update(part.counts.numpy().tobytes() + part.atomic_numbers().numpy().tobytes())
     return digest.hexdigest()[:16]
 

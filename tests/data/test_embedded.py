@@ -133,6 +133,15 @@ def test_other_molecules_do_not_get_kept_geometries(tmp_path: Path) -> None:
     assert len([*tmp_path.iterdir()]) == 2
 
 
+def test_geometries_made_in_another_way_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for files, recipe in ((1, embedded.RECIPE), (1, embedded.RECIPE), (2, b"another")):
+        monkeypatch.setattr(embedded, "RECIPE", recipe)
+        on_rdkit_geometries(SMILES, packed(), tmp_path)
+        assert len([*tmp_path.iterdir()]) == files
+
+
 class TinyQM9(InMemoryDataset):
     """What :func:`load_qm9` gives, with seven molecules."""
 
