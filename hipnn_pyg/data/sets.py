@@ -115,7 +115,9 @@ class FileSet:
     molecules or periodic.
 
     Where compositions differ, subtract free-atom energies first: sigma_E is the spread of the
-    energies, and that of total energies drowns the chemistry.
+    energies, and that of total energies drowns the chemistry. Of metals, whose occupations DFT
+    smears, ASE has as ``energy`` what is extrapolated to no smearing, while forces belong to the
+    ``free_energy``: to learn forces, write that as the energy.
 
     Args:
         path: the file.
@@ -135,7 +137,7 @@ class FileSet:
         """All structures, checked, and their indices.
 
         Raises:
-            StructureError: one without an energy, or forces, to learn; no stress in any.
+            StructureError: one without an energy, or forces, to learn; no stress to learn in any.
             ValueError: stress without forces.
         """
         if self.stress and not self.forces:
