@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.data.embedded import on_rdkit_geometries
@@ -47,10 +47,16 @@ class QM9Set:
         Raises:
             ValueError: QM9 has no such target.
         """
+        molecules, kept, _ = self._loaded()
+        return molecules, kept
+
+    def _loaded(self) -> tuple[PackedMolecules, Tensor, InMemoryDataset]:
+        """The same, and the data set itself."""
         if self.target not in QM9_TARGETS:
             raise ValueError(f"QM9 has no target {self.target!r}: choose from {[*QM9_TARGETS]}")
         dataset = load_qm9(self.root, self.source)
-        return PackedMolecules.pack(dataset, QM9_TARGETS[self.target]), qm9_kept(dataset)
+        molecules = PackedMolecules.pack(dataset, QM9_TARGETS[self.target])
+        return molecules, qm9_kept(dataset), dataset
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,9 @@ class QM9RDKitSet(QM9Set):
         """All molecules; those that RDKit can embed may be drawn from."""
         from rdkit import __version__ as version
 
-        molecules, kept = super().load()
-        smiles = load_qm9(self.root, self.source)._data.smiles
+        molecules, kept, dataset = self._loaded()
         folder = Path(self.root).expanduser() / "rdkit" / version
-        packed, found = on_rdkit_geometries(smiles, molecules, folder, progress=True)
+        packed, found = on_rdkit_geometries(dataset._data.smiles, molecules, folder, progress=True)
         packed.check()
         return packed, kept[found[kept]]
 

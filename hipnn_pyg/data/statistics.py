@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hipnn_pyg.checks import StructureError, check_species
 from hipnn_pyg.data.packed import PackedMolecules
+from hipnn_pyg.data.ragged import rows_of
 from hipnn_pyg.data.targets import Target
 
 
@@ -26,11 +27,12 @@ def composition(molecules: PackedMolecules, species: Sequence[int]) -> Tensor:
     Raises:
         StructureError: a species outside the list.
     """
-    every = molecules.gather(torch.arange(len(molecules)))
-    matches = every.z.unsqueeze(1) == torch.tensor(list(species), device=every.z.device)
-    check_species(every.z, matches.any(1), species)
-    counts = torch.zeros(len(molecules), len(species), dtype=torch.float64, device=every.z.device)
-    return counts.index_add(0, every.batch, matches.double())
+    _, molecule, atoms = rows_of(torch.arange(len(molecules)), molecules.counts, molecules.start)
+    z = molecules.z[atoms]
+    matches = z.unsqueeze(1) == torch.tensor(list(species), device=z.device)
+    check_species(z, matches.any(1), species)
+    counts = torch.zeros(len(molecules), len(species), dtype=torch.float64, device=z.device)
+    return counts.index_add(0, molecule, matches.double())
 
 
 EnergyScale = Literal["total", "residual"]

@@ -156,13 +156,17 @@ class TinyQM9(InMemoryDataset):
 
 
 def test_qm9_on_rdkit_geometries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[TinyQM9] = []
+
     def load(*_: Any) -> TinyQM9:
-        return TinyQM9()
+        loaded.append(TinyQM9())
+        return loaded[-1]
 
     monkeypatch.setattr("hipnn_pyg.data.sets.load_qm9", load)
     monkeypatch.setattr("hipnn_pyg.data.sets.qm9_kept", lambda _: torch.arange(6))
     chosen = QM9RDKitSet(root=str(tmp_path))
     molecules, kept = chosen.load()
+    assert len(loaded) == 1
     assert kept.tolist() == [0, 2, 3, 5]  # not what was excluded, and not what failed
     own, _ = QM9Set.load(chosen)
     assert torch.equal(molecules.target, own.target)
