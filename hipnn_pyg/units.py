@@ -1,6 +1,8 @@
-"""Units: eV and Å inside; every constant and conversion comes from ``ase.units`` (CODATA 2018).
+"""Units: eV and Å inside; constants and conversions come from ``ase.units`` (CODATA 2018).
 
-Each constant is its value in eV (energies), Å (lengths) or eV/Å^3 (stress).
+Each constant is its value in eV (energies), Å (lengths) or eV/Å^3 (stress). Time and
+Boltzmann's constant in simulations are those of ``ase.units`` itself (CODATA 2014), as in ASE's
+integrators.
 """
 
 from __future__ import annotations

@@ -137,9 +137,10 @@ class PackedMolecules:
         """Pack a PyG dataset, a list of ``Data``, one ``Data`` or ``Batch``, or a ``DataLoader``.
 
         An ``InMemoryDataset`` without transform is already packed and is only re-indexed; of a
-        ``DataLoader`` over a dataset the dataset is taken (in its own order; of what a sampler
-        draws, once, in that order). The energies of PyG's
-        ``MD17``, which it stores as float32, are read again from the raw file in float64.
+        ``DataLoader`` over a dataset the dataset is taken, in its own order. A sampler other than
+        torch's ``SequentialSampler`` and ``RandomSampler``, which draw from all of it, is asked
+        once for what it draws. The energies of PyG's ``MD17``, which it stores as float32, are
+        read again from the raw file in float64.
 
         Args:
             source: where ``z``, ``pos`` and the target are.
@@ -151,8 +152,11 @@ class PackedMolecules:
 
         Raises:
             StructureError: no molecules, or a bad one.
-            ValueError: forces or stress beside energies of unknown unit; molecules that were
-                packed with another target, or without such labels.
+            KeyError: no tensor where the target or the forces should be.
+            IndexError: a table without the target's column.
+            ValueError: not one value of the target for each molecule; forces or stress beside
+                energies of unknown unit; molecules that were packed with another target, or
+                without such labels.
         """
         if isinstance(source, PackedMolecules):
             if source.spec != target:

@@ -160,8 +160,9 @@ class FileSet:
                 )
         if self.stress and not any("stress" in data for data in structures):
             raise StructureError(
-                f"{self.path}: no structure has a stress to learn; write one that ASE finds "
-                "(extxyz: stress=... in the comment line, in eV/Å^3), or leave --stress out"
+                f"{self.path}: no structure periodic in all directions has a stress to learn; "
+                "write one that ASE finds (extxyz: stress=... in the comment line, in eV/Å^3), or "
+                "leave --stress out"
             )
         labels = (ASE_FORCES if self.forces else None, ASE_STRESS if self.stress else None)
         packed = PackedMolecules.pack(structures, ASE_ENERGY, True, *labels)

@@ -85,8 +85,8 @@ def radius_graph_pbc(
         pos: positions in Å, ``[N, 3]``.
         cutoff: R_cut in Å.
         cell: lattice vectors in rows, Å, ``[3, 3]`` for all structures or ``[G, 3, 3]``. Vectors
-            along directions that are not periodic are not looked at and may be zero; None where
-            no direction is periodic.
+            along directions that are not periodic must be finite and may be zero; None where no
+            direction is periodic.
         pbc: periodic directions, a bool, ``[3]`` for all structures or ``[G, 3]``; None for all
             directions where there is a cell.
         batch: structure of each atom, sorted, ``[N]``; None for one structure.

@@ -30,6 +30,7 @@ from hipnn_pyg.interfaces.simulation import (
 )
 from hipnn_pyg.interfaces.simulation_files import SimulationFiles, State, frame
 from hipnn_pyg.train.interrupts import interrupts
+from hipnn_pyg.units import GPa
 
 
 def _fingerprints(atoms: Atoms) -> dict[str, object]:
@@ -209,7 +210,7 @@ class Simulator:
         }
         if "stress" in results:
             ideal = 2 * kinetic / (3 * self.atoms.get_volume())
-            row["pressure_GPa"] = (ideal - results["stress"][:3].mean()) / units.GPa
+            row["pressure_GPa"] = (ideal - results["stress"][:3].mean()) / GPa
         if "forces_std" in results:
             row["energy_std_eV"] = results["energy_std"]
             row["largest_force_std_eV_A"] = float(results["forces_std"].max())

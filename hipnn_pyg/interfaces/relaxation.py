@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import ase.io
 import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 from ase.optimize.optimize import Optimizer
@@ -20,6 +20,7 @@ from hipnn_pyg.checks import StructureError
 from hipnn_pyg.interfaces.simulation import SimulationStopped
 from hipnn_pyg.interfaces.simulation_files import frame, refuse_results
 from hipnn_pyg.train.interrupts import interrupts
+from hipnn_pyg.units import GPa
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"LBFGS": LBFGS, "BFGS": BFGS, "FIRE": FIRE}
 
@@ -130,7 +131,7 @@ def _with_cell(atoms: Atoms, settings: Relaxation) -> FrechetCellFilter:
             "relaxing the cell needs periodicity in all three directions, not pbc "
             f"{atoms.pbc.tolist()}: leave --cell out"
         )
-    return FrechetCellFilter(atoms, scalar_pressure=settings.pressure * units.GPa)
+    return FrechetCellFilter(atoms, scalar_pressure=settings.pressure * GPa)
 
 
 def _steps(

@@ -34,6 +34,7 @@ from hipnn_pyg.interfaces.simulation import (
     temperature,
 )
 from hipnn_pyg.models.files import ModelFileError
+from hipnn_pyg.units import GPa
 
 Build = Callable[..., HIPNN]
 
@@ -125,7 +126,7 @@ def test_pressure_is_in_the_log_of_a_crystal(model: HIPNN, tmp_path: Path) -> No
     atoms = box(model)
     simulate(atoms, tmp_path, 2, ensemble="nvt", temperature=900)
     stress = atoms.get_stress(include_ideal_gas=True)
-    expected = -stress[:3].mean() / units.GPa
+    expected = -stress[:3].mean() / GPa
     assert rows(tmp_path)[-1]["pressure_GPa"] == pytest.approx(expected, rel=1e-9)
 
 
