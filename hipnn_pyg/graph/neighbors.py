@@ -1,7 +1,7 @@
 """Neighbour search: every pair within the cutoff, no cap on their number, on the device of ``pos``.
 
 One signature, several backends. ``"torch"`` (plain PyTorch) is the default and the specification:
-all pairs of small molecules, sorted columns (:mod:`hipnn_pyg.graph.cells`) for large ones, with
+all pairs of small molecules, sorted columns (:mod:`hipnn_pyg.graph.columns`) for large ones, with
 the same result. The others are used only when named.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hipnn_pyg.checks import StructureError
-from hipnn_pyg.graph.cells import Block, block_size, near_blocks, squared_distance
+from hipnn_pyg.graph.columns import Block, block_size, near_blocks, squared_distance
 from hipnn_pyg.graph.pairs import edge_distances
 from hipnn_pyg.graph.vesin_search import vesin_search
 

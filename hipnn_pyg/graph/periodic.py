@@ -1,8 +1,8 @@
 """Neighbour search in periodic cells, usable on its own: :func:`radius_graph_pbc`.
 
 Atoms are moved into the cell and copied into its images as far as the cutoff reaches beyond the
-atoms; a search among these points (:mod:`hipnn_pyg.graph.cells`) finds the neighbours. The copies
-lie at the surface of a large cell, so time and memory stay linear in the number of atoms.
+atoms; a search among these points (:mod:`hipnn_pyg.graph.columns`) finds the neighbours. The
+copies lie at the surface of a large cell, so time and memory stay linear in the number of atoms.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from hipnn_pyg.graph.cells import Block, near_blocks
+from hipnn_pyg.graph.columns import Block, near_blocks
 from hipnn_pyg.graph.images import (
     Points,
     check_number_of_images,

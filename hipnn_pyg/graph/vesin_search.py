@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hipnn_pyg.graph.cells import squared_distance
+from hipnn_pyg.graph.columns import squared_distance
 
 
 def vesin_search(pos: Tensor, cutoff: float, batch: Tensor) -> Tensor:

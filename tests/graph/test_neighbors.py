@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from hipnn_pyg import RadiusGraph, StructureError, radius_graph
-from hipnn_pyg.graph import BACKENDS, cells, neighbors
+from hipnn_pyg.graph import BACKENDS, columns, neighbors
 
 
 def crowd(edge: int = 6, spacing: float = 1.2) -> Tensor:
@@ -102,7 +102,7 @@ def test_blocks_of_the_search_agree(
 ) -> None:
     monkeypatch.setattr(neighbors, "ALL_PAIRS_LIMIT", limit)
     whole = radius_graph(molecules.pos, 2.0, molecules.batch)
-    for module in (neighbors, cells):
+    for module in (neighbors, columns):
         monkeypatch.setattr(module, "block_size", lambda device: 20)  # two atoms at a time
     assert torch.equal(radius_graph(molecules.pos, 2.0, molecules.batch), whole)
 
@@ -140,20 +140,20 @@ def test_columns_of_a_batch_do_not_mix(dtype: torch.dtype, monkeypatch: pytest.M
 def test_large_molecules_take_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work grows as the number of atoms, and a block holds a bounded number of candidates."""
     looked_at: list[int] = []
-    expand = cells._expand
+    expand = columns._expand
 
     def counting(start: Tensor, length: Tensor) -> Tensor:
         places = expand(start, length)
         looked_at.append(places.numel())
         return places
 
-    monkeypatch.setattr(cells, "_expand", counting)
+    monkeypatch.setattr(columns, "_expand", counting)
     work, edges = [], []
     for num_atoms in (200, 1000, 8000):
         looked_at.clear()
         edges.append(radius_graph(cloud(num_atoms), 4.0).size(1))
         work.append(sum(looked_at))
-    limit = cells.block_size(torch.device("cpu"))
+    limit = columns.block_size(torch.device("cpu"))
     assert work[0] == 0  # small: all pairs
     assert work[2] < 3 * edges[2] and work[2] < 12 * work[1]  # all pairs would be 64 times
     assert len(looked_at) > 1 and max(looked_at) < 1.1 * limit

@@ -19,6 +19,7 @@ from hipnn_pyg import StructureError, radius_graph
 from hipnn_pyg.graph import cells, image_shift, periodic, radius_graph_pbc
 from hipnn_pyg.graph.images import check_number_of_images
 from hipnn_pyg.graph.lattice import read_lattice
+from hipnn_pyg.graph import columns, image_shift, periodic, radius_graph_pbc
 
 Edge = tuple[int, int, int, int, int]
 
@@ -169,7 +170,7 @@ def test_blocks_of_the_search_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     cell = cell_of("triclinic")
     pos = atoms_in(cell, 20, spread=3.0)
     whole = radius_graph_pbc(pos, 4.0, cell, return_images=True)
-    monkeypatch.setattr(cells, "block_size", lambda device: 100)
+    monkeypatch.setattr(columns, "block_size", lambda device: 100)
     assert all(map(torch.equal, radius_graph_pbc(pos, 4.0, cell, return_images=True), whole))
 
 
@@ -284,7 +285,7 @@ def test_work_is_linear_in_a_large_cell(monkeypatch: pytest.MonkeyPatch) -> None
     """Candidates per edge do not grow, and images only at the surface of the cell."""
     looked_at: list[int] = []
     points: list[int] = []
-    expand, image_points = cells._expand, periodic.image_points
+    expand, image_points = columns._expand, periodic.image_points
 
     def counting(start: Tensor, length: Tensor) -> Tensor:
         places = expand(start, length)
@@ -296,7 +297,7 @@ def test_work_is_linear_in_a_large_cell(monkeypatch: pytest.MonkeyPatch) -> None
         points.append(len(result[0].owner))
         return result
 
-    monkeypatch.setattr(cells, "_expand", counting)
+    monkeypatch.setattr(columns, "_expand", counting)
     monkeypatch.setattr(periodic, "image_points", measuring)
     for num_atoms in (500, 4000):
         looked_at.clear()
