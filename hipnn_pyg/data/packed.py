@@ -212,13 +212,19 @@ class PackedMolecules:
         forces = None
         if labels is not None:
             forces = labels.select(stored) * labels.factor(target.unit)
-        atoms = (stored.z, stored.pos, counts)
-        cells = cells_of(stored, len(counts))
         stress = None
         if of_stress is not None:
             stress = of_stress.select(stored, len(counts)) * of_stress.factor(target.unit)
         packed = cls(
-            *(*atoms, energies, start, target, forces, labels, cells),
+            z=stored.z,
+            pos=stored.pos,
+            counts=counts,
+            target=energies,
+            start=start,
+            spec=target,
+            forces=forces,
+            force_labels=labels,
+            cells=cells_of(stored, len(counts)),
             stress=stress,
             stress_labels=of_stress,
         )
@@ -260,9 +266,13 @@ class PackedMolecules:
             raise StructureError("the dataset holds no molecules: give at least one")
         sizes = torch.cat(counts).cpu()
         start = sizes.cumsum(0) - sizes
-        atoms = (torch.cat(z), torch.cat(pos), sizes)
         return cls(
-            *(*atoms, torch.cat(energies), start, target),
+            z=torch.cat(z),
+            pos=torch.cat(pos),
+            counts=sizes,
+            target=torch.cat(energies),
+            start=start,
+            spec=target,
             forces=torch.cat(forces) if forces else None,
             force_labels=labels,
             cells=PackedCells.join(cells, [len(one) for one in counts]),
@@ -304,9 +314,9 @@ class PackedMolecules:
             block = self.gather(molecules)
             if block.forces is not None:
                 check_forces(block.forces, block.batch, molecules)
-            nearest = torch.isfinite(block.pos).all(dim=1).double()
-            if bool(nearest.all()) and block.pos.is_floating_point():
-                nearest = _nearest_distances(block)
+            finite = torch.isfinite(block.pos).all(dim=1)
+            whole = bool(finite.all()) and block.pos.is_floating_point()
+            nearest = _nearest_distances(block) if whole else finite.double()
             number = molecules[block.batch[nearest.argmin()].cpu()]  # the worst one
             worst = self.gather(number.reshape(1))
             try:
@@ -405,17 +415,22 @@ class PackedMolecules:
             if found is not None:
                 return MoleculeBatch(*found)
         counts = self.counts[index]
-        largest, num_edges = int(counts.max()), int((counts * (counts - 1)).sum())
         ptr, batch, atoms = rows_of(index, self.counts, self.start)
-        forces = None if self.forces is None else self.forces[atoms]
-        pairs = (batch, ptr, largest, num_edges)
-        there = index.to(self.device)
-        labels = (self.target[there], forces)
-        cells, stress = None, None if self.stress is None else self.stress[there]
+        there, cells = index.to(self.device), None
         if self.cells is not None:
             cells = self.cells.gather(index, ptr[:-1], self.pos.dtype)
-        z, pos = self.z[atoms], self.pos[atoms]
-        return MoleculeBatch(z, pos, *pairs, *labels, cells=cells, stress=stress)
+        return MoleculeBatch(
+            z=self.z[atoms],
+            pos=self.pos[atoms],
+            batch=batch,
+            ptr=ptr,
+            max_atoms=int(counts.max()),
+            num_edges=int((counts * (counts - 1)).sum()),
+            target=self.target[there],
+            forces=None if self.forces is None else self.forces[atoms],
+            cells=cells,
+            stress=None if self.stress is None else self.stress[there],
+        )
 
 
 def _check_slices(numbers: Tensor, positions: Tensor) -> None:
