@@ -115,6 +115,7 @@ class HIPNNCalculator(BaseCalculator):
         """
         return all_changes if self.atoms is None else changes(self.atoms, atoms)
 
+    @torch.inference_mode(False)  # whose tensors no later derivative could use
     def calculate(
         self,
         atoms: Atoms,
@@ -178,6 +179,7 @@ class HIPNNCalculator(BaseCalculator):
         self.atoms, self.results, self._near = None, {}, []
         self.neighbors.searched = None
 
+    @torch.inference_mode(False)
     def search(self, atoms: Atoms) -> None:
         """Search the neighbours in this structure, even where those at hand still hold.
 

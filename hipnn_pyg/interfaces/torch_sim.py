@@ -22,6 +22,7 @@ from hipnn_pyg.graph import image_shift, radius_graph, radius_graph_pbc
 from hipnn_pyg.graph.lattice import Lattice, read_lattice
 from hipnn_pyg.interfaces.loading import load_potential
 from hipnn_pyg.models.files import member_folders
+from hipnn_pyg.models.forces import copies
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.neighborhood import Neighborhood, neighborhood
 from hipnn_pyg.models.potential import HIPNNPotential
@@ -123,6 +124,7 @@ class TorchSimModel(ModelInterface):
     def compute_stress(self, compute_stress: bool) -> None:
         self._compute_stress = compute_stress
 
+    @torch.inference_mode(False)  # whose tensors no later derivative could use
     def forward(self, state: Any, **_: Any) -> dict[str, Tensor]:
         """Energies, forces and stress of all structures of a state.
 
@@ -138,9 +140,13 @@ class TorchSimModel(ModelInterface):
             StructureError: bad input, see :mod:`hipnn_pyg.checks`, or the stress of structures
                 that are not periodic.
         """
-        z, batch = state.atomic_numbers, state.system_idx
-        pos, cell = state.positions.detach().double(), state.row_vector_cell.detach().double()
-        pbc = torch.as_tensor(state.pbc, device=pos.device).expand(3)
+        z, batch, pos, cell, pbc = copies(
+            state.atomic_numbers,
+            state.system_idx,
+            state.positions.detach().double(),
+            state.row_vector_cell.detach().double(),
+            torch.as_tensor(state.pbc, device=state.positions.device).expand(3),
+        )
         if self._compute_stress and not bool(pbc.all()):
             raise StructureError(
                 f"stress needs periodicity in all three directions, not pbc {pbc.tolist()}: take "
@@ -183,6 +189,5 @@ class TorchSimModel(ModelInterface):
             edges = radius_graph(pos, reach, batch, model.backend)
         near = neighborhood(model, z, pos, batch, num_graphs, edges, shift)
         self.searches += 1
-        kept = (x.clone() for x in (z, batch, pos, cell, pbc))
-        self._searched = Searched(near, lattice, *kept)
+        self._searched = Searched(near, lattice, z, batch, pos, cell, pbc)
         return self._searched

@@ -22,8 +22,8 @@ from rdkit import Chem
 from rdkit.Chem import rdDepictor, rdDistGeom
 from torch_geometric.data import Batch, Data
 
-from hipnn_pyg.data import molecules
 from hipnn_pyg.checks import HIPNNWarning, StructureError
+from hipnn_pyg.data import molecules
 from hipnn_pyg.data.molecules import (
     from_atoms,
     from_smiles,

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hipnn_pyg import StructureError, radius_graph
-from hipnn_pyg.graph import cells, image_shift, periodic, radius_graph_pbc
+from hipnn_pyg.graph import columns, image_shift, periodic, radius_graph_pbc
 from hipnn_pyg.graph.images import check_number_of_images
 from hipnn_pyg.graph.lattice import read_lattice
-from hipnn_pyg.graph import columns, image_shift, periodic, radius_graph_pbc
 
 Edge = tuple[int, int, int, int, int]
 

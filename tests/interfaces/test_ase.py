@@ -142,6 +142,21 @@ def test_units_come_from_the_model(small_model: Build, unit: str, factor: float)
     assert results[1]["nonhierarchicality"] == results[0]["nonhierarchicality"]
 
 
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+def test_in_inference_mode(small_model: Build, kernel: str) -> None:
+    """The neighbours found there are used outside, too."""
+    atoms, again = crystal(), crystal()
+    model = small_model(energy_unit="eV", kernel=kernel)
+    atoms.calc, again.calc = HIPNNCalculator(model), HIPNNCalculator(model)
+    with torch.inference_mode():
+        again.get_forces()
+    for moved in (atoms, again):
+        moved.positions[0] += 0.01
+    np.testing.assert_allclose(again.get_forces(), atoms.get_forces(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(again.get_stress(), atoms.get_stress(), rtol=0, atol=1e-12)
+    assert again.calc.neighbors.searches == 1
+
+
 def test_unknown_unit_stops(small_model: Build) -> None:
     for unit in "unknown", "Debye":
         with pytest.raises(ValueError, match="energy_unit"):

@@ -106,6 +106,20 @@ def test_units_and_files(small_model: Build, tmp_path: Path) -> None:
         TorchSimModel("qm9-u0-ensemble", i_know=True)
 
 
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+def test_in_inference_mode(small_model: Build, kernel: str) -> None:
+    """The neighbours found there are used outside, and so may the state be."""
+    energies, outside = small_model(energy_unit="eV", kernel=kernel), state(molecules())
+    expected = TorchSimModel(energies)(outside)["forces"]  # control
+    with torch.inference_mode():
+        inside = state(molecules())
+    for made in outside, inside:
+        model = TorchSimModel(energies)
+        with torch.inference_mode():
+            assert torch.equal(model(made)["forces"], expected)
+        assert torch.equal(model(made)["forces"], expected) and model.searches == 1
+
+
 def test_pairs_are_kept_while_that_is_safe(model: HIPNN) -> None:
     """Also for atoms wrapped into the cell; not for other cells, atoms or larger moves."""
     kept = TorchSimModel(model, compute_stress=True)
