@@ -58,6 +58,12 @@ def box(model: HIPNN, **options: Any) -> Atoms:
     return atoms
 
 
+def gas(model: HIPNN, side: int, **options: Any) -> Atoms:
+    """A cube of side x side x side atoms out of one another's reach."""
+    grid = np.stack(np.meshgrid(*3 * [np.arange(float(side))]), axis=-1).reshape(-1, 3)
+    return Atoms(f"O{side**3}", 9 * grid, calculator=HIPNNCalculator(model), **options)
+
+
 def simulate(
     atoms: Atoms, folder: Path, steps: int, resume: bool = False, **settings: Any
 ) -> Simulator:
@@ -82,11 +88,14 @@ def test_nve_conserves_energy_and_momentum(model: HIPNN, tmp_path: Path) -> None
         atoms = ethanol(model)
         folder = tmp_path / str(timestep)
         simulator = simulate(atoms, folder, round(40 / timestep), timestep=timestep, log_every=1)
-        report = simulator.report()
-        total = [row["total_eV"] for row in rows(folder)]
+        log, report, drift = rows(folder), simulator.report(), EnergyDrift()
+        for row in log:
+            drift.add(row["time_ps"], row["total_eV"])
         assert abs(atoms.get_momenta().sum(0)).max() < 1e-12
-        assert np.ptp([row["kinetic_eV"] for row in rows(folder)]) > 100 * np.ptp(total)
-        assert report.fluctuation == pytest.approx(1e3 * np.std(total) / len(atoms), rel=0.5)
+        spread = {name: np.ptp([row[name] for row in log]) for name in ("kinetic_eV", "total_eV")}
+        assert spread["kinetic_eV"] > 100 * spread["total_eV"]
+        expected = 1e3 * drift.fluctuation / len(atoms)
+        assert report.fluctuation == pytest.approx(expected, rel=1e-9)
         found.append(report.fluctuation)
     assert 3 < found[0] / found[1] < 5
 
@@ -154,12 +163,33 @@ def test_velocities_have_the_temperature() -> None:
     assert temperature(one, one.get_kinetic_energy()) > 0
 
 
+def test_a_simulation_begins_at_its_temperature(model: HIPNN, tmp_path: Path) -> None:
+    """A third of it makes a third, of the same random numbers."""
+    found = []
+    for kelvin in 900.0, 300.0:
+        folder = tmp_path / str(kelvin)
+        simulate(gas(model, 5), folder, 1, temperature=kelvin)
+        found.append(rows(folder)[0]["temperature_K"])
+    assert found[0] == pytest.approx(900, rel=0.15)
+    assert found[1] == pytest.approx(found[0] / 3, rel=1e-9)
+
+
+def test_friction_is_the_rate_of_warming(model: HIPNN, tmp_path: Path) -> None:
+    """From rest T / T0 = 1 - exp(-2 friction t): after 0.1 ps 0.63 at 5/ps, 0.39 at half of it."""
+    for friction, expected in (5.0, 0.632), (2.5, 0.393):
+        atoms, folder = gas(model, 7, momenta=np.zeros((343, 3))), tmp_path / str(friction)
+        settings = {"ensemble": "nvt", "temperature": 600.0, "friction": friction}
+        simulate(atoms, folder, 50, velocities="keep", timestep=2.0, save_every=100, **settings)
+        last = rows(folder)[-1]
+        assert last["time_ps"] == pytest.approx(0.1)
+        assert last["temperature_K"] / 600 == pytest.approx(expected, rel=0.15)
+
+
 def test_the_thermostat_reaches_its_temperature(model: HIPNN, tmp_path: Path) -> None:
     """A gas of atoms out of each other's reach, from rest; without a thermostat it stays there."""
     found = {}
     for ensemble in "nvt", "nve":
-        grid = np.stack(np.meshgrid(*3 * [np.arange(3.0)]), axis=-1).reshape(-1, 3)
-        atoms = Atoms("O27", 9 * grid, momenta=np.zeros((27, 3)), calculator=HIPNNCalculator(model))
+        atoms = gas(model, 3, momenta=np.zeros((27, 3)))
         settings = {"ensemble": ensemble, "temperature": 600.0, "friction": 200.0}
         folder = tmp_path / ensemble
         simulate(atoms, folder, 300, velocities="keep", timestep=1.0, **settings)
@@ -338,7 +368,9 @@ def test_what_cannot_be_resumed(model: HIPNN, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="skin = 0.5, not 0.4"):
         resume(ethanol(model, skin=0.4))
     exchanged.numbers[exchanged.numbers == 8] = 7
-    for atoms in (exchanged, box(model)):
+    deuterated = ethanol(model)
+    deuterated.set_masses(np.where(deuterated.numbers == 1, 2.014, deuterated.get_masses()))
+    for atoms in (exchanged, deuterated, box(model)):
         with pytest.raises(ModelFileError, match="simulated with atoms_and_cell_sha256"):
             resume(atoms)
     resume(ethanol(model), checkpoint_seconds=1.0)  # changes nothing that is computed

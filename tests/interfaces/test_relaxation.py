@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,26 @@ def test_not_converged_is_said(model: HIPNN, tmp_path: Path) -> None:
     assert (tmp_path / "last.extxyz").exists()
     with pytest.raises(FileExistsError, match="--run"):
         run(some(model), tmp_path)
+
+
+def test_an_interrupt_stops_between_two_steps(model: HIPNN, tmp_path: Path) -> None:
+    atoms, calls = some(model), []
+    calculate = atoms.calc.calculate
+
+    def counted(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:  # that of the start, then one for each step
+            os.kill(os.getpid(), signal.SIGTERM)
+        calculate(*arguments)
+
+    atoms.calc.calculate = counted
+    with pytest.raises(SimulationStopped, match="stopped after step 2") as caught:
+        run(atoms, tmp_path / "a")
+    assert caught.value.interrupted and len(calls) == 3
+    assert len(ase.io.read(tmp_path / "a" / "trajectory.extxyz", index=":")) == 3
+    last = ase.io.read(tmp_path / "a" / "last.extxyz")
+    np.testing.assert_allclose(last.positions, atoms.positions, atol=1e-8)
+    assert run(some(model), tmp_path / "b", steps=3).steps == 3  # control
 
 
 def test_what_must_not_go_on(model: HIPNN, tmp_path: Path) -> None:

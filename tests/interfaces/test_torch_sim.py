@@ -232,6 +232,15 @@ def test_bad_input_stops(model: HIPNN) -> None:
     torch.testing.assert_close(potential(good)["energy"], expected, rtol=0, atol=0)
 
 
+def test_a_least_distance(model: HIPNN) -> None:
+    water = molecules()[1]
+    r = water.get_all_distances()[np.triu_indices(3, 1)].min()
+    near, far = (TorchSimModel(model, min_distance=r + by) for by in (-1e-6, 1e-6))
+    assert bool(near(state([water]))["energy"].isfinite().all())
+    with pytest.raises(StructureError, match="atoms . and . are .* apart"):
+        far(state([water]))
+
+
 def test_later_versions_say_pbc_for_each_direction(model: HIPNN) -> None:
     """Their states have tensors; a slab is one there, and a molecule in 0.3.0."""
     slab = Atoms("CO", [[0.1, 0, 0], [1.3, 0.4, 0.8]], cell=[2.6, 2.7, 30], pbc=(1, 1, 0))
