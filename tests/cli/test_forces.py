@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from ase.units import GPa
 from torch_geometric.datasets import MD17
 
 from hipnn_pyg import radius_graph_pbc
-from hipnn_pyg.cli import main
+from hipnn_pyg.cli import main, parser
 from hipnn_pyg.cli.plot import draw_components, draw_learning
 from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.cli.train import FORCES
@@ -305,6 +306,51 @@ def test_forces_have_their_own_defaults(water: Path, tmp_path: Path) -> None:
     assert behind == {**forces, "batch_size": 30}
     again = settings("again", "--config", str(tmp_path / "forces" / "config.yaml"))
     assert again == forces
+
+
+DOCUMENTED = {
+    "hidden_channels": "(.+) features",
+    "num_interactions": "(.+) interactions",
+    "num_onsite": "(.+) on-site layers",
+    "num_sensitivities": "(.+) sensitivities",
+    "batch_size": "mini-batches of (.+)",
+    "learning_rate": "learning rate (.+)",
+    "lambda_r": "λ_R (.+)",
+    "energy_weight": "an energy weight of (.+)",
+    "epochs": "(.+) epochs",
+    "validate_every": "a validation after every (.+)",
+}
+"""How docs/training.md says what ``--forces`` changes."""
+
+
+def number(text: str) -> float:
+    """1,000 or 2·10⁻³."""
+    text = text.replace(",", "").replace("·10", "e").replace("10⁻", "1e⁻")
+    return float(text.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")))
+
+
+@pytest.mark.parametrize(
+    "data", ["md17", "file --path my.xyz --num_train 9 --num_validation 1"], ids=["md17", "file"]
+)
+def test_the_documentation_says_what_forces_change(data: str) -> None:
+    """All of it, and nothing else."""
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (sentence,) = re.findall(r"`--forces` (\d+ features.*?)\. ", " ".join(text.split()))
+    parts = re.split(", | and ", sentence)
+    said = {
+        name: number(found[1])
+        for name, form in DOCUMENTED.items()
+        for part in parts
+        if (found := re.fullmatch(form, part))
+    }
+    assert len(said) == len(parts)
+    plain, forces = (
+        parser().parse_args(["train", *data.split(), *more])["train"][data.split()[0]].as_dict()
+        for more in ((), ("--forces",))
+    )
+    changed = {name: value for name, value in forces.items() if value != plain[name]}
+    assert changed.pop("forces") is True
+    assert changed == said
 
 
 def test_runs_from_before_there_were_forces(water: Path, tmp_path: Path, capsys: Capture) -> None:

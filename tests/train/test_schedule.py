@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch.optim import Adam
 
-from hipnn_pyg.train import PlateauAnnealing, WarmupCosine
+from hipnn_pyg import HIPNN
+from hipnn_pyg.train import PlateauAnnealing, Training, WarmupCosine
+from hipnn_pyg.train.recipe import recipe
 from hipnn_pyg.train.schedule import Schedule
 
 
@@ -75,6 +78,23 @@ def test_plateau_annealing_survives_a_restart_in_every_epoch() -> None:
         assert schedule.after_epoch(mae < best) is (epoch == 18)
         best = min(best, mae)
         assert optimizer.param_groups[0]["lr"] == rate
+
+
+def test_the_paper_recipe_takes_its_settings(small_model: Callable[..., HIPNN]) -> None:
+    """A best in epoch 1 alone: lowered in epoch 7, when t_init ends, and 3 epochs later."""
+    optimizer, config = new_optimizer(), Training(recipe="paper", t_init=7, t_patience=3, decay=0.3)
+    schedule, average = recipe(config, small_model(), optimizer, 100)
+    rates, stopped = trace(schedule, optimizer, [1.0, *range(2, 20)])
+    assert rates == pytest.approx([8.0] * 6 + [2.4] * 3 + [0.72], rel=1e-14)
+    assert stopped == 10 and average is None
+
+
+def test_the_fast_recipe_takes_its_settings(small_model: Callable[..., HIPNN]) -> None:
+    """4 of 100 steps to a peak of 2, half of it after half of the others."""
+    optimizer, config = new_optimizer(), Training(learning_rate=2.0, warmup_steps=4)
+    schedule, average = recipe(config, small_model(), optimizer, 100)
+    assert schedule.rates(53)[[0, 4, 52]].tolist() == pytest.approx([0.4, 2.0, 1.0], rel=1e-12)
+    assert average is not None
 
 
 def test_constant_while_it_improves() -> None:
