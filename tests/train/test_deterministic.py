@@ -27,13 +27,6 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(autouse=True)
-def restored_flush_denormal() -> Iterator[None]:
-    """The trainer flushes denormals for the whole process; other tests keep what they had."""
-    yield
-    torch.set_flush_denormal(False)
-
-
 @pytest.mark.parametrize("kernel", ["reference", "padded", "fused"])
 def test_bit_equal_twice(
     kernel: str, deterministic: None, new_model: Models, parts: Parts, settings: Settings

@@ -364,16 +364,12 @@ def left_over(step: TrainingStep, batch: MoleculeBatch, steps: int, keep: bool =
     return most + tensors() - before
 
 
-@pytest.mark.parametrize(
-    ("kernel", "steps"), [("padded", 1000), ("reference", 100), ("fused", 100)]
-)
-def test_no_graph_outlives_its_step(
-    small_model: Callable[..., HIPNN], kernel: str, steps: int
-) -> None:
+@EVERY_KERNEL
+def test_no_graph_outlives_its_step(small_model: Callable[..., HIPNN], kernel: str) -> None:
     sizes = dict(num_interactions=1, num_onsite=1, hidden_channels=4, num_sensitivities=4)
     step = new_step(small_model(torch.float32, kernel=kernel, **sizes))
     batch = batch_of(("H2O", "CH4"))
-    assert left_over(step, batch, steps) == 0
+    assert left_over(step, batch, 30) == 0
     assert left_over(step, batch, 20, keep=True) > 20  # control
 
 
