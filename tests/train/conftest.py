@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ase.build
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg import HIPNN, PackedMolecules
 from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.data.targets import ASE_ENERGY
-from hipnn_pyg.train import LossTerms, Training
+from hipnn_pyg.train import LossTerms, Trainer, Training
 from hipnn_pyg.train.step import TrainingStep
 
 FREE_ATOM = {1: -0.1, 6: -0.6, 7: -0.5, 8: -0.4}
@@ -41,6 +42,15 @@ def make_structures(number: int, seed: int = 0) -> list[Data]:
             )
         )
     return structures
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One order of summation, also for what a module trains once for all tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +89,68 @@ def settings() -> Callable[..., Training]:
         return Training(**(defaults | changes))
 
     return build
+
+
+@pytest.fixture
+def cell_model() -> Callable[..., HIPNN]:
+    """``cell_model(seed=2)``: a small model of H, C and O in float64, with a cutoff of 3.6 Å."""
+
+    def build(seed: int = 2, **options: Any) -> HIPNN:
+        torch.manual_seed(seed)
+        sizes = dict(hidden_channels=7, num_onsite=1, num_sensitivities=6, cutoff=3.6)
+        model = HIPNN(species=(1, 6, 8), **(sizes | options)).double()
+        model.set_e0([-1.0, -2.0, -3.0], 0.7)
+        return model
+
+    return build
+
+
+class InMemory(InMemoryDataset):
+    """A PyG data set in memory."""
+
+    def __init__(self, items: list[Data]) -> None:
+        super().__init__()
+        self.data, self.slices = self.collate(items)
+
+
+@pytest.fixture
+def in_memory() -> type[InMemory]:
+    """``in_memory(items)``: they as a PyG data set."""
+    return InMemory
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Callable[..., dict[str, Any]]:
+    """``checkpoint(folder, random=False)``: the last one without its times, with the state of
+    PyTorch's random numbers if asked for."""
+
+    def read(folder: Path, random: bool = False) -> dict[str, Any]:
+        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+        del state["progress"]["seconds"]
+        for row in state["history"]:
+            del row["seconds"]
+        if not random:
+            del state["rng"]
+        return state
+
+    return read
+
+
+@pytest.fixture
+def interrupt_after() -> Callable[[Trainer, int], None]:
+    """``interrupt_after(trainer, steps)``: press Ctrl-C during this step of the run."""
+
+    def interrupt(trainer: Trainer, steps: int) -> None:
+        after_step, done = trainer.schedule.after_step, [0]
+
+        def count() -> None:
+            after_step()
+            done[0] += 1
+            trainer.interrupted = trainer.interrupted or done[0] == steps
+
+        trainer.schedule.after_step = count  # type: ignore[method-assign]
+
+    return interrupt
 
 
 SameGradient = Callable[[TrainingStep, TrainingStep, MoleculeBatch], tuple[LossTerms, Tensor]]

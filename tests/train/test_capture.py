@@ -198,8 +198,8 @@ def test_the_static_step_is_the_ordinary_step(
     assert_equal_runs(ours, theirs)
     other = train("on", kernel, forces, recipe=recipe, seed=1)  # control: in another order
     other.fit()
-    with pytest.raises(AssertionError):
-        assert_equal_runs(ours, other, 1e-4)
+    vectors = [trainer.objective.vector for trainer in (ours, other)]
+    assert not torch.allclose(*vectors, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("recipe, forces", [("paper", False), ("fast", False), ("fast", True)])
@@ -308,23 +308,28 @@ def test_ordinary_mini_batches_still_have_a_gradient(
 # -- what a graph cannot hold ----------------------------------------------------------------------
 
 
+def operations(trainer: Trainer) -> list[list[tuple[str, list[torch.Size]]]]:
+    """Those of each step of an epoch, with the shapes of their results."""
+    trainer.start()
+    trainer.begin_epoch()
+    assert trainer.captured is not None
+    found = []
+    for _ in trainer.batches():
+        with Recorder() as recorder:
+            trainer.captured()
+        found.append(recorder.shapes)
+    return found
+
+
 @pytest.mark.parametrize("forces", [False, True], ids=["energies", "forces"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_step_is_the_same_list_of_operations(
     kernel: str, forces: bool, like_a_gpu: None, train: Callable[..., Trainer]
 ) -> None:
     """Same operations and shapes for all mini-batches, the smaller last too; no look at data."""
-    trainer = train("on", kernel, forces)
-    trainer.start()
-    trainer.begin_epoch()
-    assert trainer.captured is not None
-    recorders = []
-    for _ in trainer.batches():
-        with Recorder() as recorder:
-            trainer.captured()
-        recorders.append(recorder)
-    assert len(recorders) == 10 and len(recorders[0].calls) > 100
-    assert all(recorder.shapes == recorders[0].shapes for recorder in recorders)
+    steps = operations(train("on", kernel, forces))
+    assert len(steps) == 10 and len(steps[0]) > 100
+    assert all(step == steps[0] for step in steps)
 
 
 @pytest.mark.parametrize("look", ["item", "bool", "nonzero", "shape"])
@@ -350,8 +355,12 @@ def test_a_look_at_the_data_is_caught(
         return batch
 
     monkeypatch.setattr(StaticBatches, "draw", peep)
-    with pytest.raises(AssertionError):
-        test_every_step_is_the_same_list_of_operations("fused", False, None, train)
+    if look == "shape":  # no operation that is forbidden, but of another size in each step
+        steps = operations(train("on"))
+        assert any(step != steps[0] for step in steps)
+        return
+    with pytest.raises(AssertionError, match="waits for the device"):
+        operations(train("on"))
 
 
 # -- padding ---------------------------------------------------------------------------------------
@@ -522,18 +531,6 @@ def test_shares_are_those_of_the_running_average(count: int) -> None:
 # -- in the trainer --------------------------------------------------------------------------------
 
 
-def interrupt_after(trainer: Trainer, steps: int) -> None:
-    """Press Ctrl-C during this step of the run."""
-    after_step, done = trainer.schedule.after_step, [0]
-
-    def count() -> None:
-        after_step()
-        done[0] += 1
-        trainer.interrupted = trainer.interrupted or done[0] == steps
-
-    trainer.schedule.after_step = count  # type: ignore[method-assign]
-
-
 @pytest.mark.parametrize("recipe, steps", [("fast", 1), ("fast", 13), ("fast", 20), ("paper", 13)])
 def test_resumed_bit_for_bit(
     recipe: str,
@@ -541,6 +538,7 @@ def test_resumed_bit_for_bit(
     graphs: list[Graph],
     like_a_gpu: None,
     train: Callable[..., Trainer],
+    interrupt_after: Callable[[Trainer, int], None],
     tmp_path: Path,
 ) -> None:
     """Interrupted in the first step, mid-epoch, at an epoch's end; with graphs."""
@@ -563,7 +561,9 @@ def test_resumed_bit_for_bit(
 
 
 def test_a_run_may_change_between_captured_and_ordinary_steps(
-    train: Callable[..., Trainer], tmp_path: Path
+    train: Callable[..., Trainer],
+    interrupt_after: Callable[[Trainer, int], None],
+    tmp_path: Path,
 ) -> None:
     whole = train("off", recipe="fast")
     whole.fit()

@@ -7,6 +7,7 @@ starting processes costs more than training.
 from __future__ import annotations
 
 import csv
+import fcntl
 import importlib.util
 import os
 import signal
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ EARLY: dict[str, Any] = dict(
 """A rate so high that the schedule soon ends the training."""
 SECONDS = 300
 """Longest wait for a process, on a slow machine."""
+Checkpoint = Callable[[Path], dict[str, Any]]
+EqualRuns = Callable[[Path, Path], None]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def molecules() -> tuple[PackedMolecules, PackedMolecules]:
@@ -157,8 +162,7 @@ def all_cases(out: Path) -> None:
     killed = new_trainer(out / "killed", 2)
     if second:
         call_at(killed, 12, lambda: signal_myself(signal.SIGKILL))
-    started = time.monotonic()
-    result["killed"] = {**stopped(killed), "seconds": time.monotonic() - started}
+    result["killed"] = stopped(killed)
     torch.save(result, out / "rank0.pt")
 
 
@@ -170,15 +174,6 @@ def environment() -> dict[str, str]:
     foreign = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
     kept = {name: value for name, value in os.environ.items() if name not in foreign}
     return {**kept, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the processes, also for what the module makes once."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -214,27 +209,25 @@ def two(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 Two = tuple[dict[str, Any], dict[str, Any]]
 
 
-def checkpoint(folder: Path) -> dict[str, Any]:
-    """The last checkpoint, without the times and the state of unused random numbers."""
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    del state["progress"]["seconds"], state["rng"]
-    for row in state["history"]:
-        del row["seconds"]
-    return state
-
-
-def assert_equal_runs(ours: Path, theirs: Path, tolerance: float = 1e-10) -> None:
+@pytest.fixture
+def assert_equal_runs(checkpoint: Checkpoint) -> EqualRuns:
     """Weights, average, moments of Adam, schedule, history, best epoch; and the model file."""
-    exact = dict(rtol=tolerance, atol=tolerance)
-    states = [checkpoint(folder) for folder in (ours, theirs)]
-    for name in ("settings", "energy_unit"):
-        assert states[0].pop(name) == states[1].pop(name)
-    torch.testing.assert_close(*states, **exact)
-    weights = [load_model(folder).state_dict() for folder in (ours, theirs)]
-    torch.testing.assert_close(weights[0], weights[1], **exact)
+
+    def check(ours: Path, theirs: Path) -> None:
+        exact = dict(rtol=1e-10, atol=1e-10)
+        states = [checkpoint(folder) for folder in (ours, theirs)]
+        for name in ("settings", "energy_unit"):
+            assert states[0].pop(name) == states[1].pop(name)
+        torch.testing.assert_close(*states, **exact)
+        weights = [load_model(folder).state_dict() for folder in (ours, theirs)]
+        torch.testing.assert_close(weights[0], weights[1], **exact)
+
+    return check
 
 
-def test_two_processes_equal_one(two: Two, out: Path, one: Path) -> None:
+def test_two_processes_equal_one(
+    two: Two, out: Path, one: Path, assert_equal_runs: EqualRuns, checkpoint: Checkpoint
+) -> None:
     """20 steps in float64: weights, train columns, validation errors, schedule, best epoch."""
     state = checkpoint(one)
     assert state["schedule"]["step"] == 20 and len(state["history"]) == 4
@@ -253,7 +246,9 @@ def test_the_processes_are_equal_to_the_last_bit(two: Two) -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_early_stopping_stops_both(two: Two, out: Path, tmp_path: Path) -> None:
+def test_early_stopping_stops_both(
+    two: Two, out: Path, assert_equal_runs: EqualRuns, tmp_path: Path
+) -> None:
     alone = new_trainer(tmp_path, 1, **EARLY)
     alone.fit()
     assert alone.stopped and alone.epoch < 30
@@ -275,24 +270,33 @@ def test_control_the_mean_of_the_shares_losses_is_another_loss() -> None:
     assert (whole - mean).norm() > 1e-2 * whole.norm()
 
 
-def go_on_alone(folder: Path, one: Path, steps_done: int) -> None:
-    """Resumed by one process, the run of two ends as the run of one."""
-    trainer = new_trainer(folder, 1)
-    trainer.resume()
-    assert trainer.epoch * trainer.steps_per_epoch + trainer.step == steps_done
-    trainer.fit()
-    assert_equal_runs(folder, one)
+@pytest.fixture
+def go_on_alone(out: Path, one: Path, assert_equal_runs: EqualRuns) -> Callable[[str, int], None]:
+    """Resumed by one process, the run of two in a folder ends as the run of one."""
+
+    def check(folder: str, steps_done: int) -> None:
+        trainer = new_trainer(out / folder, 1)
+        trainer.resume()
+        assert trainer.epoch * trainer.steps_per_epoch + trainer.step == steps_done
+        trainer.fit()
+        assert_equal_runs(out / folder, one)
+
+    return check
 
 
-def test_sigterm_to_one_process_stops_both(two: Two, out: Path, one: Path) -> None:
+def test_sigterm_to_one_process_stops_both(
+    two: Two, go_on_alone: Callable[[str, int], None]
+) -> None:
     first, second = (result["interrupted"] for result in two)
     assert first == second and first["interrupted"]
     assert (first["epoch"], first["step"]) == (1, 3)  # asked in step 7, agreed in step 8
     assert "epoch 2 at step 3 of 5; go on with --resume" in first["message"]
-    go_on_alone(out / "interrupted", one, steps_done=8)
+    go_on_alone("interrupted", 8)
 
 
-def test_two_processes_go_on_where_one_stopped(two: Two, out: Path, one: Path) -> None:
+def test_two_processes_go_on_where_one_stopped(
+    two: Two, out: Path, one: Path, assert_equal_runs: EqualRuns
+) -> None:
     assert len(two[0]["resumed"]["history"]) == 4
     assert_equal_runs(out / "from_one", one)
 
@@ -311,12 +315,12 @@ def test_different_molecules_are_refused(two: Two) -> None:
         assert "do not agree on the training molecules" in result["disagreeing"]
 
 
-def test_a_killed_worker_ends_the_run(two: Two, out: Path, one: Path) -> None:
+def test_a_killed_worker_ends_the_run(two: Two, go_on_alone: Callable[[str, int], None]) -> None:
     killed = two[0]["killed"]
     assert "process 2 of 2" in killed["message"] and "SIGKILL" in killed["message"]
     assert "go on with --resume" in killed["message"] and not killed["interrupted"]
-    assert "killed" not in two[1] and killed["seconds"] < 10
-    go_on_alone(out / "killed", one, steps_done=12)
+    assert "killed" not in two[1]
+    go_on_alone("killed", 12)
 
 
 def test_only_the_first_process_writes(two: Two, out: Path) -> None:
@@ -402,7 +406,7 @@ def test_ctrl_c_and_another_number_of_processes(tmp_path: Path) -> None:
 
 LAUNCH = importlib.util.find_spec("hipnn_pyg.train.launch")
 LIGHT = """
-import importlib.util, os, signal, sys, time
+import fcntl, importlib.util, os, signal, sys, time
 spec = importlib.util.spec_from_file_location("launch", sys.argv[1])
 launch = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(launch)
@@ -418,16 +422,18 @@ if sys.argv[3] == "leave":
     sys.exit(0)
 if sys.argv[3] == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
+beats = open(sys.argv[2], "w")
+fcntl.flock(beats, fcntl.LOCK_EX)  # which ends with the process, whoever buries it
 while True:
-    open(sys.argv[2], "w").write(str(time.monotonic()))
-    time.sleep(0.1)
+    print("beat", file=beats, flush=True)
+    time.sleep(0.05)
 """
 
 
 def light(tmp_path: Path, case: str) -> subprocess.Popen[str]:
     assert LAUNCH is not None and LAUNCH.origin is not None
     return subprocess.Popen(
-        [sys.executable, "-c", LIGHT, LAUNCH.origin, str(tmp_path / "beat"), case],
+        [sys.executable, "-c", LIGHT, LAUNCH.origin, str(tmp_path / "beats"), case],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -449,22 +455,28 @@ def test_a_process_that_waits_for_a_dead_one_is_ended(
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
-    """The worker writes down the time again and again; then it must stop."""
-    process, beat = light(tmp_path, "wait"), tmp_path / "beat"
+    """The worker holds a lock on a file for as long as it lives."""
+    process, beats = light(tmp_path, "wait"), tmp_path / "beats"
     deadline = time.monotonic() + 30
 
-    def beats() -> bool:
-        before = beat.read_text() if beat.exists() else ""
-        time.sleep(1.0)
-        return before != (beat.read_text() if beat.exists() else "")
+    def lives() -> bool:
+        with open(beats) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
-    while not beats():
+    # Control: it has long looked for its parent, which lives, and goes on.
+    while not beats.exists() or len(beats.read_text().split()) < 10:
         assert time.monotonic() < deadline and process.poll() is None
-    assert beats()  # control: it goes on while the parent lives
+        time.sleep(0.05)
+    assert lives()
     process.kill()
     process.communicate(timeout=30)
-    while beats():
+    while lives():
         assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,15 +39,9 @@ STEPS = 12
 BATCHED = pytest.mark.parametrize("batched", [False, True], ids=["in_turn", "batched"])
 Build = Callable[..., Any]
 Ensemble = Callable[..., EnsembleTrainer]
+Checkpoint = Callable[[Path], dict[str, Any]]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """One order of summation, also for what the module trains once for all tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +83,6 @@ def ensemble(build: Build) -> Ensemble:
     return make
 
 
-def checkpoint(folder: Path) -> dict[str, Any]:
-    """A checkpoint without the times and the global random numbers."""
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    del state["progress"]["seconds"], state["rng"]
-    for row in state["history"]:
-        del row["seconds"], row["compiled_graphs"]
-    return state
-
-
 def largest_difference(ours: Any, theirs: Any) -> float:
     """Over all numbers of two checkpoints of the same build, relative to 1 or their size."""
     if isinstance(ours, dict):
@@ -132,7 +117,12 @@ def alone(build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 @BATCHED
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_each_member_is_the_model_trained_alone(
-    recipe: str, batched: bool, alone: dict[str, Path], ensemble: Ensemble, tmp_path: Path
+    recipe: str,
+    batched: bool,
+    alone: dict[str, Path],
+    ensemble: Ensemble,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
 ) -> None:
     """Weights, losses, optimizer, schedule and average after 100 steps and more, in float64."""
     together = ensemble(tmp_path, batched, **RECIPES[recipe])
@@ -159,7 +149,9 @@ def max_loss_difference(first: dict[str, Any], second: dict[str, Any]) -> float:
     return max(abs(a["train_loss"] - b["train_loss"]) for a, b in pairs)
 
 
-def test_control_rates_and_ends_differ_between_members(alone: dict[str, Path]) -> None:
+def test_control_rates_and_ends_differ_between_members(
+    alone: dict[str, Path], checkpoint: Checkpoint
+) -> None:
     """What the test above compares has plateaus and early stopping in it."""
     states = [checkpoint(alone["paper"] / str(seed)) for seed in SEEDS]
     assert len({state["progress"]["epoch"] for state in states}) == 3
@@ -175,6 +167,7 @@ def test_control_another_seed_is_another_model(
     weights: int,
     ensemble: Ensemble,
     build: Build,
+    checkpoint: Checkpoint,
     tmp_path: Path,
 ) -> None:
     ensemble(tmp_path / "together", True, epochs=1).fit()
@@ -328,7 +321,7 @@ def after_steps(trainer: EnsembleTrainer, steps: int, act: Callable[[], None]) -
 @BATCHED
 @pytest.mark.parametrize("steps", [1, 12, 20])
 def test_a_resumed_ensemble_is_the_uninterrupted_one(
-    batched: bool, steps: int, ensemble: Ensemble, tmp_path: Path
+    batched: bool, steps: int, ensemble: Ensemble, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     """SIGTERM in the first step, in the last of an epoch, within one: every member is saved."""
     changes = dict(average_every=2)
@@ -357,7 +350,7 @@ def test_a_resumed_ensemble_is_the_uninterrupted_one(
 
 @BATCHED
 def test_members_that_lag_behind_catch_up(
-    batched: bool, ensemble: Ensemble, tmp_path: Path
+    batched: bool, ensemble: Ensemble, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     """A kill may leave members at different steps, or without a checkpoint."""
     changes = dict(recipe="paper", checkpoint_seconds=0.0)
@@ -387,6 +380,7 @@ def test_a_member_that_fails_is_named_and_the_others_go_on(
     batched: bool,
     ensemble: Ensemble,
     build: Build,
+    checkpoint: Checkpoint,
     tmp_path: Path,
 ) -> None:
     together = ensemble(tmp_path / "run", batched, epochs=2)
@@ -428,7 +422,12 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_captured_members_are_the_models_alone(
-    recipe: str, captured: None, build: Build, ensemble: Ensemble, tmp_path: Path
+    recipe: str,
+    captured: None,
+    build: Build,
+    ensemble: Ensemble,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
 ) -> None:
     """Bit for bit; two of them stop early."""
     trainer = ensemble(tmp_path / "together", "auto", capture="on", **RECIPES[recipe])
@@ -444,7 +443,7 @@ def test_captured_members_are_the_models_alone(
 
 
 def test_captured_members_go_on_where_they_were(
-    captured: None, ensemble: Ensemble, tmp_path: Path
+    captured: None, ensemble: Ensemble, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     options = dict(capture="on", **RECIPES["fast"])
     whole = ensemble(tmp_path / "whole", "auto", **options)

@@ -27,6 +27,7 @@ from hipnn_pyg.train.step import TrainingStep
 TARGET = Target("pair energy", "eV", "energy")
 FORCES = ForceLabels("eV/Angstrom", "force")
 CUTOFF = 3.6
+"""Å, of ``cell_model``."""
 Make = Callable[..., HIPNN]
 
 
@@ -63,21 +64,9 @@ def pack(items: list[Data]) -> PackedMolecules:
     return PackedMolecules.pack(items, TARGET, forces=FORCES)
 
 
-@pytest.fixture
-def make() -> Make:
-    def model(**options: object) -> HIPNN:
-        torch.manual_seed(2)
-        sizes = dict(hidden_channels=7, num_onsite=1, num_sensitivities=6, cutoff=CUTOFF)
-        made = HIPNN(species=(1, 6, 8), **(sizes | options)).double()  # type: ignore[arg-type]
-        made.set_e0([-1.0, -2.0, -3.0], 0.7)
-        return made
-
-    return model
-
-
 @pytest.mark.parametrize("kernel", ["reference", "padded", "auto"])
-def test_predictions_are_the_potentials(kernel: str, make: Make) -> None:
-    model, items = make(kernel=kernel), structures(7)
+def test_predictions_are_the_potentials(kernel: str, cell_model: Make) -> None:
+    model, items = cell_model(kernel=kernel), structures(7)
     potential = HIPNNPotential(model).eval()
     each = [potential(data, stress=False) for data in items]
     found, forces = predict_forces(model, pack(items), batch_size=3)
@@ -93,10 +82,10 @@ def test_predictions_are_the_potentials(kernel: str, make: Make) -> None:
 @pytest.mark.parametrize("kernel", ["reference", "padded", "auto"])
 @pytest.mark.parametrize("of_forces", [False, True])
 def test_the_gradient_is_that_of_the_readable_layers(
-    kernel: str, of_forces: bool, make: Make, same_gradient: Callable
+    kernel: str, of_forces: bool, cell_model: Make, same_gradient: Callable
 ) -> None:
     def step(kernel: str) -> TrainingStep:
-        model = make(kernel=kernel)
+        model = cell_model(kernel=kernel)
         if of_forces:
             return TrainingStep(HIPNNForceLoss(model, 0.3, lambda_l2=1e-2, lambda_r=0.1))
         return TrainingStep(HIPNNLoss(model, lambda_l2=1e-2, lambda_r=0.1))
@@ -141,13 +130,13 @@ def test_an_atom_far_outside_its_cell() -> None:
         assert float(pairs.r.max()) <= CUTOFF + 1e-3
 
 
-def test_training_learns_and_goes_on(make: Make, tmp_path: Path) -> None:
+def test_training_learns_and_goes_on(cell_model: Make, tmp_path: Path) -> None:
     """Trained in two pieces or one, with the same bits; errors are those of the potential."""
     packed = pack(structures(60))
     train, validation = packed.subset(torch.arange(45)), packed.subset(torch.arange(45, 60))
 
     def trainer(folder: Path, epochs: int = 40) -> Trainer:
-        model = make().float().fit_e0(train, TARGET, scale="residual")
+        model = cell_model().float().fit_e0(train, TARGET, scale="residual")
         weights = dict(energy_weight=0.1, learning_rate=2e-2)
         config = Training(epochs=epochs, batch_size=5, seed=1, device="cpu", **weights)
         return Trainer(model, train, validation, config, folder, progress=False)
@@ -175,29 +164,23 @@ def test_training_learns_and_goes_on(make: Make, tmp_path: Path) -> None:
         assert torch.equal(one, other)
 
 
-def test_plain_loops_get_the_cells(make: Make) -> None:
+def test_plain_loops_get_the_cells(cell_model: Make) -> None:
     loader = PackedLoader(pack(structures(4)), 4)
     (batch,) = loader
-    out = HIPNNPotential(make()).eval()(batch, stress=False)
-    expected = predict(make(), pack(structures(4))).energy
+    out = HIPNNPotential(cell_model()).eval()(batch, stress=False)
+    expected = predict(cell_model(), pack(structures(4))).energy
     torch.testing.assert_close(out.energy[:, 0], expected, rtol=1e-12, atol=1e-12)
 
 
-class Crystals(InMemoryDataset):
-    """A PyG data set in memory."""
-
-    def __init__(self, items: list[Data]) -> None:
-        super().__init__()
-        self.data, self.slices = self.collate(items)
-
-
 @pytest.mark.parametrize("with_pbc", [True, False])
-def test_data_sets_in_memory(with_pbc: bool, make: Make) -> None:
+def test_data_sets_in_memory(
+    with_pbc: bool, cell_model: Make, in_memory: type[InMemoryDataset]
+) -> None:
     items = structures(12)[::3]  # crystals
-    expected = predict(make(), pack(items)).energy
+    expected = predict(cell_model(), pack(items)).energy
     for data in () if with_pbc else items:
         del data.pbc
-    found = predict(make(), pack(Crystals(items))).energy  # type: ignore[arg-type]
+    found = predict(cell_model(), pack(in_memory(items))).energy  # type: ignore[arg-type]
     torch.testing.assert_close(found, expected)
 
 
@@ -233,17 +216,17 @@ def test_bad_cells_are_named() -> None:
     assert pack([boxed]).cells is None and pack(good[:1]).cells is not None
 
 
-def test_what_is_not_built_says_so(make: Make) -> None:
+def test_what_is_not_built_says_so(cell_model: Make) -> None:
     packed = pack(structures(6))
-    step = TrainingStep(HIPNNLoss(make()))
+    step = TrainingStep(HIPNNLoss(cell_model()))
     with pytest.raises(StructureError, match="with_edges"):
         step.gradient(step.vector, step.frozen, packed.gather(torch.arange(2)))
     energies = replace(packed, forces=None, force_labels=None)
     for option in ("capture", "compile"):
         config = Training(device="cpu", **{option: "on"})  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=f"--{option} on does not take periodic structures"):
-            Trainer(make(), energies, energies, config, progress=False)
-    members = [Member(make(), energies, energies, Training(device="cpu"), progress=False)]
+            Trainer(cell_model(), energies, energies, config, progress=False)
+    members = [Member(cell_model(), energies, energies, Training(device="cpu"), progress=False)]
     with pytest.raises(ValueError, match="periodic structures"):
         EnsembleTrainer(members, batched=True)
     assert not EnsembleTrainer(members).batched

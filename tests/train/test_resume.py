@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,36 +18,10 @@ from hipnn_pyg.train import Trainer, Training, TrainingStopped
 Parts = tuple[PackedMolecules, PackedMolecules]
 Models = Callable[..., HIPNN]
 Settings = Callable[..., Training]
+Checkpoint = Callable[..., dict[str, Any]]
+InterruptAfter = Callable[[Trainer, int], None]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """One order of summation."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def interrupt_after(trainer: Trainer, steps: int) -> None:
-    """Press Ctrl-C during this step of the run."""
-    after_step, done = trainer.schedule.after_step, [0]
-
-    def count() -> None:
-        after_step()
-        done[0] += 1
-        trainer.interrupted = trainer.interrupted or done[0] == steps
-
-    trainer.schedule.after_step = count  # type: ignore[method-assign]
-
-
-def checkpoint(folder: Path) -> dict[str, Any]:
-    """A checkpoint without the times."""
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    del state["progress"]["seconds"]
-    for row in state["history"]:
-        del row["seconds"]
-    return state
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def assert_same(ours: Any, theirs: Any, where: str = "checkpoint") -> None:
@@ -70,7 +44,14 @@ def assert_same(ours: Any, theirs: Any, where: str = "checkpoint") -> None:
 @pytest.mark.parametrize("recipe", ["paper", "fast"])
 @pytest.mark.parametrize("steps", [1, 7, 10, 24], ids=lambda steps: f"after_{steps}_steps")
 def test_bit_for_bit(
-    recipe: str, steps: int, new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+    recipe: str,
+    steps: int,
+    new_model: Models,
+    parts: Parts,
+    settings: Settings,
+    interrupt_after: InterruptAfter,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
 ) -> None:
     """Ten steps an epoch: interrupted in the first step, mid-epoch, at an epoch's end, late."""
     config = settings(recipe=recipe, t_init=1, t_patience=1, average_every=2)
@@ -88,7 +69,7 @@ def test_bit_for_bit(
     assert 10 * second.epoch + second.step == steps
     second.fit()
 
-    assert_same(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "whole"))
+    assert_same(*(checkpoint(tmp_path / run, random=True) for run in ("run", "whole")))
     weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("run", "whole")]
     assert weights[0] == weights[1]
     for ours, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
@@ -96,7 +77,9 @@ def test_bit_for_bit(
     assert second.best_epoch == whole.best_epoch and second.seconds > 0
 
 
-def test_fit_may_be_called_again(new_model: Models, parts: Parts, settings: Settings) -> None:
+def test_fit_may_be_called_again(
+    new_model: Models, parts: Parts, settings: Settings, interrupt_after: InterruptAfter
+) -> None:
     """As in a notebook, where a cell is stopped and run once more."""
     whole = Trainer(new_model(), *parts, settings(), progress=False)
     whole.fit()
@@ -128,6 +111,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     new_model: Models,
     parts: Parts,
     settings: Settings,
+    interrupt_after: InterruptAfter,
     tmp_path: Path,
 ) -> None:
     first = Trainer(new_model(), *parts, settings(), tmp_path, progress=False)
@@ -148,7 +132,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 
 
 def test_another_seed_is_another_run(
-    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+    new_model: Models, parts: Parts, settings: Settings, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     """Control for the test above: the data order alone changes the weights."""
     states = []
@@ -172,19 +156,19 @@ def test_random_numbers_go_on(
 
 
 def test_a_finished_run_stays_as_it_is(
-    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+    new_model: Models, parts: Parts, settings: Settings, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     """Also one that the schedule stopped before its last epoch."""
     config = settings(recipe="paper", epochs=40, t_init=1, t_patience=1, learning_rate=1e-30)
     trainer = Trainer(new_model(), *parts, config, tmp_path, progress=False)
     trainer.fit()
     assert 3 <= trainer.epoch < 40
-    before = checkpoint(tmp_path)
+    before = checkpoint(tmp_path, random=True)
     again = Trainer(new_model(), *parts, config, tmp_path, progress=False)
     again.resume()
     again.fit()
     assert again.epoch == trainer.epoch
-    assert_same(checkpoint(tmp_path), before)
+    assert_same(checkpoint(tmp_path, random=True), before)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "missing", "a model"])
@@ -210,40 +194,41 @@ def test_bad_checkpoints(
 
 
 def test_compiled_training(
-    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+    new_model: Models,
+    parts: Parts,
+    settings: Settings,
+    interrupt_after: InterruptAfter,
+    tmp_path: Path,
 ) -> None:
-    """50 steps: eager, compiled, and compiled with an interrupt, to 1e-5.
+    """50 steps, compiled and with an interrupt, are those of an eager run to 1e-5.
 
     A C++ compiler is part of the test environment: without one this test fails.
     """
     assert shutil.which("g++") or shutil.which("clang++")
 
-    def train(compile: str, folder: str, interrupt: int | None = None) -> Trainer:
+    def trainer(compile: str) -> Trainer:
         config = settings(
             recipe="paper", epochs=5, compile=compile, checkpoint_seconds=60.0, learning_rate=1e-3
         )
         model = new_model(hidden_channels=4, num_onsite=0, num_sensitivities=4)
-        trainer = Trainer(model, *parts, config, tmp_path / folder, progress=False)
-        assert trainer.compiled is (compile == "on")
-        if interrupt:
-            interrupt_after(trainer, interrupt)
-            with pytest.raises(TrainingStopped):
-                trainer.fit()
-            with torch.no_grad():
-                for parameter in trainer.model.parameters():
-                    parameter.mul_(1.5)  # all of it must come from the checkpoint
-            trainer.resume()
-        trainer.fit()
-        assert 10 * trainer.epoch == 50
-        return trainer
+        made = Trainer(model, *parts, config, tmp_path / compile, progress=False)
+        assert made.compiled is (compile == "on")
+        return made
 
-    eager = train("off", "eager")
-    compiled = train("on", "compiled")
-    resumed = train("on", "resumed", interrupt=23)
-    for other in (compiled, resumed):
-        for ours, theirs in zip(other.model.parameters(), eager.model.parameters(), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-        assert other.best_mae == pytest.approx(eager.best_mae, rel=1e-5)
+    eager, compiled = trainer("off"), trainer("on")
+    eager.fit()
+    interrupt_after(compiled, 23)
+    with pytest.raises(TrainingStopped):
+        compiled.fit()
+    with torch.no_grad():
+        for parameter in compiled.model.parameters():
+            parameter.mul_(1.5)  # all of it must come from the checkpoint
+    compiled.resume()
+    compiled.fit()
+    assert 10 * compiled.epoch == 10 * eager.epoch == 50
+    for ours, theirs in zip(compiled.model.parameters(), eager.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert compiled.best_mae == pytest.approx(eager.best_mae, rel=1e-5)
     moved = new_model(hidden_channels=4, num_onsite=0, num_sensitivities=4)
     assert not torch.allclose(
         moved.blocks[0].interaction.V, eager.model.blocks[0].interaction.V, atol=1e-3
@@ -251,7 +236,11 @@ def test_compiled_training(
 
 
 def test_a_damaged_best_model_does_not_end_the_run(
-    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+    new_model: Models,
+    parts: Parts,
+    settings: Settings,
+    interrupt_after: InterruptAfter,
+    tmp_path: Path,
 ) -> None:
     """Its checkpoint is whole: the weights go on, and the best of the epochs left is kept."""
     whole = Trainer(new_model(), *parts, settings(), tmp_path / "whole", progress=False)
