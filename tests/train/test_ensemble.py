@@ -56,6 +56,7 @@ def build(structures: list[Data]) -> Build:
         folder: Path | None = None,
         dtype: torch.dtype = torch.float64,
         weights: int | None = None,
+        network: dict[str, Any] | None = None,
         **changes: Any,
     ) -> T:
         split = random_split(len(packed), 90, 30, seed)
@@ -63,7 +64,8 @@ def build(structures: list[Data]) -> Build:
         train, validation = all.subset(split.train), all.subset(split.validation)
         torch.manual_seed(seed if weights is None else weights)
         size = dict(hidden_channels=6, num_onsite=1, num_sensitivities=6, cutoff=5.0)
-        model = HIPNN(species=(1, 6, 7, 8), **size).fit_e0(train, ASE_ENERGY).to(dtype)
+        model = HIPNN(species=(1, 6, 7, 8), **(size | (network or {})))
+        model = model.fit_e0(train, ASE_ENERGY).to(dtype)
         config = Training(**{"epochs": 2, "seed": seed, **defaults, **changes})
         return kind(model, train, validation, config, folder, progress=False)
 
@@ -397,18 +399,47 @@ def test_a_member_that_fails_is_named_and_the_others_go_on(
         assert largest_difference(ours, theirs) < 1e-8
 
 
-def test_members_must_be_alike(build: Build) -> None:
-    one = build(Member, 0)
+def test_no_members_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one member"):
         EnsembleTrainer([])
-    with pytest.raises(ValueError, match=r"member 1 .* another lambda_r \(0.5\)"):
-        EnsembleTrainer([one, build(Member, 1, lambda_r=0.5)])
-    with pytest.raises(ValueError, match="another precision"):
-        EnsembleTrainer([one, build(Member, 1, dtype=torch.float32)])
-    smaller = build(Member, 1, batch_size=5)
-    with pytest.raises(ValueError, match="batch_size"):
-        EnsembleTrainer([one, smaller], batched=True)
-    assert not EnsembleTrainer([one, smaller]).batched  # control: a CPU takes turns
+
+
+@pytest.mark.parametrize(
+    "name, options, attributes",
+    [
+        ("network", {"network": {"num_onsite": 0}}, {}),
+        ("kernel", {"network": {"kernel": "padded"}}, {}),
+        ("precision", {"dtype": torch.float32}, {}),
+        ("precision of products", {"precision": "bf16"}, {}),
+        ("device", {}, {"device": torch.device("meta")}),
+        ("lambda_l2", {"lambda_l2": 0.5}, {}),
+        ("lambda_r", {"lambda_r": 0.5}, {}),
+        ("choice between energies and forces", {}, {"forces": True}),
+        ("choice to learn stress", {}, {"stress": True}),
+        ("energy_weight", {"energy_weight": 0.5}, {}),
+        ("force_weight", {"force_weight": 0.5}, {}),
+        ("stress_weight", {"stress_weight": 0.5}, {}),
+    ],
+)
+def test_members_must_be_alike(
+    name: str, options: dict[str, Any], attributes: dict[str, Any], build: Build
+) -> None:
+    one, other = build(Member, 0), build(Member, 1, **options)
+    for attribute, value in attributes.items():
+        setattr(other, attribute, value)
+    with pytest.raises(ValueError, match=rf"member 1 .* another {name} \("):
+        EnsembleTrainer([one, other])
+    EnsembleTrainer([one, build(Member, 1)])  # control
+
+
+@pytest.mark.parametrize("name", ["batch_size", "number of training molecules"])
+def test_batched_members_take_as_many_molecules(name: str, build: Build) -> None:
+    one, other = build(Member, 0), build(Member, 1, batch_size=5 if name == "batch_size" else 8)
+    if name != "batch_size":
+        other.train = other.train.subset(torch.arange(80))
+    with pytest.raises(ValueError, match=rf"member 1 .* another {name} \("):
+        EnsembleTrainer([one, other], batched=True)
+    assert not EnsembleTrainer([one, other]).batched  # control: a CPU takes turns
 
 
 # -- captured steps --------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from hipnn_pyg.data.forces import ForceLabels
 from hipnn_pyg.data.stress import StressLabels
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.train import Trainer, Training, predict_stress, stress_statistics
-from hipnn_pyg.train.force_loss import ForceLossTerms, HIPNNForceLoss, stress_scale
+from hipnn_pyg.train.force_loss import ForceLossTerms, HIPNNForceLoss, force_scale, stress_scale
+from hipnn_pyg.train.objective import loss_of
 from hipnn_pyg.train.step import TrainingStep
 
 TARGET = Target("energy", "eV", "energy")
@@ -195,6 +196,40 @@ def test_parts_of_a_mini_batch_add_up(
     whole = loss.sums(packed.gather(index))
     assert whole.shape == (loss.num_sums,) and parts[0][9] == 0 and whole[9] == 27
     torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["ordinary", "static"])
+def test_the_settings_weigh_the_loss(
+    static: bool, cell_model: Make, structures: Callable[..., list[Data]]
+) -> None:
+    """Of energies alone, with forces, and with stress; twice a weight counts its part twice."""
+    packed, model = pack(structures(9)).with_edges(CUTOFF), cell_model()
+    batch = packed.gather(torch.arange(9))
+    weights = dict(lambda_l2=1e-3, lambda_r=0.1)
+    weights |= dict(energy_weight=0.7, force_weight=1.9, stress_weight=2.3)
+
+    def loss(forces: bool = True, stress: bool = True, **changed: float) -> Any:
+        config = Training(**(weights | changed))  # type: ignore[arg-type]
+        return loss_of(config, model, packed if forces else None, stress, static)(batch)
+
+    terms = loss()
+    parts = {
+        "lambda_l2": terms.l2,
+        "lambda_r": terms.r,
+        "energy_weight": (terms.mae + terms.rmse) / model.sigma_e,
+        "force_weight": (terms.force_mae + terms.force_rmse) / force_scale(packed),
+        "stress_weight": (terms.stress_mae + terms.stress_rmse) / stress_scale(packed),
+    }
+    part = {name: weights[name] * value.item() for name, value in parts.items()}
+    whole = sum(part.values())
+    assert terms.loss.item() == pytest.approx(whole, rel=1e-12)
+    for name, weight in weights.items():
+        doubled = loss(**{name: 2 * weight}).loss.item()
+        assert doubled - whole == pytest.approx(part[name], rel=1e-6, abs=0)
+    without = whole - part["stress_weight"]
+    assert loss(stress=False).loss.item() == pytest.approx(without, rel=1e-12)
+    energies = part["energy_weight"] / 0.7 + part["lambda_l2"] + part["lambda_r"]
+    assert loss(forces=False).loss.item() == pytest.approx(energies, rel=1e-12)
 
 
 @pytest.mark.parametrize("kernel", ["reference", "auto"])
