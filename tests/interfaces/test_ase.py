@@ -380,8 +380,8 @@ def hot_box() -> Atoms:
     return atoms
 
 
-def trajectory(model: HIPNN, skin: float, steps: int, stale: bool = False) -> tuple[Atoms, int]:
-    """500 steps of 0.5 fs, wrapped into the box every 7 steps; the number of searches."""
+def trajectory(model: HIPNN, skin: float, stale: bool = False) -> tuple[Atoms, int]:
+    """100 steps of 0.5 fs, wrapped into the box every 7 steps; the number of searches."""
     atoms = hot_box()
     atoms.calc = calculator = HIPNNCalculator(model, skin=skin)
     if stale:
@@ -389,24 +389,22 @@ def trajectory(model: HIPNN, skin: float, steps: int, stale: bool = False) -> tu
         calculator.neighbors.holds = lambda atoms: True
     dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
     dynamics.attach(atoms.wrap, interval=7)
-    dynamics.run(steps)
+    dynamics.run(100)
     return atoms, calculator.neighbors.searches
 
 
 def test_the_skin_does_not_change_a_trajectory(small_model: Build) -> None:
     model = small_model(energy_unit="eV", hidden_channels=4, num_onsite=0, cutoff=2.6)
-    steps = 500
-    fresh, every = trajectory(model, 0.0, steps)
-    kept, some = trajectory(model, 0.5, steps)
+    fresh, every = trajectory(model, 0.0)
+    kept, some = trajectory(model, 0.2)
     np.testing.assert_allclose(kept.positions, fresh.positions, rtol=0, atol=1e-8)
     np.testing.assert_allclose(kept.get_velocities(), fresh.get_velocities(), rtol=0, atol=1e-8)
     travelled = np.abs(fresh.positions - hot_box().positions).max()
     assert travelled > 0.5
-    assert steps <= every and some < 0.6 * steps
-    stale, once = trajectory(model, 0.5, 100, stale=True)
-    exact, _ = trajectory(model, 0.5, 100)
+    assert every > 100 and 15 < some < 0.6 * every
+    stale, once = trajectory(model, 0.2, stale=True)
     assert once == 1
-    assert np.abs(stale.positions - exact.positions).max() > 1e-3  # a stale list would show
+    assert np.abs(stale.positions - fresh.positions).max() > 1e-3  # a stale list would show
 
 
 def test_atoms_that_cross_the_box_in_a_step(small_model: Build) -> None:
@@ -682,9 +680,14 @@ def test_stress_of_a_molecule_leaves_the_results(model: HIPNN) -> None:
     assert np.array_equal(atoms.calc.results["forces"], forces)
 
 
-def test_float32_compiles() -> None:
-    atoms = molecule("CH3OH")
-    atoms.calc = HIPNNCalculator("qm9-u0", i_know=True)
-    expected = atoms.get_forces()
-    atoms.calc = HIPNNCalculator("qm9-u0", i_know=True, compile=True)
-    np.testing.assert_allclose(atoms.get_forces(), expected, atol=1e-4)
+def test_float32_compiles(small_model: Build) -> None:
+    """By code that is generated: its rounding shows in forces as large as these."""
+    model = small_model(torch.float32, num_interactions=1, num_onsite=0, energy_unit="eV")
+    with torch.no_grad():
+        model.blocks[0].readout.weight.mul_(100)
+    forces = []
+    for compile in (False, True):
+        atoms = molecule("CH3OH")
+        atoms.calc = HIPNNCalculator(model, compile=compile)
+        forces.append(atoms.get_forces())
+    np.testing.assert_allclose(forces[1], forces[0], rtol=0, atol=1e-5 * np.abs(forces[0]).max())

@@ -115,7 +115,7 @@ class InMemory(InMemoryDataset):
 
 @pytest.fixture
 def in_memory() -> type[InMemory]:
-    """``in_memory(items)``: they as a PyG data set."""
+    """``in_memory(items)``: a PyG data set of them."""
     return InMemory
 
 
