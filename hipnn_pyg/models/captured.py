@@ -166,6 +166,7 @@ class Recorded:
         pool: Any,
     ) -> None:
         self.model, self.room = model, room
+        self.index = model._species_index  # the graph reads it even if the model gets another
         self.order = torch.arange(room.graphs, device=device)
         self.z = self.order.new_full((room.atoms,), model.species[0])
         self.pos = torch.zeros(room.atoms, 3, dtype=room.dtype, device=device)

@@ -202,7 +202,9 @@ class HIPNN(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HIPNN:
         """The index moves, too: as a buffer, averages and casts would take it for weights."""
         super()._apply(fn, recurse)
-        self._species_index = self._index_of_species(self.reference.weight.device)
+        device = self.reference.weight.device
+        if self._species_index.device != device:  # else a recorded graph may read this one
+            self._species_index = self._index_of_species(device)
         return self
 
     @property

@@ -323,6 +323,16 @@ def test_order_of_species_is_the_order_of_the_one_hot(small_model: Build) -> Non
     assert other.species_index(torch.tensor([8, 1])).tolist() == [0, 1]
 
 
+def test_the_index_of_species_stays_where_it_is_read(small_model: Build) -> None:
+    """A cast moves nothing; what a recorded graph reads must not go. Another device has its own."""
+    model = small_model()
+    index = model._species_index
+    assert model.float()._species_index is index and model.cpu()._species_index is index
+    assert copy.deepcopy(model)._species_index is not index
+    moved = model.to("meta")._species_index  # control
+    assert moved is not index and moved.device.type == "meta"
+
+
 def test_e0_by_atomic_number_or_in_order() -> None:
     by_number = HIPNN((1, 8), 4, e0={8: -2.0, 1: -1.0, 6: -9.0}, sigma_e=0.5)
     in_order = HIPNN((1, 8), 4, e0=[-1.0, -2.0], sigma_e=0.5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import ModuleType
@@ -130,6 +132,22 @@ def test_weights_may_change_and_move(
         weight.data = 2 * weight
     torch.testing.assert_close(energies(*given), model(*given), rtol=1e-12, atol=1e-12)
     assert len(recorded) == 2
+
+
+def test_a_graph_keeps_what_it_reads(
+    model: HIPNN, recorded: list[Any], device: torch.device
+) -> None:
+    """The index of species, too: the model may get another by moving there and back."""
+    energies, given = CapturedEnergies(model), molecules([5, 4], 0, device)
+    energies(*given)
+    index = weakref.ref(model._species_index)
+    model._species_index = model._species_index.clone()
+    assert index() is not None
+    torch.testing.assert_close(energies(*given), model(*given), rtol=1e-12, atol=1e-12)
+    assert len(recorded) == 1
+    del energies, recorded[:]
+    gc.collect()
+    assert index() is None  # control
 
 
 def test_validation_by_graphs_is_ordinary_validation(
