@@ -60,8 +60,8 @@ class CapturedEnergies:
     called, also where a molecule has more than 64 atoms, a batch more than 32,768, or a layer is
     not the package's own.
 
-    Weights may change in place or move. What happens to the layers themselves after the first call
-    (others, hooks) is not seen: make a new one.
+    Weights may change in place, move or be replaced. What happens to the layers themselves after
+    the first call (others, hooks) is not seen: make a new one.
 
     Args:
         model: its checks (``validate``), kernel and precision count as they are in each call.
@@ -71,7 +71,7 @@ class CapturedEnergies:
         self.model = model
         self._recorded: dict[Room, Recorded] = {}
         self._where: tuple[torch.cuda.Stream, Any] | None = None  # and memory of all graphs
-        self._watched: list[Tensor] = []
+        self._held: list[dict[str, Any]] = []  # weights and buffers, by module
         self._places: list[int] = []
 
     def __call__(
@@ -123,9 +123,14 @@ class CapturedEnergies:
 
     def _is_recorded(self) -> bool:
         """Whether there are graphs, of weights that are where they were."""
-        if self._places != [tensor.data_ptr() for tensor in self._watched]:
+        if self._places != self._addresses():
             self._recorded.clear()
+            self._where = None  # weights may be on another GPU now
         return bool(self._recorded)
+
+    def _addresses(self) -> list[int]:
+        """Where weights and buffers lie now."""
+        return [x.data_ptr() for own in self._held for x in own.values() if x is not None]
 
     def _with_room(self, room: Room, device: torch.device) -> Recorded:
         """The smallest graph that a batch fits into; recorded now, if there is none."""
@@ -138,8 +143,9 @@ class CapturedEnergies:
         with torch.cuda.device(device):
             self._where = self._where or (torch.cuda.Stream(), torch.cuda.graph_pool_handle())
             self._recorded[room] = Recorded(self.model, room, device, *self._where)
-        self._watched = [*self.model.parameters(), *self.model.buffers()]
-        self._places = [tensor.data_ptr() for tensor in self._watched]
+        parts = self.model.modules()
+        self._held = [own for part in parts for own in (part._parameters, part._buffers) if own]
+        self._places = self._addresses()
         return self._recorded[room]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric.data import Data
 
 import hipnn_pyg.ops
@@ -117,8 +117,16 @@ def test_energies_are_the_models(model: HIPNN, recorded: list[Any], device: torc
 
 
 def test_weights_may_change_and_move(
-    model: HIPNN, recorded: list[Any], device: torch.device
+    model: HIPNN, recorded: list[Any], device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also by others in their place. Graphs of weights that have moved leave nothing behind."""
+    made, stream = [], torch.cuda.Stream
+
+    def noted() -> Any:
+        made.append(stream())
+        return made[-1]
+
+    monkeypatch.setattr(torch.cuda, "Stream", noted)
     energies, given = CapturedEnergies(model), molecules([5, 4], 0, device)
     first = energies(*given)
     with torch.no_grad():
@@ -132,6 +140,17 @@ def test_weights_may_change_and_move(
         weight.data = 2 * weight
     torch.testing.assert_close(energies(*given), model(*given), rtol=1e-12, atol=1e-12)
     assert len(recorded) == 2
+    assert len(made) == 2  # those of another GPU would not do
+    larger = molecules([5] * 9, 1, device)
+    torch.testing.assert_close(energies(*larger), model(*larger), rtol=1e-12, atol=1e-12)
+    assert len(recorded) == 3 and len(made) == 2  # control
+    others = {name: 1.2 * value for name, value in model.state_dict().items()}
+    model.load_state_dict(others, assign=True)
+    torch.testing.assert_close(energies(*given), model(*given), rtol=1e-12, atol=1e-12)
+    model.blocks[0].readout.bias = nn.Parameter(model.blocks[0].readout.bias.detach() + 1)
+    replaced = energies(*given)
+    torch.testing.assert_close(replaced, model(*given), rtol=1e-12, atol=1e-12)
+    assert float((replaced - first).abs().max()) > 1e-1
 
 
 def test_a_graph_keeps_what_it_reads(
