@@ -157,11 +157,12 @@ def _dense(
     row = start + tl.arange(0, ROWS)
     live = row < atoms
     first: tl.constexpr = F * IN + F * F + 2 * F + (0 if IN == F else F * IN)
+    apart = tl.cast(atoms, tl.int64) * F  # of two layers: more than 32 bits hold
     residual = WEIGHTS + F * IN + F
     v, w = _load(Z, row, live, IN, IN_A, IN_B)
     a, b = _load(RECEIVED, row, live, F, A, B)
     for part in range(1, parts):
-        c, d = _load(RECEIVED + part * atoms * F, row, live, F, A, B)
+        c, d = _load(RECEIVED + part * apart, row, live, F, A, B)
         a, b = a + c, b + d
     c, d = _bias(WEIGHTS + F * IN, F, A, B)
     x, y = _rows_times(v, w, WEIGHTS, IN, F, 1, IN, A, B, PRODUCTS)
@@ -181,12 +182,12 @@ def _dense(
         c, d = _bias(matrix + F * F, F, A, B)
         x, y = _rows_times(a, b, matrix, F, F, 1, F, A, B, PRODUCTS)
         x, y = _softplus(x + c), _softplus(y + d)
-        _store(ACTIVATIONS + layer * atoms * F, x, y, row, live, F, A, B)
+        _store(ACTIVATIONS + layer * apart, x, y, row, live, F, A, B)
         matrix += F * F + F
         c, d = _bias(matrix + F * F, F, A, B)
         x, y = _rows_times(x, y, matrix, F, F, 1, F, A, B, PRODUCTS)
         a, b = a + x + c, b + y + d
-        _store(OUTPUTS + layer * atoms * F, a, b, row, live, F, A, B)
+        _store(OUTPUTS + layer * apart, a, b, row, live, F, A, B)
 
 
 @kernel
@@ -217,19 +218,20 @@ def _dense_slopes(
     row = start + tl.arange(0, ROWS)
     live = row < atoms
     first: tl.constexpr = F * IN + F * F + 2 * F + (0 if IN == F else F * IN)
+    apart = tl.cast(atoms, tl.int64) * F  # of two layers: more than 32 bits hold
     residual = WEIGHTS + F * IN + F
     a, b = _load(GRADIENT, row, live, F, A, B)
-    _store(OUTER + (LAYERS - 1) * atoms * F, a, b, row, live, F, A, B)
+    _store(OUTER + (LAYERS - 1) * apart, a, b, row, live, F, A, B)
     for back in range(1, LAYERS):
         layer = LAYERS - back
         matrix = WEIGHTS + first + (layer - 1) * (2 * F * F + 2 * F)
-        c, d = _load(ACTIVATIONS + layer * atoms * F, row, live, F, A, B)
+        c, d = _load(ACTIVATIONS + layer * apart, row, live, F, A, B)
         x, y = _rows_times(a, b, matrix + F * F + F, F, F, F, 1, A, B, PRODUCTS)
         x, y = x * _slope(c), y * _slope(d)
-        _store(INNER + layer * atoms * F, x, y, row, live, F, A, B)
+        _store(INNER + layer * apart, x, y, row, live, F, A, B)
         x, y = _rows_times(x, y, matrix, F, F, F, 1, A, B, PRODUCTS)
         a, b = a + x, b + y
-        _store(OUTER + (layer - 1) * atoms * F, a, b, row, live, F, A, B)
+        _store(OUTER + (layer - 1) * apart, a, b, row, live, F, A, B)
     x, y = _rows_times(a, b, residual, F, F, F, 1, A, B, PRODUCTS)
     c, d = _load(ACTIVATIONS, row, live, F, A, B)
     x, y = x * _slope(c), y * _slope(d)

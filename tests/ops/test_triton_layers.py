@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -411,7 +412,7 @@ MUTANTS = {
     "edges beyond the first few are lost": ("range(0, degree, EDGES)", "range(0, 1, EDGES)"),
     "the cutoff has no slope": ("t * gaussians * cut[:, None]", "t * gaussians * 0.0"),
     "mu and sigma change places": ("tl.store(part + NU, tl", "tl.store(part, tl"),
-    "layers are swapped": ("OUTPUTS + layer * atoms", "OUTPUTS + (layer - 1) * atoms"),
+    "layers are swapped": ("OUTPUTS + layer * apart", "OUTPUTS + (layer - 1) * apart"),
     "a bias is lost": ("tl.reduce(biases, 1, _add)", "tl.reduce(biases, 1, _add) * 0.0"),
     "the second block of columns is the first": ("A + tl.arange(0, B)", "tl.arange(0, B)"),
     "the last atoms of a part are lost": ("live = k + n < count", "live = k + n < count - 1"),
@@ -494,4 +495,6 @@ def test_compiles_for_a_gpu(
             options=inside.get("OPTIONS", {}),
         )
         assert made.asm["cubin"]
+        assert ("%atoms" in made.asm["ttir"]) == ("atoms" in function.arg_names)
+        assert not re.search(r"muli .*%atoms.*: i32", made.asm["ttir"])  # places beyond 2^31
         assert ("tf32" in made.asm["ptx"]) == ("PRODUCTS" in constants and number == "fp32")
