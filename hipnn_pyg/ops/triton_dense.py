@@ -55,8 +55,13 @@ def _softplus(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _slope(activation):  # type: ignore[no-untyped-def]
-    """Derivative of softplus from its value."""
-    return tl.where(activation > 20.0, 1.0, 1.0 - tl.exp(-activation))
+    """Derivative of softplus from its value a, 1 - exp(-a): by its series where a is small."""
+    terms: tl.constexpr = 14 if activation.dtype == tl.float64 else 8
+    series = activation * 0.0 + 1.0
+    for n in tl.static_range(terms - 1):
+        series = 1.0 - series * activation * (1.0 / (terms - n))
+    far = tl.where(activation > 20.0, 1.0, 1.0 - tl.exp(-activation))
+    return tl.where(activation < 0.5, activation * series, far)
 
 
 @triton.jit

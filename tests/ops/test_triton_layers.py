@@ -15,6 +15,7 @@ import torch
 import triton
 from ops_cases import molecules, pattern_of, random_pattern
 from torch import Tensor
+from torch.nn.functional import softplus
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -234,6 +235,31 @@ def test_dense_layers(
     (of_weights,) = unwritten(together)
     layer_kernels.dense_backward(z.detach(), own, *kept, None, of_weights)
     assert_equal(of_weights, together)
+
+
+@pytest.mark.parametrize("widest", [128, 0], ids=["kernels", "wide"])
+@pytest.mark.parametrize("level", [-18.0, -8.0, -2.5, -1.1, 0.0, 1.5, 5.0, 18.0, 25.0])
+def test_slope_of_activations(
+    level: float,
+    widest: int,
+    layer_kernels: ModuleType,
+    drawn: Drawn,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where softplus is small its slope is as small: no digits are lost; far out it is 1."""
+    monkeypatch.setitem(layer_kernels.dense.__globals__, "WIDEST", widest)
+    received, W_residual = detached(drawn(5, 8, low=level), drawn(8, 8, low=0.0))
+    none = torch.zeros_like(W_residual)
+    weights = Weights((none, none[0], W_residual, none[0], None))
+    _, *kept = layer_kernels.dense(torch.zeros_like(received), received, weights, True)
+    gradient = torch.ones_like(received)
+    slope = layer_kernels.dense_backward(none[:5], weights, *kept, gradient, None, None)
+    before = received.double().requires_grad_()
+    (rise,) = torch.autograd.grad(softplus(before).sum(), before)
+    expected = rise * W_residual.double().sum(0)
+    digits = {torch.float32: 3e-6, torch.float64: 1e-14}[dtype]
+    torch.testing.assert_close(slope.double(), expected, rtol=digits, atol=0)
 
 
 def of_two(*shapes: tuple[int, ...], drawn: Drawn) -> tuple[Tensor, list[Tensor]]:
