@@ -54,10 +54,10 @@ class Neighborhood(NamedTuple):
 
     def virial(self, pull: Tensor, r_ij: Tensor) -> Tensor:
         """dE/d(strain): sum over the edges of pull times r_ij, symmetric, ``[G, 3, 3]``."""
+        outer = pull.unsqueeze(2) * r_ij.unsqueeze(1)  # no matrix product, which may be rounded
         if self.num_graphs == 1:
-            product = (pull.T @ r_ij).unsqueeze(0)
+            product = outer.sum(0, keepdim=True)
         else:
-            outer = pull.unsqueeze(2) * r_ij.unsqueeze(1)
             product = outer.new_zeros(self.num_graphs, 3, 3)
             product = product.index_add(0, self.batch[self.i], outer)
         return 0.5 * (product + product.mT)

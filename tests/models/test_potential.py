@@ -17,7 +17,9 @@ from torch_geometric.data import Batch, Data
 from hipnn_pyg import HIPNN, StructureError, radius_graph
 from hipnn_pyg.graph import radius_graph_pbc
 from hipnn_pyg.models.hipnn import Kernel
+from hipnn_pyg.models.neighborhood import neighborhood
 from hipnn_pyg.models.potential import HIPNNPotential, Prediction
+from hipnn_pyg.nn.precision import matrix_products
 
 Build = Callable[..., HIPNN]
 KERNELS = [name for name in get_args(Kernel) if name != "auto"]
@@ -393,6 +395,23 @@ def test_float32_networks(small_model: Build) -> None:
         torch.testing.assert_close(result.energy, exact.energy, rtol=1e-6, atol=0)
         for a, b in (result.forces, exact.forces), (result.stress, exact.stress):
             torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
+def test_stress_of_one_structure_is_no_matrix_product(small_model: Build) -> None:
+    """It stays what it is where matrix products are less precise, as in a batch."""
+    data = as_data(triclinic())
+    edge_index, shift = radius_graph_pbc(data.pos, 3.0, data.cell, data.pbc)
+    near = neighborhood(small_model(), data.z, data.pos, None, 1, edge_index, shift)
+    r_ij = near.vectors(data.pos).float()
+    pull = r_ij.roll(1, 1) / 3
+    expected = near.virial(pull.double(), r_ij.double())
+    product = pull.double().T @ r_ij.double()
+    torch.testing.assert_close(expected[0], 0.5 * (product + product.T))
+    with matrix_products("bf16", "cpu"):
+        found, rounded = near.virial(pull, r_ij), pull.T @ r_ij
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    error = (0.5 * (rounded + rounded.T).double() - expected[0]).abs().max()
+    assert float(error) > 1e-3 * float(expected.abs().max())  # control
 
 
 def test_a_detached_energy_is_no_zero_force(small_model: Build) -> None:
