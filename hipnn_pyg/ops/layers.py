@@ -99,14 +99,17 @@ class _Dense(torch.autograd.Function):
         z, received, activations, between, *weights = ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, None, *differentiated(ctx, (z, received, *weights), gradients[0])
-        sizes = [0 if w is None else w.numel() for w in weights]
-        dz, dweights = _room_for(z), z.new_empty(sum(sizes))
-        wanted = dz if ctx.needs_input_grad[2] else None
+        dz = _room_for(z) if ctx.needs_input_grad[2] else None
+        slopes: list[Tensor | None] = [None] * len(weights)
+        dweights = None
+        if any(ctx.needs_input_grad[4:]):
+            sizes = [0 if w is None else w.numel() for w in weights]
+            dweights = z.new_empty(sum(sizes))
+            parts = zip(weights, dweights.split(sizes), strict=True)
+            slopes = [None if w is None else part.view_as(w) for w, part in parts]
         given = (z, Weights(weights), activations, between, gradients[0])
-        dreceived = layer_kernels(z.device).dense_backward(*given, wanted, dweights)
-        parts = zip(weights, dweights.split(sizes), strict=True)
-        slopes = (None if w is None else part.view_as(w) for w, part in parts)
-        return None, None, wanted, dreceived, *slopes
+        dreceived = layer_kernels(z.device).dense_backward(*given, dz, dweights)
+        return None, None, dz, dreceived, *slopes
 
 
 def interact(

@@ -353,6 +353,33 @@ def test_nothing_is_kept_where_no_gradient_follows(monkeypatch: pytest.MonkeyPat
     assert kept == [("interact", False), ("dense", False)] * 2
 
 
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_gradients_that_nobody_wants_are_not_computed(
+    wanted: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the features or in weights, which may be fixed; that of what was received is the same."""
+    given: list[tuple[bool, bool]] = []
+    backward = cpu.dense_backward
+
+    def spy(*arguments: Any) -> Tensor:
+        given.append((arguments[-2] is not None, arguments[-1] is not None))
+        return backward(*arguments)
+
+    monkeypatch.setattr(cpu, "dense_backward", spy)
+    weights, inputs = dense_weights(5, 16, 2), torch.randn(3, 21, dtype=torch.float64)
+    slopes = []
+    for need_z, need_weights in ((True, True), wanted):
+        z, received = (x.clone() for x in inputs.split((5, 16), 1))
+        own = [w if w is None else w.clone().requires_grad_(need_weights) for w in weights]
+        ops.dense(z.requires_grad_(need_z), received.requires_grad_(), own, layers).sum().backward()
+        slopes.append([x if x is None else x.grad for x in (received, z, *own)])
+    assert given == [(True, True), wanted]
+    every, some = slopes
+    assert (some[1] is not None, some[2] is not None) == wanted
+    for found, expected in zip(some, every, strict=True):
+        assert found is None or torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("dtype, digits", [(torch.float32, 3e-6), (torch.float64, 1e-14)])
 @pytest.mark.parametrize("level", [-18.0, -8.0, -2.5, -1.1, 0.0, 1.5, 5.0, 18.0, 25.0])
 def test_slope_of_activations(dtype: torch.dtype, digits: float, level: float) -> None:
