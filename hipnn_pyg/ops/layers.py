@@ -17,6 +17,8 @@ from hipnn_pyg.ops.operands import Kept, Weights, Where
 from hipnn_pyg.ops.pattern import Pattern
 
 Layers = Callable[..., Tensor]
+Operands = list[tuple[str, Tensor | None, tuple[int, ...]]]
+"""Names, operands and the shapes that they must have."""
 
 
 def differentiated(ctx: Any, inputs: Sequence[Tensor | None], gradient: Tensor) -> list[Any]:
@@ -112,6 +114,16 @@ class _Dense(torch.autograd.Function):
         return None, None, dz, dreceived, *slopes
 
 
+def _check(layer: str, dtype: torch.dtype, operands: Operands) -> None:
+    """Kernels read memory by address: operands must be what they take them for."""
+    for name, x, shape in operands:
+        found = None if x is None else x.dtype
+        if x is None or found != dtype:
+            raise TypeError(f"{layer}: {name} is {found} and z {dtype}; both must be the same")
+        if x.shape != shape:
+            raise ValueError(f"{layer}: {name} has shape {list(x.shape)}, not {list(shape)}")
+
+
 def interact(
     r: Tensor,
     mu: Tensor,
@@ -141,10 +153,17 @@ def interact(
 
     Raises:
         TypeError: dtypes that differ.
+        ValueError: shapes that do not fit.
     """
-    for name, x in (("r", r), ("mu", mu), ("sigma", sigma), ("V", V)):
-        if x.dtype != z.dtype:
-            raise TypeError(f"interact: {name} is {x.dtype} and z {z.dtype}; both must be the same")
+    nu, width, out = V.size(0), z.size(-1), V.size(-1)
+    expected: Operands = [
+        ("z", z, (pattern.num_receivers, width)),
+        ("r", r, pattern.j.shape),
+        ("mu", mu, (nu,)),
+        ("sigma", sigma, (nu,)),
+        ("V", V, (nu, width, out)),
+    ]
+    _check("interact", z.dtype, expected)
     keep = torch.is_grad_enabled() and V.requires_grad  # within a Function neither can be told
     return _Interact.apply(keep, pattern, cutoff, readable, r, mu, sigma, z, V)
 
@@ -162,7 +181,21 @@ def dense(
 
     Returns:
         ``[N, out]``.
+
+    Raises:
+        TypeError: dtypes that differ.
+        ValueError: shapes that do not fit.
     """
+    atoms, width, out = z.size(0), z.size(-1), received.size(-1)
+    expected: Operands = [("z", z, (atoms, width)), ("received", received, (atoms, out))]
+    for n in range(0, len(weights), 5):
+        *own, M = weights[n : n + 5]
+        shapes = ((out, width), (out,), (out, out), (out,))
+        expected += zip(("W", "B", "W~", "B~"), own, shapes, strict=True)
+        if M is not None or width != out:
+            expected.append(("M~", M, (out, width)))
+        width = out
+    _check("dense", z.dtype, expected)
     inputs = (z, received, *weights)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     return _Dense.apply(keep, readable, *inputs)

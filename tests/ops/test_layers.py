@@ -210,15 +210,37 @@ def test_features_that_lie_column_by_column(dtype: torch.dtype) -> None:
     torch.testing.assert_close(*slopes)
 
 
-def test_dtypes_must_be_the_same(dtype: torch.dtype) -> None:
-    pattern, r = edges(6, 60)
-    inputs = [x.to(dtype) for x in interaction_inputs(7, 5, 8, 6, r)]
+def test_operands_that_kernels_would_misread(dtype: torch.dtype) -> None:
+    """Of another dtype or shape: they read memory by address."""
     other = torch.float32 if dtype == torch.float64 else torch.float64
-    for which, name in ((0, "r"), (1, "mu"), (4, "V")):
-        changed = [*inputs]
-        changed[which] = inputs[which].to(other)
-        with pytest.raises(TypeError, match=f"{name} is {other} and z {dtype}"):
-            ops.interact(*changed, pattern, CUTOFF, readable_of(pattern))
+    pattern, r = edges(6, 60)
+    names = ("r", "mu", "sigma", "z", "V")
+    inputs = dict(zip(names, (x.to(dtype) for x in interaction_inputs(7, 5, 8, 6, r)), strict=True))
+    ends: dict[str, Any] = dict(pattern=pattern, cutoff=CUTOFF, readable=readable_of(pattern))
+    assert ops.interact(**inputs, **ends).shape == (6, 8)  # control
+    for name in names:
+        if name != "z":
+            with pytest.raises(TypeError, match=f"interact: {name} is {other} and z {dtype}"):
+                ops.interact(**inputs | {name: inputs[name].to(other)}, **ends)
+        shorter = inputs | {name: inputs[name][:-1]}
+        with pytest.raises(ValueError, match=r"interact: \w+ has shape \[.*\], not \["):
+            ops.interact(**shorter, **ends)
+
+    weights = [None if w is None else w.to(dtype) for w in dense_weights(5, 8, 2)]
+    z, received = inputs["z"], torch.randn(6, 8, dtype=dtype)
+    assert ops.dense(z, received, weights, layers).shape == (6, 8)  # control
+    for place, name in enumerate(("W", "B", "W~", "B~", "M~")):
+        for x, error in (
+            (weights[place].to(other), TypeError),
+            (weights[place][1:].clone(), ValueError),
+            (None, TypeError),
+        ):
+            changed = [*weights[:place], x, *weights[place + 1 :]]
+            with pytest.raises(error, match=f"dense: {name} "):
+                ops.dense(z, received, changed, layers)
+    for bad, error in ((received.to(other), TypeError), (received[1:], ValueError)):
+        with pytest.raises(error, match="dense: received "):
+            ops.dense(z, bad, weights, layers)
 
 
 def test_first_and_second_derivatives() -> None:
