@@ -124,7 +124,8 @@ class HIPNN(nn.Module):
             ``"fused"`` (compiled kernels: C++ on a CPU, Triton on a GPU) or ``"auto"`` (fused
             where a compiler is found, else padded).
         backend: neighbour search, see :func:`hipnn_pyg.graph.radius_graph`.
-        validate: check inputs on every eager call (:mod:`hipnn_pyg.checks`).
+        validate: check inputs on every eager call (:mod:`hipnn_pyg.checks`). Without, energies with
+            an atom of another species are NaN.
 
     Raises:
         ValueError: a size or a length that makes no model.
@@ -450,9 +451,10 @@ class HIPNN(nn.Module):
         return index[z.clamp(0, index.numel() - 1).long()]
 
     def one_hot(self, species: Tensor) -> Tensor:
-        """Places in the species list ``[N]`` to input features ``[N, len(species)]`` (Eq. 3)."""
-        dtype = self.blocks[0].interaction.V.dtype
-        return torch.eye(len(self.species), dtype=dtype, device=species.device)[species]
+        """Places in the species list ``[N]`` to input features ``[N, len(species)]`` (Eq. 3); 0 for
+        foreign atoms."""
+        place = torch.arange(len(self.species), device=species.device)
+        return (species.unsqueeze(1) == place).to(self.blocks[0].interaction.V.dtype)
 
     def atom_terms(self, species: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """The whole network on checked input; no checks, no data-dependent shapes.

@@ -31,8 +31,8 @@ class ReferenceEnergy(nn.Module):
         self.register_buffer("sigma_e", torch.ones((), dtype=torch.float64))
 
     def forward(self, species: Tensor) -> Tensor:
-        """Index into the species list ``[N]`` to energies ``[N]``, float64."""
-        return self.weight[species] + self.bias
+        """Place in the species list ``[N]`` to energies ``[N]``, float64; NaN for foreign atoms."""
+        return torch.where(species < 0, torch.nan, self.weight[species] + self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ReferenceEnergy:
         """Follow moves between devices but not casts: ``fn`` sees the bits as integers."""

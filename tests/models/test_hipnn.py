@@ -412,6 +412,29 @@ def test_validate_only_checks(small_model: Build, molecules: Batch) -> None:
 
 
 @pytest.mark.parametrize("kernel", ["fused", "padded", "reference"])
+@pytest.mark.parametrize("foreign", [9, 0, -1, 100])
+def test_foreign_atoms_have_no_energy(
+    small_model: Build, molecules: Batch, kernel: str, foreign: int
+) -> None:
+    """Where nobody checks, either: their molecule's energy is no number, the others' stay."""
+    model = small_model(kernel=kernel, validate=False)
+    expected = model(molecules.z, molecules.pos, molecules.batch)
+    z = molecules.z.clone()
+    z[6] = foreign
+    assert int(molecules.batch[6]) == 1
+    found = model.energy_terms(z, molecules.pos, molecules.batch)
+    assert found.energy.isnan().flatten().tolist() == [False, True, False, False]
+    assert torch.equal(found.energy[[0, 2, 3]], expected[[0, 2, 3]])
+    assert found.terms.isnan().any(1).nonzero().flatten().tolist() == [6]
+    plain = small_model(kernel="reference", validate=False)
+    terms = plain.energy_terms(z, molecules.pos, molecules.batch).terms
+    torch.testing.assert_close(found.terms, terms, rtol=1e-10, atol=1e-10, equal_nan=True)
+    model.validate = True  # control
+    with pytest.raises(StructureError, match="atom 6"):
+        model(z, molecules.pos, molecules.batch)
+
+
+@pytest.mark.parametrize("kernel", ["fused", "padded", "reference"])
 def test_edges_in_any_form(small_model: Build, molecules: Batch, kernel: str) -> None:
     """Columns of a transposed list, shorter integers, PyG's EdgeIndex."""
     model = small_model(kernel=kernel)

@@ -383,11 +383,12 @@ def test_readout(atoms: int, width: int, layer_kernels: ModuleType, drawn: Drawn
 
 
 def test_inputs(layer_kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
-    species = torch.tensor([2, 0, 1, 2, 2], device=device)
+    species = torch.tensor([2, 0, 1, 2, 2, -1], device=device)
     weight = torch.tensor([-1.0, 20.0, 300.0], dtype=torch.float64, device=device)
     z, energy = layer_kernels.inputs(species, weight, torch.ones(1).to(weight), dtype)
-    assert torch.equal(z, torch.eye(3, dtype=dtype, device=device)[species])
-    assert torch.equal(energy, weight[species] + 1)
+    assert torch.equal(z[:5], torch.eye(3, dtype=dtype, device=device)[species[:5]])
+    assert torch.equal(energy[:5], weight[species[:5]] + 1)
+    assert not bool(z[5].any()) and bool(energy[5].isnan())  # a foreign atom
 
 
 def test_same_bits_twice(layer_kernels: ModuleType, drawn: Drawn) -> None:
