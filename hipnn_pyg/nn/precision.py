@@ -32,17 +32,16 @@ def matrix_products(precision: Precision, device: torch.device | str) -> Iterato
     """
     if precision not in ("float32", "tf32", "bf16"):
         raise ValueError(f'precision must be "float32", "tf32" or "bf16", not {precision!r}')
-    before = torch.get_float32_matmul_precision()
-    kind = torch.device(device).type
-    try:
-        if precision == "tf32":
-            torch.set_float32_matmul_precision("high")
-        if precision == "bf16":
-            # Weights are used once a step: nothing to keep, and a captured graph must not.
-            with torch.autocast(kind, torch.bfloat16, cache_enabled=False):
-                yield
-        else:
+    if precision == "bf16":
+        # Weights are used once a step: nothing to keep, and a captured graph must not.
+        with torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False):
             yield
-    finally:
-        if precision == "tf32":
+    elif precision == "tf32":
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
             torch.set_float32_matmul_precision(before)
+    else:
+        yield

@@ -93,6 +93,22 @@ def test_settings_are_restored(precision: Precision) -> None:
     assert settings() == before
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_setting_by_the_newer_interface_stays(precision: Precision) -> None:
+    """PyTorch then refuses to tell it by the older one, which only TF32 needs."""
+    setting = torch.backends.cuda.matmul
+    before = setting.fp32_precision
+    try:
+        setting.fp32_precision = "tf32"
+        with matrix_products(precision, "cpu"):
+            assert setting.fp32_precision == "tf32"
+        with pytest.raises(RuntimeError, match="legacy and new"):  # control
+            torch.get_float32_matmul_precision()
+    finally:
+        setting.fp32_precision = before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_an_unknown_precision() -> None:
     with pytest.raises(ValueError, match='"float32", "tf32" or "bf16", not \'fp8\''):
         with matrix_products("fp8", "cpu"):  # type: ignore[arg-type]
