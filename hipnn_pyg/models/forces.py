@@ -43,7 +43,7 @@ class Forces(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.train(model.training)
+        self.training = model.training  # not its parts: some may have been set apart
 
     def forward(
         self,
@@ -75,7 +75,8 @@ class Forces(nn.Module):
         check_graphs(z, pos, batch, num_graphs)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
-                return self.forward(*copies(z, pos, batch))
+                z, pos, batch = copies(z, pos, batch)
+                return self.forward(z, pos, batch, create_graph)
         keep = keeps_graph(self, create_graph)
         with torch.enable_grad():
             pos = leaf(pos, keep)
@@ -84,7 +85,7 @@ class Forces(nn.Module):
             if isinstance(energy, tuple):
                 energy = energy[0]
             (slope,) = gradient(energy, (pos,), keep, isolated=_all_single(z, batch))
-        return EnergyForces(energy if keep else energy.detach(), -slope)
+            return EnergyForces(energy if keep else energy.detach(), -slope)
 
 
 def refuse_cells(data: Data) -> None:

@@ -65,7 +65,7 @@ class HIPNNPotential(nn.Module):
         super().__init__()
         self.model = model
         self.min_distance = min_distance
-        self.train(model.training)
+        self.training = model.training  # not its parts: some may have been set apart
         self.compiled: Callable[..., Any] | None = None
         if compile:
             from hipnn_pyg.models.compiled import compiled_gradient  # slow to import

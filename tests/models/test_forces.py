@@ -122,6 +122,28 @@ def test_in_inference_mode(molecules: Batch, training: bool) -> None:
     torch.testing.assert_close(forces, expected.forces)
 
 
+@pytest.mark.parametrize("wrap", [Forces, HIPNNPotential])
+def test_parts_set_apart_stay_so(
+    small_model: Callable[..., HIPNN], wrap: Callable[[HIPNN], nn.Module]
+) -> None:
+    """A frozen block in evaluation mode of a model that trains."""
+    model = small_model().train()
+    model.blocks[0].eval()
+    wrapped = wrap(model)
+    assert wrapped.training and model.training and model.blocks[1].training
+    assert not any(part.training for part in model.blocks[0].modules())
+    assert all(part.training for part in wrapped.train().modules())  # control
+
+
+def test_a_graph_in_inference_mode_if_asked_for(molecules: Batch) -> None:
+    model = Forces(schnet())
+    given = (molecules.z, molecules.pos, molecules.batch)
+    with torch.inference_mode():
+        kept, plain = (model(*given, create_graph=keep) for keep in (True, None))
+    assert kept.forces.requires_grad and not plain.forces.requires_grad
+    torch.testing.assert_close(kept.forces.detach(), plain.forces)
+
+
 def test_structures_it_cannot_see_stop(molecules: Batch) -> None:
     """A cell, an empty structure at the end, no positions."""
     water, model = molecules[2], Forces(schnet())
