@@ -63,8 +63,9 @@ struct Share {
     }
 };
 
-// Memory of the calling thread, kept from call to call: fresh pages cost more than the arithmetic.
-// Whole cache lines, for registers that cross none. Each USE is another buffer.
+// Memory of the calling thread, kept from call to call: fresh pages cost more than the arithmetic;
+// beyond 64 MB, until less is asked for. Whole cache lines, for registers that cross none. Each USE
+// is another buffer.
 enum Use {
     kShells, kNeighbours, kInverse, kEnvelopes, kSensitivities, kSlopes, kEnvironments, kTurned,
     kPart, kReceived, kSmall, kWeights, kSums, kRows
@@ -74,10 +75,12 @@ template <typename T, Use USE> T *scratch(Index size) {
         T numbers[64 / sizeof(T)];
     };
     static thread_local std::vector<Line> memory;
-    constexpr std::size_t most = 1 << 20;  // not kept beyond 64 MB
+    constexpr std::size_t most = 1 << 20;  // 64 MB
     const std::size_t lines = (size * sizeof(T) + sizeof(Line) - 1) / sizeof(Line);
-    if (memory.size() > most && lines <= most) std::vector<Line>().swap(memory);
-    if (memory.size() < lines) memory.resize(lines);
+    if (memory.size() < lines || (memory.size() > most && lines <= most)) {
+        std::vector<Line>().swap(memory);  // the old numbers go first; nobody wants them
+        memory.resize(lines);
+    }
     return reinterpret_cast<T *>(memory.data());
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import subprocess
@@ -181,6 +182,29 @@ def test_two_processes_at_once(good: Path, cache: Path, compiler: Callable[[str]
     (file,) = cache.iterdir()
     assert file.read_bytes() == good.read_bytes()
     assert log.read_text() == "run\nrun\n"
+
+
+SCRATCH = """
+#include "HEADER"
+
+extern "C" int still_there(std::int64_t before, std::int64_t now) {
+    using namespace hipnn;
+    float *numbers = scratch<float, kSums>(before);
+    std::fill(numbers, numbers + before, 1.f);
+    return scratch<float, kSums>(now)[0] == 1;
+}
+"""
+
+
+def test_memory_of_a_thread(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept, unless more is asked for (what was in it is not copied), or less than 64 MB again."""
+    file, header = tmp_path / "scratch.cpp", cpu.SOURCE.with_name("threads.h")
+    file.write_text(SCRATCH.replace("HEADER", str(header)))
+    monkeypatch.setattr(cpu, "SOURCE", file)
+    there, many = cpu.library().still_there, 20 << 20
+    there.argtypes = [ctypes.c_int64] * 2
+    sizes = [(100, 100), (100, 90), (90, 5000), (many, many), (many, many // 2), (many, 100)]
+    assert [there(*pair) for pair in sizes] == [1, 1, 0, 1, 0, 0]
 
 
 FEWER_THREADS = """
