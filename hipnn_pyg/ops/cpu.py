@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hipnn_pyg.ops import reference
-from hipnn_pyg.ops.operands import Kept, Weights, Where, checked
+from hipnn_pyg.ops.operands import DTYPES, Kept, Weights, Where, checked
 from hipnn_pyg.ops.pattern import Pattern
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,8 @@ ALWAYS = (torch.int64, torch.float64, torch.uint8)
 """What kernels of every dtype take: indices, energies, memory."""
 NO_MEMORY = -1
 """What kernels return where they found none."""
-SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
+SUFFIX = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
+"""What names of kernels end in."""
 
 
 class KernelUnavailableError(RuntimeError):
@@ -517,9 +517,7 @@ def error_sums_backward(terms: Tensor, ptr: Tensor, error: Tensor, gradient: Ten
 
 
 def envsum(s: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
-    """See :func:`hipnn_pyg.ops.reference.envsum`, which also serves half precision."""
-    if z.dtype not in SUFFIX:
-        return reference.envsum(s, z, pattern)
+    """See :func:`hipnn_pyg.ops.reference.envsum`."""
     pattern, s, z = checked(pattern, s=s, z=z)
     rows, nu, width = pattern.num_receivers, s.size(1), z.size(1)
     e = z.new_empty(rows, nu, width)
@@ -529,8 +527,6 @@ def envsum(s: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
 
 def sensesum(g: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
     """See :func:`hipnn_pyg.ops.reference.sensesum`."""
-    if z.dtype not in SUFFIX:
-        return reference.sensesum(g, z, pattern)
     pattern, g, z = checked(pattern, g=g, z=z)
     rows, nu, width = g.shape
     t = z.new_empty(pattern.j.numel(), nu)
@@ -540,8 +536,6 @@ def sensesum(g: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
 
 def featsum(g: Tensor, s: Tensor, pattern: Pattern) -> Tensor:
     """See :func:`hipnn_pyg.ops.reference.featsum`."""
-    if g.dtype not in SUFFIX:
-        return reference.featsum(g, s, pattern)
     pattern, g, s = checked(pattern.with_order(), g=g, s=s)
     senders, nu, width = pattern.num_senders, g.size(1), g.size(2)
     u = g.new_empty(senders, width)

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from hipnn_pyg.ops import cpu
+from hipnn_pyg.ops import cpu, reference
+from hipnn_pyg.ops.operands import DTYPES
 
 
-def sum_kernels(device: torch.device) -> ModuleType:
-    """``envsum``, ``sensesum``, ``featsum``.
+def sum_kernels(x: Tensor) -> ModuleType:
+    """``envsum``, ``sensesum``, ``featsum`` of such tensors; of half precision the reference's.
 
     Raises:
         ImportError: on a GPU without Triton.
     """
-    return cpu if device.type == "cpu" else import_module("hipnn_pyg.ops.triton")
+    if x.dtype not in DTYPES:
+        return reference
+    return cpu if x.device.type == "cpu" else import_module("hipnn_pyg.ops.triton")
 
 
 def layer_kernels(device: torch.device) -> ModuleType:
@@ -70,7 +73,7 @@ def takes(x: Tensor) -> bool:
 
     Under autocast (:mod:`hipnn_pyg.nn.precision`) matrix products are PyTorch's own.
     """
-    if x.device.type not in ("cpu", "cuda") or x.dtype not in cpu.SUFFIX:
+    if x.device.type not in ("cpu", "cuda") or x.dtype not in DTYPES:
         return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or transformed():
         return False

@@ -28,21 +28,21 @@ from hipnn_pyg.ops.pattern import Pattern
 def _envsum(
     s: Tensor, z: Tensor, j: Tensor, i: Tensor, row: Tensor, order: Tensor, column: Tensor
 ) -> Tensor:
-    return sum_kernels(z.device).envsum(s, z, Pattern(j, i, row, order, column))
+    return sum_kernels(z).envsum(s, z, Pattern(j, i, row, order, column))
 
 
 @torch.library.custom_op("hipnn::sensesum", mutates_args=())
 def _sensesum(
     g: Tensor, z: Tensor, j: Tensor, i: Tensor, row: Tensor, order: Tensor, column: Tensor
 ) -> Tensor:
-    return sum_kernels(z.device).sensesum(g, z, Pattern(j, i, row, order, column))
+    return sum_kernels(z).sensesum(g, z, Pattern(j, i, row, order, column))
 
 
 @torch.library.custom_op("hipnn::featsum", mutates_args=())
 def _featsum(
     g: Tensor, s: Tensor, j: Tensor, i: Tensor, row: Tensor, order: Tensor, column: Tensor
 ) -> Tensor:
-    return sum_kernels(g.device).featsum(g, s, Pattern(j, i, row, order, column))
+    return sum_kernels(g).featsum(g, s, Pattern(j, i, row, order, column))
 
 
 @_envsum.register_fake

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hipnn_pyg.ops import reference
-from hipnn_pyg.ops.operands import DTYPES, checked
+from hipnn_pyg.ops.operands import checked
 from hipnn_pyg.ops.pattern import Pattern
 
 try:
@@ -174,9 +173,7 @@ def by_sender(
 
 
 def envsum(s: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
-    """See :func:`hipnn_pyg.ops.reference.envsum`, which also serves half precision."""
-    if z.dtype not in DTYPES:
-        return reference.envsum(s, z, pattern)
+    """See :func:`hipnn_pyg.ops.reference.envsum`."""
     pattern, s, z = checked(pattern, s=s, z=z)
     rows, nu, width = pattern.num_receivers, s.size(1), z.size(1)
     e = z.new_empty(rows, nu, width)
@@ -192,8 +189,6 @@ def envsum(s: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
 
 def sensesum(g: Tensor, z: Tensor, pattern: Pattern) -> Tensor:
     """See :func:`hipnn_pyg.ops.reference.sensesum`."""
-    if z.dtype not in DTYPES:
-        return reference.sensesum(g, z, pattern)
     pattern, g, z = checked(pattern, g=g, z=z)
     rows, nu, width = g.shape
     t = z.new_empty(pattern.j.numel(), nu)
@@ -214,8 +209,6 @@ def featsum(g: Tensor, s: Tensor, pattern: Pattern) -> Tensor:
     carries back, ``[E, columns]``, then their sum by sender. Columns are taken in as many passes
     as keep the intermediate within :data:`WORKSPACE` or the size of s.
     """
-    if g.dtype not in DTYPES:
-        return reference.featsum(g, s, pattern)
     pattern, g, s = checked(pattern.with_order(), g=g, s=s)
     rows, nu, width = g.shape
     u = g.new_empty(pattern.num_senders, width)

@@ -148,7 +148,7 @@ def test_first_and_second_derivatives(
     name: str, needed: tuple[bool, bool], where: torch.device
 ) -> None:
     function, arguments = prepared(name, where, needed)
-    fast = sums.sum_kernels(where) is not cpu  # along random directions: the interpreter is slow
+    fast = sums.sum_kernels(arguments[0]) is not cpu  # interpreted
     assert gradcheck(function, arguments, fast_mode=fast)
     assert gradgradcheck(function, arguments, fast_mode=fast)
 
@@ -214,6 +214,19 @@ def test_strided_and_expanded_operands_and_cotangents(name: str, where: torch.de
         found = torch.autograd.grad(ours, inputs, cotangent(ours))
         wanted = torch.autograd.grad(exact, inputs, cotangent(exact))
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", SUMS)
+def test_half_precision_is_the_reference(name: str, half: torch.dtype, kernels: ModuleType) -> None:
+    """Which the kernels themselves refuse."""
+    pattern = random_pattern(5, 23)
+    tensors = operands(pattern, 4, 6, half)
+    arguments = [tensors[need] for need in SUMS[name]]
+    result = getattr(ops, name)(*arguments, pattern)
+    assert torch.equal(result, getattr(reference, name)(*arguments, pattern))
+    with pytest.raises(TypeError, match=f"{half}, the kernels take float32 or float64"):
+        getattr(kernels, name)(*arguments, pattern)
 
 
 @pytest.mark.parametrize("name", SUMS)
