@@ -161,7 +161,7 @@ def molecule_edges(
     """
     gpu = molecule_kernels(pos) if kernels and max_atoms is not None else None
     if gpu is not None:
-        pattern, r = gpu.all_pairs(pos, ptr, max_atoms, num_edges)
+        pattern, r = gpu.molecule_edges(pos, ptr, max_atoms, num_edges)
         if pos.requires_grad and torch.is_grad_enabled():
             r = edge_distances(pos, torch.stack((pattern.j, pattern.i)))
         return Pairs(pattern.j, pattern.i, r, pattern)

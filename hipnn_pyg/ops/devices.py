@@ -35,7 +35,8 @@ def layer_kernels(device: torch.device) -> ModuleType:
 
 
 def molecule_kernels(x: Tensor) -> ModuleType | None:
-    """``sizes``, ``all_pairs`` and ``molecule_sums`` of a GPU; None if they do not take ``x``."""
+    """``sizes``, ``molecule_edges``, ``molecule_sums`` and ``products`` of a GPU; None if they do
+    not take ``x``."""
     return import_module("hipnn_pyg.ops.triton_molecules") if x.is_cuda and takes(x) else None
 
 

@@ -16,7 +16,7 @@ from triton.language.standard import _sum_combine as _add
 from hipnn_pyg.ops.pattern import Pattern
 from hipnn_pyg.ops.triton_tiles import kernel, products
 
-__all__ = ["all_pairs", "molecule_sums", "products", "sizes"]
+__all__ = ["molecule_edges", "molecule_sums", "products", "sizes"]
 
 ATOMS = 32
 """Atoms of a molecule that are read at a time."""
@@ -126,7 +126,7 @@ def edges_of_atom(
 
 
 @kernel
-def _all_pairs(
+def _molecule_edges(
     POS: tl.tensor,
     PTR: tl.tensor,
     FIRST_EDGE: tl.tensor,
@@ -210,7 +210,9 @@ def sizes(batch: Tensor, num_graphs: int) -> tuple[Tensor, int, int]:
     return ptr, largest, edges
 
 
-def all_pairs(pos: Tensor, ptr: Tensor, max_atoms: int, num_edges: int) -> tuple[Pattern, Tensor]:
+def molecule_edges(
+    pos: Tensor, ptr: Tensor, max_atoms: int, num_edges: int
+) -> tuple[Pattern, Tensor]:
     """All pairs inside each molecule, as :func:`hipnn_pyg.graph.pairs.molecule_edges`.
 
     Args:
@@ -230,7 +232,7 @@ def all_pairs(pos: Tensor, ptr: Tensor, max_atoms: int, num_edges: int) -> tuple
         block = max(16, min(64, triton.next_power_of_2(max_atoms)))
         with torch.cuda.device_of(pos):
             _first_edges[(1,)](ptr, first_edge, graphs, MOLECULES)
-            _all_pairs[(graphs, max_atoms)](
+            _molecule_edges[(graphs, max_atoms)](
                 *(pos, ptr, first_edge, row, j, i, reverse, r, num_edges, block), num_warps=1
             )
     return Pattern(j, i, row, reverse, row), r

@@ -55,21 +55,21 @@ def test_sizes(counts: Tensor, molecule_kernels: ModuleType) -> None:
     assert ptr.tolist() == [0, *counts.cumsum(0).tolist()]
 
 
-def test_all_pairs(
+def test_molecule_edges(
     counts: Tensor, molecule_kernels: ModuleType, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Edges, their order by receiver and by sender, and distances, of the readable construction."""
     batch = batch_of(counts)
     ptr, largest, edges = molecule_sizes(batch, batch, counts.numel())
     pos = positions(batch.numel(), device, dtype)
-    pattern, r = molecule_kernels.all_pairs(pos, ptr, largest, edges)
+    pattern, r = molecule_kernels.molecule_edges(pos, ptr, largest, edges)
     expected = molecule_edges(pos.clone().requires_grad_(), batch, ptr, edges)
     assert expected.pattern is not None
     for found, right in zip(pattern, expected.pattern, strict=True):
         assert torch.equal(found, right)
     torch.testing.assert_close(r, expected.r.detach())
     by_columns = pos.mT.contiguous().mT  # in memory x of all atoms, then y, z
-    again = molecule_kernels.all_pairs(by_columns, ptr, largest + 3, edges)
+    again = molecule_kernels.molecule_edges(by_columns, ptr, largest + 3, edges)
     assert torch.equal(again[1], r) and torch.equal(again[0].j, pattern.j)
 
 
@@ -110,7 +110,7 @@ def without_derivatives(
         molecule_kernels = importlib.import_module("hipnn_pyg.ops.triton_molecules")
 
     def switch() -> list[str]:
-        for name in ("sizes", "all_pairs", "molecule_sums"):
+        for name in ("sizes", "molecule_edges", "molecule_sums"):
             own = getattr(molecule_kernels, name)
 
             def noted(*given: object, name: str = name, own: Callable = own) -> object:
@@ -151,7 +151,7 @@ def test_energies_without_derivatives(
     model.kernel = "fused"
     called = without_derivatives()
     tolerance = 1e-12 if dtype == torch.float64 else 1e-4
-    every = ["sizes", "all_pairs", "values", "molecule_sums"]
+    every = ["sizes", "molecule_edges", "values", "molecule_sums"]
     for num_graphs in (None, 3):
         called.clear()
         with torch.no_grad():
@@ -182,7 +182,9 @@ def test_energies_without_derivatives(
 
 COMPARISONS: dict[str, Callable[[Tensor, ModuleType, torch.device], None]] = {
     "sizes": lambda counts, kernels, device: test_sizes(counts, kernels),
-    "pairs": lambda counts, kernels, device: test_all_pairs(counts, kernels, device, torch.float64),
+    "pairs": lambda counts, kernels, device: test_molecule_edges(
+        counts, kernels, device, torch.float64
+    ),
     "sums": lambda counts, kernels, device: test_molecule_sums(3, counts, kernels, device),
 }
 MUTANTS = {
@@ -222,7 +224,7 @@ def test_compiles_for_a_gpu(load_kernels: Callable[..., ModuleType]) -> None:
     constants = {
         "_sizes": dict(BLOCK=128),
         "_first_edges": dict(BLOCK=128),
-        "_all_pairs": dict(BLOCK=32),
+        "_molecule_edges": dict(BLOCK=32),
         "_molecule_sums": dict(ORDERS=2, ATOMS=32),
     }
     pointers = dict(POS="*fp32", R="*fp32", TERMS="*fp64", ENERGY="*fp64")
