@@ -4,8 +4,10 @@ from hipnn_pyg.graph.lattice import image_shift
 from hipnn_pyg.graph.neighbors import BACKENDS, RadiusGraph, radius_graph
 from hipnn_pyg.graph.pairs import (
     Pairs,
+    all_pairs,
     edge_distances,
     edge_pairs,
+    laid_out,
     molecule_edges,
     molecule_pairs,
     molecule_sizes,
@@ -18,9 +20,11 @@ __all__ = [
     "BACKENDS",
     "Pairs",
     "RadiusGraph",
+    "all_pairs",
     "edge_distances",
     "edge_pairs",
     "image_shift",
+    "laid_out",
     "molecule_edges",
     "molecule_pairs",
     "molecule_sizes",

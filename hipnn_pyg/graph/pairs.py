@@ -207,3 +207,36 @@ def molecule_pairs(pos: Tensor, batch: Tensor, ptr: Tensor, max_atoms: int) -> P
     square = (pos[j] - pos.unsqueeze(1)).square().sum(-1)
     r = torch.where(inside, square, torch.inf).sqrt()
     return Pairs(j, None, r)
+
+
+def all_pairs(
+    kernel: str, pos: Tensor, batch: Tensor, ptr: Tensor, max_atoms: int, num_edges: int
+) -> Pairs:
+    """All pairs inside each molecule, in the layout that a kernel takes.
+
+    Args:
+        kernel: ``"reference"``, ``"padded"`` or ``"fused"``.
+        pos: positions in Å, ``[N, 3]``.
+        batch: molecule of each atom, sorted, ``[N]``.
+        ptr: first atom of each molecule and, last, N; ``[G + 1]``.
+        max_atoms: atoms of the largest molecule.
+        num_edges: sum of n (n - 1) over the molecules.
+    """
+    if kernel == "padded":
+        return molecule_pairs(pos, batch, ptr, max_atoms)
+    fused = kernel == "fused"
+    pairs = molecule_edges(pos, batch, ptr, num_edges, fused, max_atoms)
+    return pairs if fused else pairs._replace(pattern=None)
+
+
+def laid_out(kernel: str, edges: Pairs, num_atoms: int) -> Pairs:
+    """Edges in the layout that a kernel takes.
+
+    Args:
+        kernel: ``"reference"``, ``"padded"`` or ``"fused"``.
+        edges: edge layout, sorted by receiver.
+        num_atoms: N.
+    """
+    if kernel == "padded":
+        return pad_pairs(edges, num_atoms)
+    return edges.with_pattern(num_atoms) if kernel == "fused" else edges

@@ -11,7 +11,7 @@ from torch import Tensor
 from hipnn_pyg.checks import check_distances, check_graphs, check_species
 from hipnn_pyg.graph import Pairs
 from hipnn_pyg.models import direct
-from hipnn_pyg.models.hipnn import ALL_PAIRS_LIMIT, HIPNN
+from hipnn_pyg.models.hipnn import HIPNN, SEARCH_BEYOND
 from hipnn_pyg.ops.cuda_graph import record
 from hipnn_pyg.ops.devices import molecule_kernels
 
@@ -101,7 +101,7 @@ class CapturedEnergies:
         if num_graphs is None:
             num_graphs = int(batch[-1]) + 1
         ptr, largest, edges = kernels.sizes(batch, num_graphs)
-        if largest > ALL_PAIRS_LIMIT:
+        if largest > SEARCH_BEYOND:
             return model.energy_terms(z, pos, batch, num_graphs=num_graphs).energy
         if model.validate:
             check_species(z, model.species_index(z) >= 0, model.species)

@@ -17,11 +17,10 @@ from hipnn_pyg.data.statistics import EnergyScale, fit_reference_energies
 from hipnn_pyg.data.targets import Target, resolve_target
 from hipnn_pyg.graph import (
     Pairs,
+    all_pairs,
     edge_pairs,
-    molecule_edges,
-    molecule_pairs,
+    laid_out,
     molecule_sizes,
-    pad_pairs,
     radius_graph,
 )
 from hipnn_pyg.graph.neighbors import BACKENDS
@@ -41,8 +40,8 @@ from hipnn_pyg.units import Bohr
 Kernel = Literal["auto", "fused", "padded", "reference"]
 
 UNDER_TRANSFORMS = "torch.jit.trace, torch.func and forward-mode derivatives cannot see kernels"
-ALL_PAIRS_LIMIT = 64
-"""Molecules up to this many atoms need no neighbour search."""
+SEARCH_BEYOND = 64
+"""Molecules of at most so many atoms need no neighbour search."""
 
 
 class EnergyTerms(NamedTuple):
@@ -435,7 +434,7 @@ class HIPNN(nn.Module):
         kernel = self.kernel_on(pos.device)
         if edge_index is None and self.backend == "torch" and kernel != "reference":
             ptr, largest, num_edges = molecule_sizes(pos, batch, num_graphs, kernel == "fused")
-            if largest <= ALL_PAIRS_LIMIT:
+            if largest <= SEARCH_BEYOND:
                 return all_pairs(kernel, pos, batch, ptr, largest, num_edges)
         if edge_index is None:
             edge_index = radius_graph(pos, self.cutoff, batch, self.backend)
@@ -548,39 +547,6 @@ def _underived(pairs: Pairs) -> bool:
     if pairs.pattern is None or torch.is_grad_enabled():
         return False
     return molecule_kernels(pairs.r) is not None
-
-
-def all_pairs(
-    kernel: str, pos: Tensor, batch: Tensor, ptr: Tensor, max_atoms: int, num_edges: int
-) -> Pairs:
-    """All pairs inside each molecule, in the layout that a kernel takes.
-
-    Args:
-        kernel: as :meth:`HIPNN.kernel_on` gives it.
-        pos: positions in Å, ``[N, 3]``.
-        batch: molecule of each atom, sorted, ``[N]``.
-        ptr: first atom of each molecule and, last, N; ``[G + 1]``.
-        max_atoms: atoms of the largest molecule.
-        num_edges: sum of n (n - 1) over the molecules.
-    """
-    if kernel == "padded":
-        return molecule_pairs(pos, batch, ptr, max_atoms)
-    fused = kernel == "fused"
-    pairs = molecule_edges(pos, batch, ptr, num_edges, fused, max_atoms)
-    return pairs if fused else pairs._replace(pattern=None)
-
-
-def laid_out(kernel: str, edges: Pairs, num_atoms: int) -> Pairs:
-    """Edges in the layout that a kernel takes.
-
-    Args:
-        kernel: as :meth:`HIPNN.kernel_on` gives it.
-        edges: edge layout, sorted by receiver.
-        num_atoms: N.
-    """
-    if kernel == "padded":
-        return pad_pairs(edges, num_atoms)
-    return edges.with_pattern(num_atoms) if kernel == "fused" else edges
 
 
 def _check_hyperparameters(parameters: dict[str, Any], backend: str) -> None:

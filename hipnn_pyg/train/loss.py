@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hipnn_pyg.data.packed import MoleculeBatch, edges_of
-from hipnn_pyg.graph import Pairs, edge_pairs
-from hipnn_pyg.models.hipnn import HIPNN, all_pairs, laid_out
+from hipnn_pyg.graph import Pairs, all_pairs, edge_pairs, laid_out
+from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.nn import nonhierarchicality
 
 

@@ -131,7 +131,7 @@ def test_large_molecules_leave_the_all_pairs_path(
         model = small_model(cutoff=2.0, kernel=kernel)
         with monkeypatch.context() as patch:
             everything, expected = model.pairs(*inputs[1:]).r.shape[-1], model(*inputs)
-            patch.setattr("hipnn_pyg.models.hipnn.ALL_PAIRS_LIMIT", 8)
+            patch.setattr("hipnn_pyg.models.hipnn.SEARCH_BEYOND", 8)
             assert model.pairs(*inputs[1:]).r.shape[-1] < everything
             torch.testing.assert_close(model(*inputs), expected)
 

@@ -238,7 +238,7 @@ def test_what_kernels_do_not_take_is_the_models(
         patch.setattr(captured, "MOST_ATOMS", 8)
         torch.testing.assert_close(CapturedEnergies(model)(*given), model(*given))
         patch.undo()
-        patch.setattr(captured, "ALL_PAIRS_LIMIT", 4)
+        patch.setattr(captured, "SEARCH_BEYOND", 4)
         torch.testing.assert_close(CapturedEnergies(model)(*given), model(*given))
     assert not recorded
     model.blocks[0].register_forward_hook(lambda _, __, result: (2 * result[0], result[1]))

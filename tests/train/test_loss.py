@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 from hipnn_pyg import HIPNN, PackedMolecules
 from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.data.targets import ASE_ENERGY
-from hipnn_pyg.models.hipnn import all_pairs
+from hipnn_pyg.graph import all_pairs
 from hipnn_pyg.train import HIPNNLoss
 from hipnn_pyg.train.loss import LossTerms, l2_norm
 
