@@ -76,15 +76,61 @@ void interact_tangent(const Edges<T> &edges, const T *along, const T *z, const T
     }
 }
 
+// `send` of a function of g and g_dot, from dg and dg_dot[atom, out]; adds to dz and dz_dot[N, in],
+// too, which may be null, together.
+template <typename T>
+void send_tangent(const Edges<T> &edges, const T *along, Index first, Index count, const T *z,
+                  const T *z_dot, const T *turned_V, const T *kept_s, const T *dg, const T *dg_dot,
+                  double *dlogmu, double *dsigma, T *dz, T *dz_dot, Index most, Index in,
+                  Index out) {
+    const Index nu = edges.nu, depth = nu * in, padded = edges.padded, front = edges.front;
+    T *s_dot = scratch<T, kSensitivities>(most * padded);
+    T *ds = scratch<T, kSlopes>(2 * kTile * padded), *ds_dot = ds + kTile * padded;
+    T *turned = scratch<T, kTurned>(2 * in * padded), *turned_dot = turned + in * padded;
+    T *e = scratch<T, kEnvironments>(2 * kBlock * depth), *e_dot = e + kBlock * depth;
+    T *part = scratch<T, kPart>(kTile * in);
+    T *dm = scratch<T, kSmall>(2 * padded), *dsg = dm + padded;
+    pull(dg, turned_V, e, count, nu, in, out);
+    pull(dg_dot, turned_V, e_dot, count, nu, in, out);
+    std::fill(turned, turned + 2 * in * padded, T(0));
+    std::fill(dm, dm + 2 * padded, T(0));
+    for (Index a = 0; a < count; ++a) {
+        const Neighbours<T> near = edges.neighbours(first + a);
+        const T *de = e + a * depth, *de_dot = e_dot + a * depth;
+        transpose(nu, in, de, turned + front, padded);
+        transpose(nu, in, de_dot, turned_dot + front, padded);
+        const T *s = kept_s + edges.row[first + a] * padded;
+        changes(edges, near, along, s, s_dot);
+        for (Index x = 0; x < near.count; x += kTile, s += kTile * padded) {
+            const Index rows = std::min(kTile, near.count - x), *j = near.j + x;
+            const Span window = edges.registers(near, x, rows);
+            const T *dot = s_dot + x * padded;
+            projections(rows, j, turned, z, window, in, ds, padded);
+            if (z_dot) projections<true>(rows, j, turned_dot, z_dot, window, in, ds, padded);
+            projections(rows, j, turned_dot, z, window, in, ds_dot, padded);
+            pull_back(edges, near, x, rows, window, along, ds, ds_dot, s, dot, dm, dsg);
+            if (!dz) continue;
+            const Span reaching = edges.reaching(near, x, rows, edges.of_function);
+            if (!reaching.size()) continue;
+            spread(rows, s + front, padded, de, reaching, in, part);
+            spread<true>(rows, dot + front, padded, de_dot, reaching, in, part);
+            send_back(rows, j, part, in, dz);
+            spread(rows, s + front, padded, de_dot, reaching, in, part);
+            send_back(rows, j, part, in, dz_dot);
+        }
+    }
+    for (Index n = 0; n < nu; ++n) dlogmu[n] += dm[front + n], dsigma[n] += dsg[front + n];
+}
+
 // Gradients of a function of g and g_dot; dz and dz_dot may be null, together.
 template <typename T>
 void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z, const T *z_dot,
                                const T *V, const T *kept, const T *kept_dot, const T *kept_s,
                                const T *dg, const T *dg_dot, T *dmu, T *dsigma, T *dz, T *dz_dot,
                                T *dV, Index atoms, Index in, Index out) {
-    const Index nu = edges.nu, depth = nu * in, most = edges.most(atoms), padded = edges.padded;
-    const Index front = edges.front, team = omp_get_max_threads(), features = atoms * in;
-    T *turned_V = scratch<T, kWeights>(depth * out);
+    const Index nu = edges.nu, most = edges.most(atoms), features = atoms * in;
+    const Index team = omp_get_max_threads();
+    T *turned_V = scratch<T, kWeights>(nu * in * out);
     T *parts_z = scratch<T, kRows>(dz ? 2 * team * features : 0);
     T *parts_z_dot = parts_z + team * features;
     std::vector<double> parts_mu(2 * team * nu, 0);
@@ -94,57 +140,23 @@ void interact_tangent_backward(const Edges<T> &edges, const T *along, const T *z
         const FloatMode held(mode);
         const Index me = omp_get_thread_num();
         turn(V, turned_V, nu, in, out);
-#pragma omp for schedule(static)
-        for (Index n = 0; n < nu; n += side_by_side(nu, in)) {
-            weight_gradient(kept, dg, dV, n, atoms, nu, in, out);
-            weight_gradient<true>(kept_dot, dg_dot, dV, n, atoms, nu, in, out);
-        }
-        T *s_dot = scratch<T, kSensitivities>(most * padded);
-        T *ds = scratch<T, kSlopes>(2 * kTile * padded), *ds_dot = ds + kTile * padded;
-        T *turned = scratch<T, kTurned>(2 * in * padded), *turned_dot = turned + in * padded;
-        std::fill(turned, turned + 2 * in * padded, T(0));
-        T *e = scratch<T, kEnvironments>(2 * kBlock * depth), *e_dot = e + kBlock * depth;
-        T *part = scratch<T, kPart>(kTile * in);
-        T *dm = scratch<T, kSmall>(2 * padded), *dsg = dm + padded;
-        T *my_z = parts_z + me * features, *my_z_dot = parts_z_dot + me * features;
+        T *my_z = dz ? parts_z + me * features : dz;
+        T *my_z_dot = dz ? parts_z_dot + me * features : dz;
         if (dz) {
             std::fill(my_z, my_z + features, T(0));
             std::fill(my_z_dot, my_z_dot + features, T(0));
         }
         double *my_mu = parts_mu.data() + 2 * me * nu, *my_sigma = my_mu + nu;
+#pragma omp for schedule(static)
+        for (Index n = 0; n < nu; n += side_by_side(nu, in)) {
+            weight_gradient(kept, dg, dV, n, atoms, nu, in, out);
+            weight_gradient<true>(kept_dot, dg_dot, dV, n, atoms, nu, in, out);
+        }
         const Share share(atoms);
         for (Index block = 0; block < share.blocks; ++block) {
             const Index first = share.first(block), count = share.first(block + 1) - first;
-            pull(dg + first * out, turned_V, e, count, nu, in, out);
-            pull(dg_dot + first * out, turned_V, e_dot, count, nu, in, out);
-            std::fill(dm, dm + 2 * padded, T(0));
-            for (Index a = 0; a < count; ++a) {
-                const Neighbours<T> near = edges.neighbours(first + a);
-                const T *de = e + a * depth, *de_dot = e_dot + a * depth;
-                transpose(nu, in, de, turned + front, padded);
-                transpose(nu, in, de_dot, turned_dot + front, padded);
-                const T *s = kept_s + edges.row[first + a] * padded;
-                changes(edges, near, along, s, s_dot);
-                for (Index x = 0; x < near.count; x += kTile, s += kTile * padded) {
-                    const Index rows = std::min(kTile, near.count - x), *j = near.j + x;
-                    const Span window = edges.registers(near, x, rows);
-                    const T *dot = s_dot + x * padded;
-                    projections(rows, j, turned, z, window, in, ds, padded);
-                    if (z_dot) projections<true>(rows, j, turned_dot, z_dot, window, in, ds, padded);
-                    projections(rows, j, turned_dot, z, window, in, ds_dot, padded);
-                    pull_back(edges, near, x, rows, window, along, ds, ds_dot, s, dot, dm, dsg);
-                    if (!dz) continue;
-                    const Span reaching = edges.reaching(near, x, rows, edges.of_function);
-                    if (!reaching.size()) continue;
-                    spread(rows, s + front, padded, de, reaching, in, part);
-                    spread<true>(rows, dot + front, padded, de_dot, reaching, in, part);
-                    send_back(rows, j, part, in, my_z);
-                    spread(rows, s + front, padded, de_dot, reaching, in, part);
-                    send_back(rows, j, part, in, my_z_dot);
-                }
-            }
-            for (Index n = 0; n < nu; ++n)
-                my_mu[n] += dm[front + n], my_sigma[n] += dsg[front + n];
+            send_tangent(edges, along, first, count, z, z_dot, turned_V, kept_s, dg + first * out,
+                         dg_dot + first * out, my_mu, my_sigma, my_z, my_z_dot, most, in, out);
         }
 #pragma omp barrier
         if (dz) {
