@@ -6,7 +6,7 @@ costs a sixth of a training step, and without derivatives that nobody asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -208,11 +208,18 @@ def forward(
     Returns:
         ``terms [N, num_interactions + 1]`` in float64, and what :func:`backward` needs.
     """
+    assert pairs.pattern is not None
     z, zeroth = _inputs(model, species)
-    terms, passes = [zeroth], []
-    for energy, block in _blocks(model, z, pairs, learn, weights):
-        terms.append(energy)
-        passes.append(block)
+    terms, passes, r = [zeroth], [], pairs.r.detach().to(z.dtype)
+    kernels, sigma_e = layer_kernels(z.device), _scale(model)
+    for own in block_weights(model) if weights is None else weights:
+        where = Where(pairs.pattern, own.cutoff, r, own.mu, own.sigma)
+        received, kept = kernels.interact(where, z, own.V, learn)
+        result, activations, between = kernels.dense(z, received, own.dense, True)
+        assert activations is not None and between is not None
+        terms.append(kernels.readout(result, own.w, own.b, sigma_e))
+        passes.append(BlockPass(where, z, own, kept, activations, between, result))
+        z = result
     return torch.stack(terms, dim=1), passes
 
 
@@ -225,33 +232,16 @@ def values(model: HIPNN, species: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]
         species: places in the species list, ``[N]``.
         pairs: edges with their pattern.
     """
-    z, zeroth = _inputs(model, species)
-    terms = [zeroth]
-    for energy, block in _blocks(model, z, pairs, False, None):
-        terms.append(energy)
-        z = block.result
-    return torch.stack(terms, dim=1), z
-
-
-def _blocks(
-    model: HIPNN,
-    z: Tensor,
-    pairs: Pairs,
-    learn: bool,
-    weights: Sequence[BlockWeights] | None,
-) -> Iterator[tuple[Tensor, BlockPass]]:
-    """Block after block: its energies E_i^n, and what its backward pass needs."""
     assert pairs.pattern is not None
+    z, zeroth = _inputs(model, species)
+    terms, r = [zeroth], pairs.r.detach().to(z.dtype)
     kernels, sigma_e = layer_kernels(z.device), _scale(model)
-    r = pairs.r.detach().to(z.dtype)
-    for own in block_weights(model) if weights is None else weights:
+    for own in block_weights(model):
         where = Where(pairs.pattern, own.cutoff, r, own.mu, own.sigma)
-        received, kept = kernels.interact(where, z, own.V, learn)
-        result, activations, between = kernels.dense(z, received, own.dense, True)
-        assert activations is not None and between is not None
-        energy = kernels.readout(result, own.w, own.b, sigma_e)
-        yield energy, BlockPass(where, z, own, kept, activations, between, result)
-        z = result
+        received, _ = kernels.interact(where, z, own.V, False)
+        z, _, _ = kernels.dense(z, received, own.dense, False)
+        terms.append(kernels.readout(z, own.w, own.b, sigma_e))
+    return torch.stack(terms, dim=1), z
 
 
 @torch.no_grad()

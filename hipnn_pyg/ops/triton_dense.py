@@ -149,6 +149,7 @@ def _dense(
     IN: tl.constexpr,
     F: tl.constexpr,
     LAYERS: tl.constexpr,
+    KEEP: tl.constexpr,
     IN_A: tl.constexpr,
     IN_B: tl.constexpr,
     A: tl.constexpr,
@@ -156,7 +157,10 @@ def _dense(
     PRODUCTS: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """z' = W~ softplus(W z + B + g) + M~ z + B~, layer after layer; g in the first layer only."""
+    """z' = W~ softplus(W z + B + g) + M~ z + B~, layer after layer; g in the first layer only.
+
+    Without KEEP the last layer's output alone is stored.
+    """
     start = tl.program_id(0).to(tl.int64) * ROWS
     WEIGHTS += start // each * stride
     row = start + tl.arange(0, ROWS)
@@ -172,7 +176,8 @@ def _dense(
     c, d = _bias(WEIGHTS + F * IN, F, A, B)
     x, y = _rows_times(v, w, WEIGHTS, IN, F, 1, IN, A, B, PRODUCTS)
     x, y = _softplus(x + a + c), _softplus(y + b + d)
-    _store(ACTIVATIONS, x, y, row, live, F, A, B)
+    if KEEP:
+        _store(ACTIVATIONS, x, y, row, live, F, A, B)
     x, y = _rows_times(x, y, residual, F, F, 1, F, A, B, PRODUCTS)
     if IN == F:
         a, b = v, w
@@ -180,19 +185,24 @@ def _dense(
         a, b = _rows_times(v, w, residual + F * F + F, IN, F, 1, IN, A, B, PRODUCTS)
     c, d = _bias(residual + F * F, F, A, B)
     x, y = x + a + c, y + b + d
-    _store(OUTPUTS, x, y, row, live, F, A, B)
+    if KEEP:
+        _store(OUTPUTS, x, y, row, live, F, A, B)
     a, b = x, y
     for layer in range(1, LAYERS):
         matrix = WEIGHTS + first + (layer - 1) * (2 * F * F + 2 * F)
         c, d = _bias(matrix + F * F, F, A, B)
         x, y = _rows_times(a, b, matrix, F, F, 1, F, A, B, PRODUCTS)
         x, y = _softplus(x + c), _softplus(y + d)
-        _store(ACTIVATIONS + layer * apart, x, y, row, live, F, A, B)
+        if KEEP:
+            _store(ACTIVATIONS + layer * apart, x, y, row, live, F, A, B)
         matrix += F * F + F
         c, d = _bias(matrix + F * F, F, A, B)
         x, y = _rows_times(x, y, matrix, F, F, 1, F, A, B, PRODUCTS)
         a, b = a + x + c, b + y + d
-        _store(OUTPUTS + layer * apart, a, b, row, live, F, A, B)
+        if KEEP:
+            _store(OUTPUTS + layer * apart, a, b, row, live, F, A, B)
+    if not KEEP:
+        _store(OUTPUTS, a, b, row, live, F, A, B)
 
 
 @kernel
@@ -342,15 +352,17 @@ def _weight_slopes(
 
 def dense(
     z: Tensor, received: Tensor, weights: Weights, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`hipnn_pyg.ops.cpu.dense`; what the backward pass needs is always given.
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """See :func:`hipnn_pyg.ops.cpu.dense`.
 
     What is received may come in parts, ``[parts, N, out]``.
     """
     z, received, layers = z.contiguous(), received.contiguous(), len(weights) // 5
     atoms, out_channels = received.shape[-2:]
     parts = received.size(0) if received.dim() == 3 else 1
-    activations, outputs = z.new_empty(2, layers, atoms, out_channels)
+    activations, outputs = None, z.new_empty(1, atoms, out_channels)
+    if keep:
+        activations, outputs = z.new_empty(2, layers, atoms, out_channels)
     if max(z.size(1), out_channels) > WIDEST:
         received = received if received.dim() == 2 else received.sum(0)
         _wide(z, received, weights, activations, outputs)
@@ -358,12 +370,12 @@ def dense(
         joined, models, stride = _joined(weights)
         with torch.cuda.device_of(z):
             _dense[(triton.cdiv(atoms, ROWS),)](
-                *(z, received, joined, activations, outputs, atoms, atoms // models, stride, parts),
-                *(z.size(1), out_channels, layers),
+                *(z, received, joined, outputs if activations is None else activations, outputs),
+                *(atoms, atoms // models, stride, parts, z.size(1), out_channels, layers, keep),
                 *(*column_blocks(z.size(1)), *column_blocks(out_channels), products(z), ROWS),
                 **_options(z, out_channels),
             )
-    return outputs[-1], activations, outputs[:-1]
+    return outputs[-1], activations, outputs[:-1] if keep else None
 
 
 def dense_backward(
@@ -439,16 +451,17 @@ def _stages(device: torch.device, dtype: torch.dtype, width: int) -> int:
 
 
 def _wide(
-    z: Tensor, received: Tensor, weights: Weights, activations: Tensor, outputs: Tensor
+    z: Tensor, received: Tensor, weights: Weights, activations: Tensor | None, outputs: Tensor
 ) -> None:
     """All layers by PyTorch's products."""
-    for layer, (activation, output) in enumerate(zip(activations, outputs, strict=True)):
+    for layer in range(len(weights) // 5):
         W, B, W_residual, B_residual, M = weights[5 * layer : 5 * layer + 5]
         before = _linear(z, W, B) + (0 if layer else received)
-        activation.copy_(softplus(before))
+        activation = softplus(before)
         kept = z if M is None else _linear(z, M)
-        output.copy_(_linear(activation, W_residual, B_residual) + kept)
-        z = output
+        z = outputs[layer % len(outputs)].copy_(_linear(activation, W_residual, B_residual) + kept)
+        if activations is not None:
+            activations[layer] = activation
 
 
 def _wide_slopes(

@@ -222,6 +222,10 @@ def test_dense_layers(
     for own in (loose, joined):
         found, activations, between = layer_kernels.dense(*detached(z, received), own, True)
         assert_equal(found, expected.detach())
+        bare, *kept = layer_kernels.dense(*detached(z, received), own, False)
+        assert_equal(bare, found)
+        assert kept == [None, None]
+        assert bare.untyped_storage().nbytes() == bare.nbytes  # nor are the layers below
         third = received.detach() / 3  # what is received in parts is added
         in_parts = torch.stack((third, third, received.detach() - 2 * third))
         assert_equal(layer_kernels.dense(z.detach(), in_parts, own, True)[0], found)
@@ -493,7 +497,7 @@ def options() -> dict[str, dict[str, Any]]:
     return {
         "_environments": edges | dict(FIRST=64, SECOND=16, EDGES=16),
         "_edge_slopes": dict(FEATURES=80, LEARNED=True, DISTANCES=True, **slopes),
-        "_dense": size,
+        "_dense": dict(KEEP=True, **size),
         "_dense_slopes": dict(WANTED=True, **size),
         "_product": dict(ROWS=64, DEPTH=16, FIRST=64, SECOND=16),
         "_weight_slopes": dict(IN=80, F=80, LAYERS=4, DOWN=16, ACROSS=32, ROWS=32),
