@@ -144,7 +144,8 @@ class PairForces:
         if dstress is None:
             return along
         of_each = (dstress / self._volume)[self._graph]
-        return along + torch.einsum("ea,eab,eb->e", self.direction, of_each, self.r_ij)
+        outer = self.direction.unsqueeze(2) * self.r_ij.unsqueeze(1)  # no product to be rounded
+        return along + (outer * of_each).sum((1, 2))
 
     @cached_property
     def _graph(self) -> Tensor:
