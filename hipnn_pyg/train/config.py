@@ -73,7 +73,7 @@ class Training:
             split over them: their number changes the speed, not the result.
         num_nodes: nodes, each with so many devices.
         compile: run the step through torch.compile: "on", "off" or "auto" (on a GPU long runs that
-            learn forces; on a CPU the package's own kernels are faster).
+            learn forces, in one process; on a CPU the package's own kernels are faster).
         capture: run the whole step as one CUDA graph: "auto" (on a GPU, one process), "on" or
             "off". On a CPU "on" runs the same step of fixed shapes without a graph, for tests.
         precision: of the matrix products of a training step: "float32", "tf32" (on a GPU) or

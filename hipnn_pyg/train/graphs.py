@@ -27,6 +27,7 @@ def compile_wanted(
     total_steps: int,
     forces: bool = False,
     periodic: bool = False,
+    processes: int = 1,
 ) -> bool:
     """Whether to run the step through ``torch.compile``.
 
@@ -41,13 +42,15 @@ def compile_wanted(
         total_steps: of the run.
         forces: whether forces are learned.
         periodic: whether structures have cells: such steps are not compiled.
+        processes: of the run; where several learn forces, steps are not compiled.
 
     Raises:
-        ValueError: ``compile="on"`` with cells.
+        ValueError: ``compile="on"`` with cells, or with forces on several processes.
     """
-    if periodic:
+    if periodic or (forces and processes > 1):  # the compiler takes no part of a double gradient
         if config.compile == "on":
-            raise ValueError("--compile on does not take periodic structures yet: leave it out")
+            what = "periodic structures" if periodic else "forces on several processes"
+            raise ValueError(f"--compile on does not take {what} yet: leave it out")
         return False
     if config.compile != "off" and TORCH < COMPILES_FROM:
         if config.compile == "on":

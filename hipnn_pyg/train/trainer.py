@@ -150,15 +150,16 @@ class Trainer:
     def _choose_path(self, total_steps: int) -> None:
         """How steps are computed: by which kernel, captured, compiled or neither."""
         config, device, periodic = self.config, self.device, self.train.cells is not None
+        processes = self.fabric.world_size
         kernel = self.model.kernel_on(device)
         direct = device.type == "cpu" and config.precision != "bf16"
         if self.forces and not direct:
             kernel = force_kernel(self.model, device)
         self_check(kernel, device, config.self_check)
         self.captures = (self.alone or device.type == "cuda") and capture_wanted(
-            config, device, self.fabric.world_size, periodic
+            config, device, processes, periodic
         )
-        compile = (config, device, kernel, total_steps, self.forces, periodic)
+        compile = (config, device, kernel, total_steps, self.forces, periodic, processes)
         if self.captures and self.forces and config.capture == "auto":
             self.captures = not compile_wanted(*compile)  # it has fewer kernels
         self.compiled = not self.captures and compile_wanted(*compile)

@@ -30,7 +30,7 @@ from hipnn_pyg.models.files import read_card
 from hipnn_pyg.train import HIPNNLoss, Trainer, Training, predict
 from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
 from hipnn_pyg.train.force_loss import HIPNNForceLoss, force_scale, terms_and_forces
-from hipnn_pyg.train.graphs import FORCES_PAY_AFTER, compile_wanted
+from hipnn_pyg.train.graphs import COMPILE_PAYS_AFTER, FORCES_PAY_AFTER, compile_wanted
 from hipnn_pyg.train.metrics import force_statistics, predict_forces
 from hipnn_pyg.train.step import TrainingStep
 from hipnn_pyg.train.validation import score
@@ -274,6 +274,17 @@ def test_forces_are_learned_without_autograd_on_a_cpu_alone() -> None:
     assert compile_wanted(auto, cpu, "padded", long, forces=True)
     assert not compile_wanted(auto, cpu, "padded", long - 1, forces=True)
     assert compile_wanted(Training(compile="on"), cpu, "fused", 1, forces=True)
+
+
+def test_forces_are_not_compiled_over_several_processes() -> None:
+    """The compiler refuses the gradient within the part of a step that it would get there."""
+    cuda, long = torch.device("cuda"), COMPILE_PAYS_AFTER
+    auto, on = Training(compile="auto"), Training(compile="on")
+    assert not compile_wanted(auto, cuda, "padded", long, forces=True, processes=2)
+    with pytest.raises(ValueError, match="forces on several processes"):
+        compile_wanted(on, cuda, "padded", long, forces=True, processes=2)
+    assert compile_wanted(auto, cuda, "padded", long, forces=True)  # controls
+    assert compile_wanted(on, cuda, "padded", long, processes=2)
 
 
 def test_step_compiles_as_one_graph_for_all_sizes(small_model: Callable[..., HIPNN]) -> None:
