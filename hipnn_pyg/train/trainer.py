@@ -444,8 +444,10 @@ class Trainer:
                 self.sharded.asked = False
             raise TrainingStopped(self._where(), interrupted=True)
         if self.checkpoint_due:
-            self._raise_if_bad()
-            self._save()
+            if self.sharded is None:  # else all processes raise together, at the end of the epoch
+                self._raise_if_bad()
+            if self.first_bad < 0:
+                self._save()
 
     @property
     def checkpoint_due(self) -> bool:

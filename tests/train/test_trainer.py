@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -407,6 +408,41 @@ def test_an_interrupt_does_not_save_a_bad_step(
     with pytest.raises(TrainingStopped, match="loss of batch 2 of epoch 1 is not finite"):
         trainer.fit()
     assert saved == []
+
+
+def test_over_several_gpus_a_bad_step_stops_all_at_the_end_of_the_epoch(
+    new_model: Models,
+    parts: Parts,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only the first process saves: there it may not stop alone, nor keep what is bad."""
+    order = PackedLoader(parts[0], 9, shuffle=True, seed=0).partition(0)
+    train = poisoned(parts, int(order[2][0]))
+
+    def steps(sharded: Any) -> tuple[list[int], int]:
+        trainer = Trainer(new_model(), train, parts[1], settings(), tmp_path, progress=False)
+        saved: list[int] = []
+        monkeypatch.setattr(trainer, "_save", lambda: saved.append(trainer.step))
+
+        def watch_late(loss: torch.Tensor) -> None:
+            if not loss.isfinite() and trainer.first_bad < 0:
+                trainer.first_bad = torch.tensor(trainer.step - 1)
+
+        monkeypatch.setattr(trainer, "_watch", watch_late)
+        with pytest.raises(TrainingStopped, match="loss of batch 2 of epoch 1 is not finite"):
+            for index in trainer.batches():
+                terms = trainer.gradient_of(index)
+                trainer.sharded = sharded
+                trainer.update(terms)
+                trainer.sharded = None
+            trainer.end_epoch()
+        return saved, trainer.step
+
+    together: Any = SimpleNamespace(asked=False, stop_agreed=lambda look: False)
+    assert steps(together) == ([1, 2], 10)
+    assert steps(None) == ([1, 2], 3)  # control: one process stops there
 
 
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
