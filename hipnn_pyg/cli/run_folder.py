@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from hipnn_pyg.data.sets import SETS, MoleculeSet, describe
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.models.files import ModelFileError, atomic_write, read_card
 from hipnn_pyg.train.checkpoint import MAY_CHANGE
-from hipnn_pyg.train.config import Network, Training
+from hipnn_pyg.train.config import Network, Training, as_trained
 
 T = TypeVar("T")
 
@@ -28,12 +28,6 @@ def of_class(kind: type[T], values: dict[str, Any]) -> T:
     """The instance of a dataclass whose fields stand among ``values``; others have defaults."""
     present = {field.name for field in fields(kind)} & values.keys()  # type: ignore[arg-type]
     return kind(**{name: values[name] for name in present})
-
-
-def defaults_of(*kinds: type) -> dict[str, Any]:
-    """The defaults of dataclasses: what a run from before a setting existed was trained with."""
-    every = [field for kind in kinds for field in fields(kind)]
-    return {field.name: field.default for field in every if field.default is not MISSING}
 
 
 def usable_device(name: str) -> torch.device:
@@ -154,8 +148,7 @@ class RunFolder:
         Raises:
             ModelFileError: naming the first setting that differs.
         """
-        kinds = (type(molecules), Network, Training)
-        old = {"ensemble": 1, **defaults_of(*kinds), **self.read_config()}
+        old = {"ensemble": 1, **as_trained(self.read_config(), type(molecules))}
         old.pop("start", None)  # the checkpoint is further on
         new = {**describe(molecules), **asdict(network), **asdict(training), "ensemble": ensemble}
         for name in sorted((old.keys() | new.keys()) - RESUME_MAY_CHANGE):

@@ -14,7 +14,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,12 @@ from numpy.typing import NDArray
 from hipnn_pyg.data.sets import SETS
 from hipnn_pyg.models.files import ModelFileError, atomic_write
 from hipnn_pyg.train.checkpoint import MAY_CHANGE
-from hipnn_pyg.train.config import Network, Training
+from hipnn_pyg.train.config import as_trained
 
 FORMAT = "hipnn_pyg record"
 
 NO_RESULT = {*MAY_CHANGE, "root", "source"}
 """Settings that say where things are and how they are computed, not what comes out."""
-
-BEFORE: dict[str, Any] = {"energy_scale": "total"}
-"""Settings whose default is not what was done before they existed -> what was done."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +102,7 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         settings: of data set ("dataset" says which), network and training.
     """
-    kinds = (SETS[settings["dataset"]], Network, Training)
-    every = [field for kind in kinds for field in fields(kind)]
-    defaults = {field.name: field.default for field in every if field.default is not MISSING}
-    every_one = {**defaults, **BEFORE, **settings}
+    every_one = as_trained(settings, SETS[settings["dataset"]])
     if "path" in every_one:  # where it is does not matter, which it is does
         every_one["file"] = Path(every_one.pop("path")).name
     return {name: value for name, value in every_one.items() if name not in NO_RESULT}

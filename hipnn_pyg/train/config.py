@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal
 
 from hipnn_pyg.data.statistics import EnergyScale
@@ -14,6 +15,8 @@ OWN: dict[str, dict[str, Any]] = {
     "fast": {"epochs": 100, "energy_scale": "residual"},
 }
 """What a recipe takes where a setting is null."""
+BEFORE: dict[str, Any] = {"energy_scale": "total"}
+"""Settings whose default is not what was done before they existed -> what was done."""
 
 
 @dataclass(frozen=True)
@@ -146,3 +149,15 @@ class Training:
         """The same settings with the recipe's own in the place of null."""
         own = {name: value for name, value in OWN[self.recipe].items() if not getattr(self, name)}
         return replace(self, **own)
+
+
+def as_trained(settings: Mapping[str, Any], data: type) -> dict[str, Any]:
+    """The settings of a run, with what was done where one did not exist yet.
+
+    Args:
+        settings: as they were kept.
+        data: kind of the data set.
+    """
+    every = [field for kind in (data, Network, Training) for field in fields(kind)]
+    defaults = {field.name: field.default for field in every if field.default is not MISSING}
+    return {**defaults, **BEFORE, **settings}

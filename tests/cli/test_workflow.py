@@ -271,6 +271,22 @@ def test_resume_with_other_settings(
     assert setting in one_line(capsys, "train")
 
 
+def test_resume_of_a_run_from_before_a_setting_existed(
+    training: Training, tmp_path: Path, capsys: Capture
+) -> None:
+    """Its energy scale was what the paper's is, whatever the recipe takes today."""
+    line = training(tmp_path / "run", "--epochs", "1", "--num_train", "60")
+    assert main([*line, "--energy_scale", "total"]) == 0
+    config = tmp_path / "run" / "config.yaml"
+    kept = config.read_text()
+    config.write_text(kept.replace("energy_scale: total\n", ""))
+    assert config.read_text() != kept
+    assert main([*line, "--energy_scale", "total", "--resume"]) == 0
+    capsys.readouterr()
+    assert main([*line, "--resume"]) == 1  # control
+    assert "trained with energy_scale = total, not residual" in one_line(capsys, "train")
+
+
 def test_resume_with_another_file(
     copy: Path, tmp_path: Path, molecule_file: Path, training: Training, capsys: Capture
 ) -> None:
