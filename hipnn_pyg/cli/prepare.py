@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
@@ -60,8 +60,9 @@ def prepare(
 
     Raises:
         ModelFileError: a run on another split, or a damaged one.
-        ValueError: the model to begin with has another network, unit or target, or learned another
-            split of these structures, whose training set has molecules of this test set.
+        ValueError: the model to begin with has another network, unit or target, does not know all
+            species, or learned another split of these structures, whose training set has molecules
+            of this test set.
     """
     folder, (packed, candidates) = RunFolder(path), loaded
     if resume:
@@ -86,6 +87,7 @@ def prepare(
         redrawn = partial(_checksum, molecules, len(packed), candidates)
         _check_start(start, card, network, packed.spec, provenance, redrawn)
         model, provenance["started_from"] = load_model(kept), _origin(start, card)
+        _check_known(start, model.species, packed.subset(candidates).atomic_numbers())
         if kept != folder.start and first_process():
             copy_model(kept, folder.start)
     there = packed if resident is None else resident
@@ -125,15 +127,19 @@ def _new_model(
     species = sorted(set(packed.z.tolist()))
     if unseen := sorted(set(species) - set(learned.atomic_numbers().tolist())):
         warnings.warn(
-            f"{', '.join(chemical_symbols[number] for number in unseen)} occurs in no training "
-            "structure: its energy stays 0, predictions with it mean nothing; train on more "
-            "structures, with another --seed, or leave these out",
+            f"{_symbols(unseen)} occurs in no training structure: its energy stays 0, "
+            "predictions with it mean nothing; train on more structures, with another --seed, or "
+            "leave these out",
             HIPNNWarning,
             stacklevel=3,
         )
     model = HIPNN(species=species, **asdict(network))
     assert training.energy_scale is not None
     return model.fit_e0(learned, packed.spec, training.energy_scale)
+
+
+def _symbols(numbers: Sequence[int]) -> str:
+    return ", ".join(chemical_symbols[number] for number in numbers)
 
 
 def _checksum(
@@ -189,6 +195,15 @@ def _check_start(
             )
         card = card.get("started_from", {})
         who = f"--start {name} began with {card.get('model')}, which"
+
+
+def _check_known(name: str, species: Sequence[int], present: Tensor) -> None:
+    """Whether a trained model knows all species of a data set; raises ValueError if not."""
+    if unknown := sorted(set(present.tolist()) - set(species)):
+        raise ValueError(
+            f"--start {name} does not know {_symbols(unknown)}, which is in this data set: start "
+            "with a model that does, or leave such structures out"
+        )
 
 
 def _same_structures(card: Mapping[str, Any], data: Mapping[str, Any]) -> bool:

@@ -121,6 +121,22 @@ def test_a_resumed_run_has_the_network_it_started_from(
     assert "hidden_channels = 6, not 9" in capsys.readouterr().err
 
 
+def test_a_start_must_know_the_species_of_the_test_set(
+    trained: Path, molecule_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Training would go to its end, and only then its evaluation fail."""
+    images = ase.io.read(molecule_file, index=":")
+    place = int(random_split(len(images), 160, 20, 0).test[0])
+    for name, status in (("CH3OH", 0), ("CH3Cl", 1)):  # the first is a control
+        images[place] = molecule(name)
+        images[place].calc = SinglePointCalculator(images[place], energy=-5.0)
+        path = tmp_path / f"{name}.extxyz"
+        ase.io.write(path, images)
+        line = train_options(path, tmp_path / name, "--epochs", "1", "--start", str(trained))
+        assert main(line) == status
+    assert "does not know Cl" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
