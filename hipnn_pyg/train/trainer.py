@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from hipnn_pyg.checks import HIPNNWarning, check_species
 from hipnn_pyg.data.packed import PackedMolecules, random_order
+from hipnn_pyg.data.stress import StressLabels
 from hipnn_pyg.models.files import ModelFileError, load_model, write_model
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.self_check import self_check
@@ -59,7 +60,7 @@ from hipnn_pyg.train.validation import (
     summed_validation,
     validation_sums,
 )
-from hipnn_pyg.units import ENERGY_UNITS
+from hipnn_pyg.units import ENERGY_UNITS, convert
 
 BEST_SECONDS = 5.0
 """Least time between two writings of the best model; checkpoints and the end write it anyway."""
@@ -77,8 +78,9 @@ class Trainer:
         config: settings. Forces are learned where ``train`` has force labels and
             ``force_weight`` is not 0, stress where it has stress labels beside them and
             ``stress_weight`` is not 0.
-        folder: run folder for checkpoint, model files, ``metrics.csv`` and TensorBoard logs;
-            None keeps everything in memory.
+        folder: run folder for checkpoint, model files, ``metrics.csv`` and TensorBoard logs, whose
+            errors, of training and validation, are in kcal/mol (in the target's unit if that is
+            no energy), kcal/mol/Å and GPa; None keeps everything in memory.
         provenance: kept in the model file (data set, split ...).
         progress: show a progress bar.
 
@@ -307,17 +309,12 @@ class Trainer:
         self.last = self._validate(judged)  # where this fails, a resumed run does it again
         self.epoch, self.step = epoch, 0
         self._raise_if_bad()
-        epochs = self.epoch - (self.history[-1]["epoch"] if self.history else 0)
-        means = (self.totals / (epochs * self.steps_per_epoch)).tolist()
-        self.totals.zero_()
+        epochs = self.epoch - int(self.history[-1]["epoch"] if self.history else 0)
         row = {
             "epoch": self.epoch,
             "seconds": self.seconds,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "train_loss": means[0],
-            "train_mae": means[1],
-            "train_r": means[2],
-            **dict(zip(("train_force_mae", "train_stress_mae"), means[3:], strict=False)),
+            **self._train_columns(epochs * self.steps_per_epoch),
             **self.last.row,
             "compiled_graphs": self.graphs,
         }
@@ -332,6 +329,18 @@ class Trainer:
             self._unwritten = {**self.provenance, **best_model(self, self.last)}
             if time.monotonic() - self._best_written > BEST_SECONDS:
                 self._write_best()
+
+    def _train_columns(self, steps: int) -> dict[str, float]:
+        """Means over the steps since the last row, in the units of the validation errors."""
+        unit = self.train.spec.unit
+        energy = convert(1.0, unit, "kcal/mol") if unit in ENERGY_UNITS else 1.0
+        stress = 1 / StressLabels("GPa").factor(unit) if self.stress else 1.0
+        names = ("train_loss", "train_mae", "train_r", "train_force_mae", "train_stress_mae")
+        factors = (1.0, energy, 1.0, energy, stress)
+        means = (self.totals / steps).tolist()
+        self.totals.zero_()
+        columns = zip(names, means, factors, strict=False)
+        return {name: mean * factor for name, mean, factor in columns}
 
     @property
     def best_row(self) -> dict[str, float]:

@@ -269,6 +269,8 @@ def test_training_learns_and_goes_on(
     spread = stress_statistics(torch.zeros_like(validation.stress), validation.stress, "eV").mae
     last = whole.history[-1]
     assert last["validation_stress_mae"] < 0.3 * spread
+    assert last["train_force_mae"] == pytest.approx(last["validation_force_mae"], rel=0.5)
+    assert last["train_stress_mae"] == pytest.approx(last["validation_stress_mae"], rel=0.5)
     _, _, stress = predict_stress(model, validation)
     found = stress_statistics(stress, validation.stress, "eV")
     assert found.unit == "GPa" and found.num == 10 * 9
