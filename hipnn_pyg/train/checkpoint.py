@@ -88,7 +88,8 @@ def restore_run(trainer: Trainer, state: dict[str, Any]) -> None:
     for name in PROGRESS:
         setattr(trainer, name, state["progress"][name])
     trainer.history = state["history"]
-    trainer.totals.copy_(state["totals"])
+    totals = state["totals"]
+    trainer.totals[: totals.numel()] = totals  # older runs did not count those with stress
 
 
 def best_model(trainer: Trainer, validation: Validation) -> dict[str, Any]:

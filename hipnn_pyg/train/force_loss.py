@@ -50,8 +50,9 @@ class ForceLossTerms(NamedTuple):
 
     @property
     def logged(self) -> tuple[Tensor, ...]:
-        """Whose means over an epoch are logged, the last one where stress is learned."""
-        return self.loss, self.mae, self.r, self.force_mae, self.stress_mae
+        """Whose sums are logged; where stress is learned, its error and 1 where there was any."""
+        of_stress = (self.stress_mae, self.stress_mae.sign())
+        return self.loss, self.mae, self.r, self.force_mae, *of_stress
 
 
 def force_kernel(model: HIPNN, device: torch.device) -> Kernel:

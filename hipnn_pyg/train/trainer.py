@@ -140,7 +140,7 @@ class Trainer:
         self.metric_unit = "kcal/mol" if train.spec.unit in ENERGY_UNITS else train.spec.unit
         self.best_mae = math.inf
         self.best_epoch = 0
-        logged = 3 + self.forces + self.stress
+        logged = 3 + self.forces + 2 * self.stress
         self.totals = torch.zeros(logged, dtype=torch.float64, device=self.device)  # since a row
         self.best_state = _snapshot(model)
         self.history: list[dict[str, float]] = []
@@ -331,16 +331,18 @@ class Trainer:
                 self._write_best()
 
     def _train_columns(self, steps: int) -> dict[str, float]:
-        """Means over the steps since the last row, in the units of the validation errors."""
+        """Means over the steps since the last row, in the units of the validation errors; that of
+        stress over the mini-batches that have any."""
         unit = self.train.spec.unit
         energy = convert(1.0, unit, "kcal/mol") if unit in ENERGY_UNITS else 1.0
         stress = 1 / StressLabels("GPa").factor(unit) if self.stress else 1.0
         names = ("train_loss", "train_mae", "train_r", "train_force_mae", "train_stress_mae")
         factors = (1.0, energy, 1.0, energy, stress)
-        means = (self.totals / steps).tolist()
+        sums = self.totals.tolist()
+        counts = [steps, steps, steps, steps, *sums[5:]]
         self.totals.zero_()
-        columns = zip(names, means, factors, strict=False)
-        return {name: mean * factor for name, mean, factor in columns}
+        columns = zip(names, sums, counts, factors, strict=False)
+        return {name: total / count * factor for name, total, count, factor in columns}
 
     @property
     def best_row(self) -> dict[str, float]:

@@ -299,6 +299,25 @@ def test_training_learns_and_goes_on(
 def test_validation_needs_stress_too(
     cell_model: Make, structures: Callable[..., list[Data]]
 ) -> None:
+def test_the_logged_error_is_over_the_mini_batches_with_stress(
+    make: Make, structures: Callable[..., list[Data]]
+) -> None:
+    """With practically no learning rate it is that of the fixed model, however few have any."""
+    packed = pack(structures(12))
+    train, validation = packed.subset(torch.arange(9)), packed.subset(torch.arange(9, 12))
+    weights = dict(learning_rate=1e-30, recipe="paper", epochs=1)
+    logged = []
+    for size in (1, 9):  # three mini-batches of nine have stress, or all there are
+        config = Training(batch_size=size, device="cpu", **weights)  # type: ignore[arg-type]
+        trainer = Trainer(make(), train, validation, config, progress=False)
+        trainer.fit()
+        logged.append(trainer.history[0]["train_stress_mae"])
+    _, _, stress = predict_stress(make(), train)
+    assert train.stress is not None
+    assert logged == pytest.approx([stress_statistics(stress, train.stress, "eV").mae] * 2)
+
+
+def test_validation_needs_stress_too(make: Make, structures: Callable[..., list[Data]]) -> None:
     packed, config = pack(structures(9)), Training(device="cpu")
     crystals, others = packed.subset(torch.tensor([0, 3])), packed.subset(torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="validation structures none"):
