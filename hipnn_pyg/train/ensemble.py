@@ -53,7 +53,7 @@ class Member(Trainer):
 
     def take_step(self, index: Tensor) -> None:
         """One step of its own, on the mini-batch that :meth:`next_batch` gave; it is settled."""
-        if self._begun != self.epoch:
+        if self.captured is None or self._begun != self.epoch:
             self.begin_epoch()
             self._begun = self.epoch
         super().take_step(index)
@@ -144,9 +144,11 @@ class EnsembleTrainer:
         Raises:
             ModelFileError: a checkpoint is damaged or of another configuration.
         """
-        for member in self.members:
+        self._stack = None  # it holds what the members had
+        for number, member in enumerate(self.members):
             if member.folder is not None and (member.folder / "checkpoint.pt").exists():
                 member.resume()
+                self.failures.pop(number, None)
 
     def fit(self) -> list[HIPNN]:
         """Train (on); returns each member's model with the best validation MAE.
@@ -160,7 +162,7 @@ class EnsembleTrainer:
         with self._bar() as bar, interrupts(self._ask_to_stop):
             for member in self.members:
                 member.start()
-                member.settle()
+            self._each(self.members, Member.settle)
             while front := self._front():
                 began = time.monotonic()
                 done = sum(self._take_step(front))

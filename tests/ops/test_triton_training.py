@@ -250,6 +250,33 @@ def test_a_stack_goes_on_where_it_was(
         assert_same_training(one, alone(seed=seed))
 
 
+def test_a_stack_that_resumes_forgets_what_it_held(
+    stacked: Callable[..., EnsembleTrainer], tmp_path: Path
+) -> None:
+    """As in a notebook, where a cell ended in an error within an epoch."""
+    members = [{"seed": n, "folder": tmp_path / str(n), "checkpoint_seconds": 1e9} for n in (1, 2)]
+    ours = stacked(*members)
+    for one in ours.members:
+        one.start()
+        one._save()
+    take = ours._take_step
+
+    def fail(front: list[Member]) -> list[int]:
+        take(front)
+        raise RuntimeError("of something else")
+
+    ours._take_step = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="of something else"):
+        ours.fit()
+    ours._take_step = take  # type: ignore[method-assign]
+    assert [one.place for one in ours.members] == [(0, 1), (0, 1)]
+    ours.resume()
+    assert [one.place for one in ours.members] == [(0, 0), (0, 0)]
+    ours.fit()
+    for one, seed in zip(ours.members, (1, 2), strict=True):
+        assert_same_training(one, alone(seed=seed))
+
+
 def test_a_model_of_a_stack_that_fails_is_named(stacked: Callable[..., EnsembleTrainer]) -> None:
     """The other one is trained to the end, as if it had been alone."""
     ours = stacked({"seed": 1}, {"seed": 2})

@@ -400,6 +400,41 @@ def test_a_member_that_fails_is_named_and_the_others_go_on(
 
 
 def test_no_members_are_refused() -> None:
+@BATCHED
+def test_a_member_that_failed_goes_on_from_its_checkpoint(
+    batched: bool, ensemble: Ensemble, build: Build, tmp_path: Path
+) -> None:
+    together = ensemble(tmp_path / "run", batched, epochs=2, checkpoint_seconds=0.0)
+    bad = together.members[1]
+
+    def spoil() -> None:
+        with torch.no_grad():
+            bad.objective.vector.fill_(torch.nan)
+
+    after_steps(together, STEPS + 3, spoil)
+    with pytest.raises(TrainingStopped, match=r"member 1: the loss of batch 2 of epoch"):
+        together.fit()
+    together.resume()
+    together.fit()
+    for seed in SEEDS:
+        build(Trainer, seed, tmp_path / "alone" / str(seed), epochs=2).fit()
+        ours, theirs = (checkpoint(tmp_path / run / str(seed)) for run in ("run", "alone"))
+        assert largest_difference(ours, theirs) < 1e-8
+
+
+def test_a_member_whose_validation_fails_at_once_is_named(ensemble: Ensemble) -> None:
+    """As where it was stopped between the last step of an epoch and the validation."""
+    together = ensemble(None, False, epochs=2)
+    bad = together.members[1]
+    bad.validation = replace(bad.validation, target=bad.validation.target * torch.nan)
+    bad.step = STEPS
+    with pytest.raises(TrainingStopped, match="member 1: the validation error.*2 others"):
+        together.fit()
+    assert [member.epoch for member in together.members] == [2, 1, 2]
+
+
+def test_members_must_be_alike(build: Build) -> None:
+    one = build(Member, 0)
     with pytest.raises(ValueError, match="at least one member"):
         EnsembleTrainer([])
 
@@ -499,3 +534,18 @@ def test_captured_members_go_on_where_they_were(
     for seed in SEEDS:
         files = (tmp_path / "whole" / str(seed), tmp_path / "stopped" / str(seed))
         assert largest_difference(*map(checkpoint, files)) == 0.0
+
+
+def test_a_member_that_resumes_is_captured_again(
+    captured: None, ensemble: Ensemble, tmp_path: Path
+) -> None:
+    """In the epoch that it goes on in, not only from the next one on."""
+    options = dict(capture="on", epochs=2, checkpoint_seconds=0.0)
+    member = ensemble(tmp_path, "auto", **options).members[0]
+    member.start()
+    for _ in range(3):
+        member.take_step(member.next_batch())
+    member.resume()
+    assert member.captured is None and member.place == (0, 3)
+    member.take_step(member.next_batch())
+    assert member.captured is not None
