@@ -29,13 +29,22 @@ if TYPE_CHECKING:
 def stacks(trainers: Sequence[Trainer]) -> bool:
     """Whether a :class:`CapturedStack` takes these trainers, whose networks are equal.
 
+    Of what is not learned, only E^0 and sigma_E may differ.
+
     Args:
         trainers: the models.
     """
     shapes = {(t.config.batch_size, len(t.train)) for t in trainers}
     by_kernels = isinstance(gradient_of(trainers[0].objective), GPUGradient)
     averaged = {t.average is not None for t in trainers}
-    return trainers[0].captures and by_kernels and len(shapes) == len(averaged) == 1
+    alike = all(
+        torch.equal(tensor, trainer.objective.frozen[name])
+        for name, tensor in trainers[0].objective.frozen.items()
+        for trainer in trainers
+        if "reference" not in name
+    )
+    one_shape = len(shapes) == len(averaged) == 1
+    return trainers[0].captures and by_kernels and one_shape and alike
 
 
 class StackedBatches(StaticBatches):

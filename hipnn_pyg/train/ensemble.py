@@ -126,9 +126,9 @@ class EnsembleTrainer:
                 "batched steps learn neither forces nor periodic structures: train the members in "
                 "turn"
             )
+        _check_alike(self.members, self.batched)
         self.stacked = not self.batched and stacks(self.members)
         self._stack: CapturedStack | None = None
-        _check_alike(self.members, self.batched)
         self.progress = progress
         self.interrupted = False
         self.graphs = 0  # compilations of the batched step
@@ -278,7 +278,7 @@ class EnsembleTrainer:
         return [LossTerms(*row) for row in rows]
 
     def _frozen_of(self, front: list[Member]) -> dict[str, Tensor]:
-        """E^0 and sigma_E, stacked anew only when a member leaves."""
+        """What is not learned, stacked anew only when a member leaves."""
         if self._frozen[0] != front:
             names = front[0].frozen
             self._frozen = (front, {n: torch.stack([m.frozen[n] for m in front]) for n in names})
@@ -337,6 +337,7 @@ def _check_alike(members: Sequence[Member], batched: bool) -> None:
             "lambda_r": (member.config.lambda_r, first.config.lambda_r),
             "choice between energies and forces": (member.forces, first.forces),
             "choice to learn stress": (member.stress, first.stress),
+            "set of frozen parameters": ([*member.frozen], [*first.frozen]),
             "energy_weight": (member.config.energy_weight, first.config.energy_weight),
             "force_weight": (member.config.force_weight, first.config.force_weight),
             "stress_weight": (member.config.stress_weight, first.config.stress_weight),

@@ -27,6 +27,8 @@ class TrainingStep(nn.Module):
 
     Attributes:
         vector: all learned parameters, ``[P]``.
+        frozen: what is not learned but the loss needs, by name: E^0, sigma_E, with forces sigma_F,
+            and every parameter that was frozen before.
     """
 
     def __init__(self, loss: HIPNNLoss) -> None:
@@ -37,6 +39,8 @@ class TrainingStep(nn.Module):
         self.shapes = {name: parameter.shape for name, parameter in learned.items()}
         self.sizes = [parameter.numel() for parameter in learned.values()]
         self.learned = tuple(learned.values())
+        every = [*loss.named_parameters(), *loss.named_buffers()]
+        self.frozen = {name: t.detach() for name, t in every if name not in learned}
         self.vector = nn.Parameter(torch.cat([p.detach().flatten() for p in learned.values()]))
         self.penalised: Tensor
         mask = [p.new_full((p.numel(),), is_penalised(name)) for name, p in learned.items()]
@@ -57,13 +61,6 @@ class TrainingStep(nn.Module):
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
-    @property
-    def frozen(self) -> dict[str, Tensor]:
-        """What is not learned but the loss needs, by name: E^0, sigma_E; with forces sigma_F."""
-        reference = self.loss.model.reference
-        own = dict(self.loss.named_buffers(recurse=False))
-        return own | {f"model.reference.{name}": t for name, t in reference.state_dict().items()}
-
     def forward(self, batch: MoleculeBatch) -> LossTerms:
         """The loss of a mini-batch, differentiable in :attr:`vector`."""
         return self.evaluate(self.vector, self.frozen, batch)
@@ -75,7 +72,7 @@ class TrainingStep(nn.Module):
 
         Args:
             vector: all learned parameters, ``[P]``.
-            frozen: as :attr:`frozen`.
+            frozen: as :attr:`frozen`, of this model or another.
             batch: the molecules.
         """
         l2 = (self.penalised * vector.square()).sum()

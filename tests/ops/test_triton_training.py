@@ -314,6 +314,17 @@ def test_models_with_other_numbers_of_molecules_are_not_stacked(
     assert not stacks([member(Member, where, 1, capture="on", recipe="paper"), members[1]])
 
 
+def test_models_with_other_frozen_weights_are_not_stacked(
+    stacked: Callable[..., EnsembleTrainer],
+) -> None:
+    """Without hierarchy the readout of the first block is 0, and is not learned."""
+    members = stacked(*({"seed": seed, "hierarchical": False} for seed in (1, 2))).members
+    assert stacks(members)  # control
+    with torch.no_grad():
+        members[1].model.blocks[0].readout.weight.fill_(0.1)
+    assert not stacks(members)
+
+
 def test_a_stack_whose_epochs_are_one_step_writes_checkpoints(
     stacked: Callable[..., EnsembleTrainer], tmp_path: Path
 ) -> None:

@@ -66,7 +66,9 @@ def molecules() -> tuple[PackedMolecules, PackedMolecules]:
     return packed.subset(every[:TRAIN]), packed.subset(every[TRAIN:])
 
 
-def new_trainer(folder: Path | None, processes: int, **changes: Any) -> Trainer:
+def new_trainer(
+    folder: Path | None, processes: int, frozen: bool = False, **changes: Any
+) -> Trainer:
     """Four epochs of five steps. Every process draws other weights: the first one's must win."""
     train, validation = molecules()
     torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))
@@ -74,6 +76,7 @@ def new_trainer(folder: Path | None, processes: int, **changes: Any) -> Trainer:
         species=(1, 8), hidden_channels=5, num_onsite=1, num_sensitivities=5, cutoff=4.0
     ).double()
     model.fit_e0(train, ASE_ENERGY)
+    model.blocks[0].requires_grad_(not frozen)
     defaults: dict[str, Any] = dict(
         epochs=4, batch_size=9, learning_rate=3e-3, warmup_steps=2, average_every=2,
         lambda_l2=1e-2, lambda_r=0.1, device="cpu", compile="off", checkpoint_seconds=0.0,
@@ -136,6 +139,7 @@ def all_cases(out: Path) -> None:
 
     result["whole"] = last(trainer)
     result["paper"] = last(new_trainer(out / "paper", 2, **EARLY))
+    result["frozen"] = last(new_trainer(None, 2, frozen=True, epochs=1))
 
     interrupted = new_trainer(out / "interrupted", 2)
     if second:  # only one of the two is asked to stop
@@ -249,6 +253,17 @@ def test_the_processes_are_equal_to_the_last_bit(two: Two) -> None:
 def test_early_stopping_stops_both(
     two: Two, out: Path, assert_equal_runs: EqualRuns, tmp_path: Path
 ) -> None:
+def test_frozen_layers_are_those_of_the_first_process(two: Two) -> None:
+    alone = new_trainer(None, 1, frozen=True, epochs=1)
+    best = alone.fit().state_dict()
+    for result in two:
+        torch.testing.assert_close(result["frozen"]["best"], best, rtol=1e-10, atol=1e-10)
+    learned = new_trainer(None, 1, epochs=1).fit().state_dict()  # control: training moves them
+    name = "blocks.0.interaction.V"
+    assert not torch.allclose(learned[name], best[name], atol=1e-4)
+
+
+def test_early_stopping_stops_both(two: Two, out: Path, tmp_path: Path) -> None:
     alone = new_trainer(tmp_path, 1, **EARLY)
     alone.fit()
     assert alone.stopped and alone.epoch < 30

@@ -46,7 +46,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def build(structures: list[Data]) -> Build:
-    """``build(kind, seed, folder)``: a trainer with the seed's own split, E^0 and weights."""
+    """``build(kind, seed, folder)``: a trainer with the seed's own split, E^0 and weights; with
+    ``frozen``, those of the first block are not learned."""
     packed = PackedMolecules.pack(structures, ASE_ENERGY)
     defaults = dict(batch_size=8, device="cpu", compile="off", checkpoint_seconds=1e9)
 
@@ -57,6 +58,7 @@ def build(structures: list[Data]) -> Build:
         dtype: torch.dtype = torch.float64,
         weights: int | None = None,
         network: dict[str, Any] | None = None,
+        frozen: bool = False,
         **changes: Any,
     ) -> T:
         split = random_split(len(packed), 90, 30, seed)
@@ -66,6 +68,8 @@ def build(structures: list[Data]) -> Build:
         size = dict(hidden_channels=6, num_onsite=1, num_sensitivities=6, cutoff=5.0)
         model = HIPNN(species=(1, 6, 7, 8), **(size | (network or {})))
         model = model.fit_e0(train, ASE_ENERGY).to(dtype)
+        model = HIPNN(species=(1, 6, 7, 8), **size).fit_e0(train, ASE_ENERGY).to(dtype)
+        model.blocks[0].requires_grad_(not frozen)
         config = Training(**{"epochs": 2, "seed": seed, **defaults, **changes})
         return kind(model, train, validation, config, folder, progress=False)
 
@@ -176,6 +180,21 @@ def test_control_another_seed_is_another_model(
     build(Trainer, seed, tmp_path / "alone", weights=weights, epochs=1).fit()
     ours, theirs = checkpoint(tmp_path / "together" / "1"), checkpoint(tmp_path / "alone")
     assert largest_difference(ours["model"], theirs["model"]) > 1e-4
+
+
+def test_frozen_layers_stay_each_members_own(build: Build) -> None:
+    members = [build(Member, seed, frozen=True) for seed in SEEDS]
+    EnsembleTrainer(members, batched=True, progress=False).fit()
+    for member, seed in zip(members, SEEDS, strict=True):
+        alone = build(Trainer, seed, frozen=True)
+        start = alone.model.blocks[0].interaction.V.clone()
+        ours, theirs = member.model.state_dict(), alone.fit().state_dict()
+        assert largest_difference(ours, theirs) <= 1e-8
+        assert torch.equal(member.model.blocks[0].interaction.V, start)
+    first, second = (member.model.blocks[0].interaction.V for member in members[:2])
+    assert not torch.allclose(first, second, atol=1e-2)  # control
+    with pytest.raises(ValueError, match="member 1 .* another set of frozen parameters"):
+        EnsembleTrainer([build(Member, 0), build(Member, 1, frozen=True)])
 
 
 def test_float32_has_the_same_loss_curve(ensemble: Ensemble, build: Build) -> None:
