@@ -113,11 +113,13 @@ def unchanged(family: Sequence[Group]) -> Group:
     )
 
 
-def _against(group: Group, base: Group) -> float:
-    """Difference of the mean MAE from that of another group (%)."""
-    mae, usual = group.mean("mae"), base.mean("mae")
-    assert mae is not None and usual is not None
-    return round(100 * (mae.value / usual.value - 1), 2)
+def _against(group: Group, base: Group) -> float | None:
+    """Difference of the mean MAE from that of another group over the seeds that both have (%)."""
+    mae, usual = ({record.seed: record.mae for record in of.records} for of in (group, base))
+    seeds = sorted(mae.keys() & usual.keys())
+    if not seeds:
+        return None
+    return round(100 * (sum(mae[s] for s in seeds) / sum(usual[s] for s in seeds) - 1), 2)
 
 
 def _line(group: Group, changed: Mapping[str, Any], against: float | None) -> list[str]:

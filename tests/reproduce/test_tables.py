@@ -128,6 +128,22 @@ def test_other_settings_are_rows_of_their_own(make: Make) -> None:
     assert "paper, 734 epochs; 1 split" in lines[1] and "fast, 100 epochs; 1" in lines[2]
 
 
+def test_ablations_are_compared_seed_by_seed(make: Make) -> None:
+    """The seeds differ by more than the settings."""
+    (row,) = OUTPUTS["ablation"].usual_rows()
+
+    def run(seed: int, mae: float, **changed: float) -> Record:
+        training = Training(seed=seed, **changed)  # type: ignore[arg-type]
+        return make(row, training=training, part="validation", mae=mae)
+
+    usual = [run(0, 0.3), run(1, 0.5)]
+    others = [run(1, 0.55, lambda_r=0), run(2, 0.4, lambda_l2=0)]
+    rows = rows_of(report("ablation", *usual, *others))
+    assert rows["nothing"][1:3] == ["0.4000", "-"]
+    assert rows["lambda_r = 0"][2] == "+10.0"
+    assert rows["lambda_l2 = 0"][2] == "-"  # no seed that both have
+
+
 def test_unfinished_runs_say_where_they_stand(make: Make) -> None:
     settings = make().settings
     found = Found([], [Unfinished(settings, 34, 100, 0.5123), Unfinished(settings, 0, 100, None)])
