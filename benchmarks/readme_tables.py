@@ -80,8 +80,8 @@ def speed(entries: Sequence[str], peers: Sequence[str], alone: bool = False) -> 
         alone: also what has no peer.
     """
     rows, origins = [], {}
-    for name in entries:
-        entry: dict[str, Any] = json.loads((MEASURED / f"{name}.json").read_text())
+    for file in entries:
+        entry: dict[str, Any] = json.loads((MEASURED / f"{file}.json").read_text())
         machine, versions = entry["machine"], entry["versions"]
         where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
         origins[where, versions["torch"], entry["date"]] = None
@@ -89,16 +89,18 @@ def speed(entries: Sequence[str], peers: Sequence[str], alone: bool = False) -> 
             ratios = {peer: ratio for peer, ratio in row["ratios"].items() if peer in peers}
             if row["ours"] not in row["figures"] or not (ratios or alone):
                 continue
-            title = f"{row['title']} ({row['unit']})"
+            samples = row["figures"][row["ours"]]["rounds"]
+            once = ", one sample" if ratios and len(samples) == 1 else ""
+            title = f"{row['title']} ({row['unit']}{once})"
             for name, figure in row["figures"].items():
                 if alone and name in row["ratios"] and name not in (*peers, *OURS):
                     title += f"; {name}: {short(figure['median'])}"
             cells = [title, short(row["figures"][row["ours"]]["median"])]
             for peer in peers:
                 there = peer in ratios and peer in row["figures"]
-                figure = row["figures"][peer]["median"] if there else 0.0
+                theirs = row["figures"][peer]["median"] if there else 0.0
                 cells.append(
-                    f"{short(figure)} (**{ratios[peer]['median']:.1f}x**)" if there else ""
+                    f"{short(theirs)} (**{ratios[peer]['median']:.1f}x**)" if there else ""
                 )
             rows.append(cells)
     places = "; ".join(f"{where}, torch {version}, {day}" for where, version, day in origins)

@@ -289,12 +289,29 @@ def test_dynamics_in_ase_and_of_many_molecules(results: Path) -> None:
     assert (
         small["title"].startswith("MD step, 15 atoms") and "81 atoms in a periodic" in box["title"]
     )
+    assert "turns of 2 steps, too few for a new search" in box["note"]
     for row in small, box:
         assert set(row["figures"]) == {"HIPNN", "hippynn numba"} and not row["missing"]
         assert row["goals"][0]["value"] == row["ratios"]["hippynn numba"]["median"]
     assert [row["title"].split()[0] for row in at_once] == ["dynamics", "relaxation"]
     for row in at_once:
         assert set(row["figures"]) == {"TorchSim", "ASE, one by one"} and not row["missing"]
+
+
+def test_turns_of_dynamics_in_a_box_search_for_neighbours(inline: None) -> None:
+    """Those of the middle box do; those of the largest are too short, and say so."""
+    dynamics, tasks = module("suite.dynamics"), module("suite.tasks")
+    settings = module("suite.settings").Settings(network=Network(hidden_channels=4, num_onsite=0))
+    middle, largest = settings.dynamics
+    assert dynamics.steps_of_turn(settings, largest) < dynamics.FEW
+    tasks.set_up("HIPNN", module("suite.structures").random_molecules(8, 0), settings)
+    dynamics.load("HIPNN", middle, settings)
+    neighbors = dynamics._running["HIPNN"].atoms.calc.neighbors
+    dynamics.advance("HIPNN", dynamics.FEW - 1)
+    assert neighbors.searches == 1
+    steps = dynamics.steps_of_turn(settings, middle)
+    dynamics.advance("HIPNN", steps)
+    assert steps >= 20 and neighbors.searches >= 3
 
 
 def test_both_calculators_have_the_same_forces(

@@ -28,6 +28,8 @@ OURS = "HIPNN"
 TORCH_SIM, ONE_BY_ONE = "TorchSim", "ASE, one by one"
 TIMESTEP = 0.5
 """fs"""
+FEW = 5
+"""Steps after a search in which an atom of a box gets through the skin of the neighbour list."""
 TEMPERATURE = 300.0
 
 _running: dict[str, VelocityVerlet] = {}
@@ -73,7 +75,7 @@ def _in_ase(
     settings: Settings, size: int, workers: dict[str, Worker], missing: dict[str, str]
 ) -> Row:
     """Milliseconds per step of toluene (size 0) or of water in a periodic box."""
-    steps = max(2, settings.dynamics_steps // max(1, size // 15))
+    steps = steps_of_turn(settings, size)
     rounds = settings.rounds if not size else settings.large_rounds if size < 5_000 else 1
     atoms, neighbors = 0, 0.0
     turns = {}
@@ -89,8 +91,16 @@ def _in_ase(
     row = Row(title, "ms", OURS, samples, missing | failed, peers)
     row.goals = [Goal(2, peer) for peer in peers]
     row.size = None
-    row.note = f"{neighbors:.0f} neighbours per atom" + ("" if size else "; one thread each")
+    row.note = f"{neighbors:.0f} neighbours per atom; "
+    row.note += "one thread each" if not size else f"turns of {steps} steps"
+    if size and 2 * steps < FEW:  # a turn and the one before
+        row.note += ", too few for a new search for neighbours"
     return row
+
+
+def steps_of_turn(settings: Settings, size: int) -> int:
+    """In proportion fewer for more than 150 atoms, at least 2."""
+    return max(2, settings.dynamics_steps * 150 // max(150, size))
 
 
 def _at_once(bench: Bench, worker: Worker, what: str) -> Row:

@@ -34,7 +34,7 @@ class Settings:
         large: sizes of the large structures (atoms).
         large_rounds: energies of each, at most.
         dynamics: sizes of the periodic boxes of water (atoms).
-        dynamics_steps: steps of a turn for 15 atoms; in proportion fewer for more, at least 2.
+        dynamics_steps: steps of a turn up to 150 atoms; in proportion fewer for more, at least 2.
         dynamics_molecules: molecules that TorchSim moves at once.
         memory_limit_gb: memory a large structure may take.
         run: folder of the model whose precision is measured; None for the shipped one.
