@@ -40,9 +40,11 @@ class Run(NamedTuple):
         molecule: name of the trajectory.
         seed: of the split.
         errors: MAE of energies and of force components.
-        minutes: of training.
+        minutes: of training, at least.
         trained: date, machine and versions.
         sensitivities: N_sensitivity of HIP-NN, else 0.
+        whole: whether the minutes are all there were: of some stages only those up to the best
+            epoch are known.
     """
 
     method: str
@@ -52,6 +54,7 @@ class Run(NamedTuple):
     minutes: float
     trained: str
     sensitivities: int = 0
+    whole: bool = True
 
 
 def read_run(path: Path) -> Run:
@@ -64,13 +67,14 @@ def read_run(path: Path) -> Run:
     if "method" in result:
         errors = (result["mae"], result["force_mae"])
         method = "SchNet" if result["method"].startswith("SchNet") else "HIP-NN, plain loop"
-        seconds, trained_on, sensitivities = result["seconds"], result, 0
+        seconds, trained_on, sensitivities, whole = result["seconds"], result, 0, True
     else:
         if "forces" not in result or result["part"] != "test":
             raise ValueError(f"{path} has no test of forces: hipnn evaluate RUN --forces --json")
         model = result["model"]
         errors = (result["mae"], result["forces"]["mae"])
-        seconds = result.get("seconds", model["training_seconds"])  # the latter of its best epoch
+        seconds = result.get("seconds", model["training_seconds"])
+        whole = "seconds" in result and "started_from" not in model
         stage = model
         while stage := stage.get("started_from", {}):
             seconds += stage.get("training_seconds", 0)
@@ -81,7 +85,7 @@ def read_run(path: Path) -> Run:
         result = model
     where = f"{trained_on['machine']}, torch {trained_on['torch']}, {trained_on['date']}"
     place = (method, result["molecule"], result["seed"])
-    return Run(*place, errors, seconds / 60, where, sensitivities)
+    return Run(*place, errors, seconds / 60, where, sensitivities, whole)
 
 
 def estimate(values: Sequence[float]) -> str:
@@ -118,8 +122,10 @@ def forces(folder: Path) -> str:
             of_each = {run.molecule: run.sensitivities for run in those if run.sensitivities}
             sizes = ", ".join(f"{molecule} {size}" for molecule, size in of_each.items())
             sizes = f"; sensitivities: {sizes}" if len(set(of_each.values())) > 1 else ""
+            least = "" if all(run.whole for run in those) else "at least "
+            places = "; ".join(dict.fromkeys(run.trained for run in those))
             notes.append(
-                f"{name}: {span} minutes of training; seeds {seeds}{sizes}; {those[-1].trained}."
+                f"{name}: {least}{span} minutes of training; seeds {seeds}{sizes}; {places}."
             )
     headings = ["trajectory", "MAE of", *METHODS.values(), "SchNet, published"]
     table = Table(headings, rows, wide=("MAE of",)).markdown()

@@ -652,6 +652,13 @@ def test_forces_are_tabled_by_molecule_and_method(tmp_path: Path) -> None:
     (tmp_path / "stages.json").write_text(json.dumps(kept))
     run = table.read_run(tmp_path / "stages.json")
     assert (run.method, run.minutes) == ("longer", 60.0)
+    assert not run.whole and table.read_run(tmp_path / "0.json").whole
+    shown = table.forces(tmp_path)
+    assert "with forces, longer: at least 60 minutes of training; seeds 0, 1; M, torch T" in shown
+    assert "SchNet with forces: 15 minutes" in shown  # control
+    model["trained_on"] |= {"machine": "N"}
+    (tmp_path / "stages.json").write_text(json.dumps(kept))
+    assert "seeds 0, 1; M, torch T, D; N, torch T, D." in table.forces(tmp_path)
     (tmp_path / "twice.json").write_text(json.dumps(kept))
     with pytest.raises(ValueError, match=r"two results of \('longer', 'toluene', 1\)"):
         table.forces(tmp_path)
