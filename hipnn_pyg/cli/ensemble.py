@@ -42,7 +42,7 @@ def train_ensemble(
         progress: show a progress bar and the results.
 
     Returns:
-        The models with the best validation MAE.
+        The models with the best validation error.
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is false.

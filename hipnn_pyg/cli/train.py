@@ -210,7 +210,7 @@ def train(
         start: a trained model to begin with, see :func:`~hipnn_pyg.cli.prepare.prepare`.
 
     Returns:
-        The model with the best validation MAE.
+        The model with the best validation error.
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is false.
@@ -229,8 +229,8 @@ def train(
         if trainer.stress:
             forces += f" of stress {trainer.best_row['validation_stress_mae']:.4f} GPa,"
         print(
-            f"best validation MAE {trainer.best_mae:.4f} {trainer.metric_unit}{forces} in epoch "
-            f"{trainer.best_epoch} of {trainer.epoch}, {trainer.seconds:.0f} s of training; "
+            f"validation MAE {trainer.best_mae:.4f} {trainer.metric_unit}{forces} in the best "
+            f"epoch, {trainer.best_epoch} of {trainer.epoch}, {trainer.seconds:.0f} s of training; "
             f"next: hipnn evaluate {shlex.quote(str(path))}"
         )
     return model

@@ -91,8 +91,8 @@ class Member(Trainer):
 class EnsembleTrainer:
     """Train several models of one network, each to the numbers it would reach alone.
 
-    On a CPU the members take turns, an epoch each, and share one compiled step. On a GPU, which a
-    small step does not fill, all take a captured step at once in the launches of one
+    On a CPU the members take turns, an epoch each; a compiled step is compiled once for all. On a
+    GPU, which a small step does not fill, all take a captured step at once in the launches of one
     (:mod:`hipnn_pyg.train.captured_stack`). Steps that are not captured are taken together too
     (:mod:`hipnn_pyg.train.stack`). A member that stops early leaves, one that lags behind after a
     restart catches up.
@@ -151,7 +151,7 @@ class EnsembleTrainer:
                 self.failures.pop(number, None)
 
     def fit(self) -> list[HIPNN]:
-        """Train (on); returns each member's model with the best validation MAE.
+        """Train (on); returns each member's model with the best validation error.
 
         Raises:
             TrainingStopped: on Ctrl-C or SIGTERM, after a checkpoint of every member; at the end,

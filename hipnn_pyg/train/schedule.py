@@ -32,7 +32,7 @@ class Schedule(Protocol):
 class PlateauAnnealing:
     """The paper's annealing and early stopping (Sec. II.E.2).
 
-    The rate is constant for ``t_init`` epochs. Afterwards, whenever the best validation MAE is
+    The rate is constant for ``t_init`` epochs. Afterwards, whenever the best validation error is
     ``t_patience`` epochs old (or the last lowering is), the rate is multiplied by ``decay``.
     Training ends when that happens twice without a new best in between.
 

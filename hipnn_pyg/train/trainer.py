@@ -69,7 +69,10 @@ LOOK_EVERY = 20
 
 
 class Trainer:
-    """Train a model on packed molecules; keep the parameters with the best validation MAE.
+    """Train a model on packed molecules; keep the parameters with the best validation error.
+
+    That is the energies' MAE or, where forces or stress are learned, the geometric mean with
+    theirs (:func:`hipnn_pyg.train.validation.score`).
 
     Args:
         model: with E^0 and sigma_E set (``fit_e0``); moved to the device and trained in place.
@@ -169,7 +172,7 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------
 
     def fit(self) -> HIPNN:
-        """Train (on); returns the model with the best validation MAE, in evaluation mode.
+        """Train (on); returns the model with the best validation error, in evaluation mode.
 
         Raises:
             FileExistsError: the folder holds another run.
@@ -350,7 +353,7 @@ class Trainer:
         return next((row for row in self.history if row["epoch"] == self.best_epoch), {})
 
     def finish(self) -> HIPNN:
-        """After the last epoch: a checkpoint, and the model with the best validation MAE."""
+        """After the last epoch: a checkpoint, and the model with the best validation error."""
         self._save()
         self.model.load_state_dict(self.best_state)
         return self.model.eval()

@@ -76,7 +76,7 @@ def test_each_member_is_a_run_of_its_own(
     # It may even go on alone.
     assert main(training(whole / "member-1", *OPTIONS, "--seed", "1", "--resume")) == 0
     assert differing(whole / "member-2", tmp_path / "2") == []
-    assert "best validation MAE" in capsys.readouterr().out
+    assert "validation MAE" in capsys.readouterr().out
 
 
 def test_one_split_for_all(tmp_path: Path, training: Training) -> None:

@@ -216,7 +216,7 @@ def test_what_training_leaves(trained: Path, molecule_file: Path) -> None:
 def test_what_training_says(tmp_path: Path, training: Training, capsys: Capture) -> None:
     assert main(training(tmp_path / "run", "--epochs", "1")) == 0
     out = capsys.readouterr().out
-    assert "best validation MAE" in out and "kcal/mol in epoch 1 of 1" in out
+    assert "validation MAE" in out and "kcal/mol in the best epoch, 1 of 1" in out
     assert f"next: hipnn evaluate {tmp_path / 'run'}" in out
 
 
