@@ -161,7 +161,7 @@ class Captured(Ours):
             self.steps[size] = CapturedStep(gradient_of(self.objective), state, settings, drawn)
         step = self.steps[size]
         rates = torch.full_like(step.rates, 1e-3)
-        step.begin(batches, 0, rates, torch.zeros_like(rates))
+        step.begin(torch.cat(list(batches)), 0, rates, torch.zeros_like(rates))
         return [step] * len(batches)
 
     def step(self, batch: CapturedStep) -> None:

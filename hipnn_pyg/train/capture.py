@@ -6,7 +6,6 @@ rate, the share of the weight average. On a CPU the same function runs step by s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -99,7 +98,7 @@ class CapturedStep:
 
     def begin(
         self,
-        batches: Sequence[Tensor],
+        order: Tensor,
         step: int,
         rates: Tensor,
         shares: Tensor,
@@ -107,12 +106,12 @@ class CapturedStep:
         """Write what the steps of an epoch will read; capture the graphs that it needs.
 
         Args:
-            batches: all mini-batches of the epoch, see :meth:`StaticBatches.begin`.
+            order: the molecules of the epoch, see :meth:`StaticBatches.begin`.
             step: the one to begin with; those before it are done.
             rates: learning rates of the steps from ``step`` on.
             shares: of the new parameters in the average after each of these steps; 0 leaves it.
         """
-        self.batches.begin(batches, step)
+        self.batches.begin(order, step)
         self._begin(step, rates, shares)
 
     def _begin(self, step: int, rates: Tensor, shares: Tensor) -> None:
@@ -259,7 +258,7 @@ def begin_captured(trainer: Trainer, step: CapturedStep) -> None:
         trainer: at the beginning of an epoch, or in its midst after a restart.
         step: its captured step.
     """
-    step.begin([trainer.order()], trainer.step, *rates_and_shares(trainer))
+    step.begin(trainer.order(), trainer.step, *rates_and_shares(trainer))
 
 
 def rates_and_shares(trainer: Trainer) -> tuple[Tensor, Tensor]:

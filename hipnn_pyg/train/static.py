@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -101,14 +100,14 @@ class StaticBatches:
         self.forces = molecules.forces if forces else None
         self.by_kernels = device.type == "cuda" and not forces and not available("cuda")
 
-    def begin(self, batches: Sequence[Tensor], step: int = 0) -> None:
+    def begin(self, order: Tensor, step: int = 0) -> None:
         """Write the mini-batches of an epoch.
 
         Args:
-            batches: molecules of each, int64 on the CPU, ``[G]`` or, in the last one, fewer.
+            order: molecules in the order of the mini-batches, int64 on the CPU.
             step: the one to begin with.
         """
-        self._write(self.order, torch.cat(list(batches)))
+        self._write(self.order, order)
         self._size(step)
 
     def _write(self, order: Tensor, molecules: Tensor) -> None:

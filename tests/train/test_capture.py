@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from hipnn_pyg import HIPNN, PackedMolecules
 from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.data.forces import ASE_FORCES
-from hipnn_pyg.data.packed import MoleculeBatch, partition
+from hipnn_pyg.data.packed import MoleculeBatch, partition, random_order
 from hipnn_pyg.graph import molecule_edges
 from hipnn_pyg.graph.static import static_edges
 from hipnn_pyg.train import PlateauAnnealing, Trainer, Training, TrainingStopped, WarmupCosine
@@ -369,7 +369,7 @@ def test_a_look_at_the_data_is_caught(
 def static_batches(molecules: PackedMolecules, size: int = 9) -> StaticBatches:
     forces = molecules.forces is not None
     batches = StaticBatches(molecules, size, -(-len(molecules) // size), forces=forces)
-    batches.begin(partition(len(molecules), size, True, 0, 0))
+    batches.begin(random_order(len(molecules), 0, 0))
     return batches
 
 
