@@ -53,7 +53,7 @@ def check_settings(path: Path, state: dict[str, Any], trainer: Trainer) -> None:
     Raises:
         ModelFileError: naming the first that differs.
     """
-    new = settings_of(trainer)
+    new = trainer.settings
     for name, old in state.get("settings", {}).items():
         if old != new.get(name):
             raise ModelFileError(

@@ -132,6 +132,8 @@ class Trainer:
         self.epoch = 0  # epochs done
         self.step = 0  # steps done in this epoch
         self.seconds = 0.0  # spent training, over all restarts
+        self._counted_at = 0.0  # until the clock starts
+        self._saved_at = self._best_written = -math.inf
         self._choose_path(total_steps)
         self.captured: CapturedStep | None = None
         with self._failures():
@@ -146,11 +148,16 @@ class Trainer:
         logged = 3 + self.forces + 2 * self.stress
         self.totals = torch.zeros(logged, dtype=torch.float64, device=self.device)  # since a row
         self.best_state = _snapshot(model)
+        self._unwritten: dict[str, Any] | None = None  # what the best model's file will say of it
+        self.last: Validation | None = None
+        self._judge: CapturedValidation | None = None
+        self._judged_by_graphs = True
         self.history: list[dict[str, float]] = []
         self.first_bad = torch.tensor(-1, device=self.device)  # first step whose loss is not finite
         self.interrupted = False
         self.stopped = False  # by the schedule
         self.graphs = 0  # compilations of the step, in this process
+        self._graphs_reported = 1
 
     def _choose_path(self, total_steps: int) -> None:
         """How steps are computed: by which kernel, captured, compiled or neither."""
@@ -468,15 +475,6 @@ class Trainer:
         """Whether the last one is older than it should be."""
         return self.writes and time.monotonic() - self._saved_at > self.config.checkpoint_seconds
 
-    _saved_at = _best_written = -math.inf
-    _judge: CapturedValidation | None = None
-    _judged_by_graphs = True
-    _unwritten: dict[str, Any] | None = None  # what the best model's file will say of it
-    _counted_at = 0.0
-    _graphs_reported = 1
-    last: Validation | None = None
-    gradient: Gradient
-
     def _save(self) -> None:
         if not self.writes:
             return
@@ -544,7 +542,7 @@ class Trainer:
         if self.config.precision == "bf16":
             self.objective.direct = None  # whose products are its own
         self.frozen = self.objective.frozen
-        self.gradient = self.objective.gradient
+        self.gradient: Gradient = self.objective.gradient
         self.sharded: ShardedStep | None = None
         if self.fabric.world_size > 1:
             self.sharded = ShardedStep(self.objective, self.compiled)
