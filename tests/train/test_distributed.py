@@ -250,9 +250,6 @@ def test_the_processes_are_equal_to_the_last_bit(two: Two) -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_early_stopping_stops_both(
-    two: Two, out: Path, assert_equal_runs: EqualRuns, tmp_path: Path
-) -> None:
 def test_frozen_layers_are_those_of_the_first_process(two: Two) -> None:
     alone = new_trainer(None, 1, frozen=True, epochs=1)
     best = alone.fit().state_dict()
@@ -263,7 +260,9 @@ def test_frozen_layers_are_those_of_the_first_process(two: Two) -> None:
     assert not torch.allclose(learned[name], best[name], atol=1e-4)
 
 
-def test_early_stopping_stops_both(two: Two, out: Path, tmp_path: Path) -> None:
+def test_early_stopping_stops_both(
+    two: Two, out: Path, assert_equal_runs: EqualRuns, tmp_path: Path
+) -> None:
     alone = new_trainer(tmp_path, 1, **EARLY)
     alone.fit()
     assert alone.stopped and alone.epoch < 30

@@ -269,8 +269,6 @@ def test_training_learns_and_goes_on(
     spread = stress_statistics(torch.zeros_like(validation.stress), validation.stress, "eV").mae
     last = whole.history[-1]
     assert last["validation_stress_mae"] < 0.3 * spread
-    assert last["train_force_mae"] == pytest.approx(last["validation_force_mae"], rel=0.5)
-    assert last["train_stress_mae"] == pytest.approx(last["validation_stress_mae"], rel=0.5)
     _, _, stress = predict_stress(model, validation)
     found = stress_statistics(stress, validation.stress, "eV")
     assert found.unit == "GPa" and found.num == 10 * 9
@@ -288,7 +286,7 @@ def test_training_learns_and_goes_on(
     still = trainer(None, epochs=1, batch_size=40, learning_rate=1e-30)
     _, _, stress = predict_stress(still.fit(), train)
     mae = stress_statistics(stress, train.stress, "eV").mae
-    assert still.history[0]["train_stress_mae"] / GPa == pytest.approx(mae, rel=1e-5)
+    assert still.history[0]["train_stress_mae"] == pytest.approx(mae, rel=1e-5)
 
     blind = trainer(None, stress_weight=0.0)  # control: the weight is what teaches it
     assert not blind.stress and "validation_stress_mae" not in blind.fit().card
@@ -296,11 +294,8 @@ def test_training_learns_and_goes_on(
     assert stress_statistics(stress, validation.stress, "eV").mae > 1.3 * found.mae
 
 
-def test_validation_needs_stress_too(
-    cell_model: Make, structures: Callable[..., list[Data]]
-) -> None:
 def test_the_logged_error_is_over_the_mini_batches_with_stress(
-    make: Make, structures: Callable[..., list[Data]]
+    cell_model: Make, structures: Callable[..., list[Data]]
 ) -> None:
     """With practically no learning rate it is that of the fixed model, however few have any."""
     packed = pack(structures(12))
@@ -309,15 +304,17 @@ def test_the_logged_error_is_over_the_mini_batches_with_stress(
     logged = []
     for size in (1, 9):  # three mini-batches of nine have stress, or all there are
         config = Training(batch_size=size, device="cpu", **weights)  # type: ignore[arg-type]
-        trainer = Trainer(make(), train, validation, config, progress=False)
+        trainer = Trainer(cell_model(), train, validation, config, progress=False)
         trainer.fit()
         logged.append(trainer.history[0]["train_stress_mae"])
-    _, _, stress = predict_stress(make(), train)
+    _, _, stress = predict_stress(cell_model(), train)
     assert train.stress is not None
     assert logged == pytest.approx([stress_statistics(stress, train.stress, "eV").mae] * 2)
 
 
-def test_validation_needs_stress_too(make: Make, structures: Callable[..., list[Data]]) -> None:
+def test_validation_needs_stress_too(
+    cell_model: Make, structures: Callable[..., list[Data]]
+) -> None:
     packed, config = pack(structures(9)), Training(device="cpu")
     crystals, others = packed.subset(torch.tensor([0, 3])), packed.subset(torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="validation structures none"):
