@@ -349,7 +349,7 @@ class Trainer:
         names = ("train_loss", "train_mae", "train_r", "train_force_mae", "train_stress_mae")
         factors = (1.0, energy, 1.0, energy, stress)
         sums = self.totals.tolist()
-        counts = [steps, steps, steps, steps, *sums[5:]]
+        counts = [steps, steps, steps, steps, *(max(1.0, number) for number in sums[5:])]
         self.totals.zero_()
         columns = zip(names, sums, counts, factors, strict=False)
         return {name: total / count * factor for name, total, count, factor in columns}

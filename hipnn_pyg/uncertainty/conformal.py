@@ -54,6 +54,8 @@ SCALING = 5
 """Of an ensemble one in so many calibration molecules tells how the spread counts."""
 STEPS = 200
 """R of the calibration molecules is kept as quantiles, so many steps from the smallest up."""
+ARRAYS = ("log_r", "log_q", "r_quantiles")
+"""Of :class:`ConformalIntervals`: lists in JSON."""
 
 
 def fewest(level: float, with_spread: bool = False) -> int:
@@ -222,9 +224,6 @@ class ConformalIntervals:
             values["r_quantiles"] = values.pop("r_range")
         arrays = {name: np.array(values[name], dtype=np.float64) for name in ARRAYS}
         return cls(**{**values, **arrays, "levels": tuple(values["levels"])})
-
-
-ARRAYS = ("log_r", "log_q", "r_quantiles")
 
 
 def _joined(log_r: Floats, medians: Floats, log_q: Floats) -> Floats:
