@@ -57,7 +57,7 @@ class Settings:
     rounds: int = 4
     seldom: int = 3
     trainer_steps: int = 400
-    trainer_rounds: int = 2
+    trainer_rounds: int = 4
     gpu_trainer_steps: int = 3_648
     gpu_epochs: int = 5
     memory_rounds: int = 1
