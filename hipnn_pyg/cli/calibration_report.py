@@ -72,8 +72,13 @@ def _comparison(report: dict[str, Any]) -> Report:
                     f"{row['crps_relative']:.3f} ± {row['crps_relative_se']:.3f}",
                 ]
             )
-        grow = "grow" if report["geometries"][geometry]["errors_grow_with_R"] else "do not grow"
-        growth.append(f"{GEOMETRIES[geometry]}: errors {grow} with R.")
+        grows = report["geometries"][geometry]["errors_grow_with_R"]
+        words = {
+            True: "errors grow with R",
+            False: "errors do not grow with R",
+            None: "one bin of R",
+        }
+        growth.append(f"{GEOMETRIES[geometry]}: {words[grows]}.")
     headings = ["error bar from", "inside (%)", "half-width", "CRPS", "relative CRPS"]
     title = f"What R and the spread of an ensemble add: 90 % intervals ({report['unit']})"
     text = (

@@ -194,8 +194,9 @@ def _about_r(model: CalibratedModel, geometry: str) -> str:
         return "the model has no hierarchy: R says nothing"
     calibrations = model.error_bars.calibrations if model.error_bars is not None else {}
     for kind, calibration in calibrations.items():
-        if GEOMETRIES[kind] == geometry:
-            grow = "grow" if calibration.intervals.grows_with_r() else "do not grow"
+        grows = calibration.intervals.grows_with_r()
+        if GEOMETRIES[kind] == geometry and grows is not None:
+            grow = "grow" if grows else "do not grow"
             return f"R: non-hierarchicality; this model's errors {grow} with it"
     return "R: non-hierarchicality, Eq. 18 of the paper"
 

@@ -22,7 +22,7 @@ class Trust(NamedTuple):
         missing: why there is no interval; empty if there is one.
         unlike: why the structure is unlike the training data, so that the interval is no promise;
             empty if it is not.
-        grows: whether errors of the calibration molecules grew with R; None without calibration.
+        grows: whether errors of the calibration molecules grew with R; None if that is not known.
     """
 
     intervals: dict[float, float]

@@ -182,8 +182,10 @@ class ConformalIntervals:
         low, high = self.r_range
         return ~((low <= r) & (r <= high))
 
-    def grows_with_r(self, level: float = 0.9) -> bool:
-        """Whether errors are larger where R is large than where it is small."""
+    def grows_with_r(self, level: float = 0.9) -> bool | None:
+        """Whether errors are larger where R is large than where it is small; None: one bin."""
+        if len(self.log_r) == 1:
+            return None
         log_q = self.log_q[:, self.levels.index(level)]
         return bool(log_q[-1] > log_q[0])
 

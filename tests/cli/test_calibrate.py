@@ -361,7 +361,7 @@ def test_predict_prints_the_error_bar_that_applies(
     model = CalibratedModel.load(calibrated)
     embedded = model.predict(from_smiles("CO"), "rdkit")
     assert f"{float(embedded.energy):.4f} ± {float(embedded.q90):.4f}" in printed
-    assert "this model's errors do not grow with it" in printed  # one bin
+    assert "errors" in printed and "grow" not in printed  # one bin of R: not known
 
     assert main([*command, "--output", str(output), "--unit", "kcal/mol"]) == 0
     smiles, file = rows_of(output)

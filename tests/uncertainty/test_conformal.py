@@ -107,8 +107,8 @@ def test_levels_must_ascend() -> None:
 def test_whether_errors_grow_with_r() -> None:
     error, r, _ = sample(0)
     assert ConformalIntervals.fit(error, r).grows_with_r()
-    assert not ConformalIntervals.fit(error, 1 / r).grows_with_r()
-    assert not ConformalIntervals.fit(error[:300], r[:300]).grows_with_r()  # one bin: unknown
+    assert ConformalIntervals.fit(error, 1 / r).grows_with_r() is False
+    assert ConformalIntervals.fit(error[:300], r[:300]).grows_with_r() is None  # one bin
 
 
 def test_coverage_holds_in_each_quartile_of_r() -> None:
