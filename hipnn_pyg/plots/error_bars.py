@@ -7,6 +7,7 @@ from itertools import cycle
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from hipnn_pyg.plots.arrays import finite_array
@@ -90,7 +91,8 @@ def plot_error_bars(
         at = value + 2 * by
         text = bottom.text(at, place, f"  {value:.3f} ± {by:.3f}", va="center", fontsize=TEXT_SIZE)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
-    least, most = min(1, (values - 2 * scatter).min()), max(1, (values + 2 * scatter).max())
+    bottom.xaxis.set_major_locator(MaxNLocator(5))
+    least, most = min(0.98, (values - 2 * scatter).min()), max(1, (values + 2 * scatter).max())
     bottom.set_xlim(least - 0.1 * (most - least), most + 0.6 * (most - least))  # room for text
     finish_axes(bottom, "CRPS / CRPS of a constant error bar", "Error bar from")
     bottom.tick_params(axis="y", length=0)
