@@ -35,6 +35,7 @@ from hipnn_pyg.models.files import (
     load_model,
     member_folders,
 )
+from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.uncertainty import CalibratedModel, ErrorBars, FeatureStatistics, take_sample
 from hipnn_pyg.uncertainty.assess import assess, compare, foreign_classes
 from hipnn_pyg.uncertainty.conformal import LEVELS, fewest
@@ -133,6 +134,8 @@ def calibrate(
     models = [load_model(member, usable_device(device)) for member in members]
     check_writable(path)
     halves = take_halves(members, num_calibration, seed, root)
+    order = torch.randperm(len(halves.test), generator=torch.Generator().manual_seed(seed))
+    halves = halves._replace(test=halves.test[order])
     least = fewest(max(LEVELS), len(members) > 1)
     embedded = len(_some(halves.calibration, num_smiles))
     if halves.smiles is not None and 0 < embedded < least:
@@ -141,29 +144,18 @@ def calibrate(
             "it (RDKit may fail at some), or 0 to leave RDKit's geometries out"
         )
     statistics = FeatureStatistics.fit(models[0], halves.learned)
-
-    order = torch.randperm(len(halves.test), generator=torch.Generator().manual_seed(seed))
-    test_index = halves.test[order]
-    calibration: dict[Geometry, Sample] = {}
-    test: dict[Geometry, Sample] = {}
-    failed = 0
-    for samples, index in ((calibration, halves.calibration), (test, test_index)):
-        molecules = halves.molecules.subset(index)
-        samples["given"] = take_sample(models, statistics, molecules)
-        some = _some(index, num_smiles)
-        if halves.smiles is not None and len(some):
-            made = embed(halves.smiles, halves.molecules, some, progress=progress)
-            samples["rdkit"] = take_sample(models, statistics, made.molecules)
-            failed += made.failed
-    numbers = [len(samples["rdkit"].error) for samples in (calibration, test) if "rdkit" in samples]
-    if numbers and (numbers[0] < least or numbers[1] < FEWEST_TEST):
-        warnings.warn(
-            f"no error bars for RDKit's geometries: of {numbers[0]} molecules that calibrate and "
-            f"{numbers[1]} that test it can make them, {least} and {FEWEST_TEST} are needed",
-            HIPNNWarning,
-            stacklevel=2,
-        )
-        del calibration["rdkit"], test["rdkit"]
+    calibration, test, failed = take_samples(models, statistics, halves, num_smiles, progress)
+    if "rdkit" in test:
+        numbers = [len(samples["rdkit"].error) for samples in (calibration, test)]
+        if numbers[0] < least or numbers[1] < FEWEST_TEST:
+            warnings.warn(
+                f"no error bars for RDKit's geometries: of {numbers[0]} molecules that calibrate "
+                f"and {numbers[1]} that test it can make them, {least} and {FEWEST_TEST} are "
+                "needed",
+                HIPNNWarning,
+                stacklevel=2,
+            )
+            del calibration["rdkit"], test["rdkit"]
 
     record: dict[str, Any] = {
         "calibration_seed": seed,
@@ -181,7 +173,7 @@ def calibrate(
         "rdkit_failed": failed,
         "geometries": {g: assess(bars.calibrations[g], test[g], unit) for g in test},
         "comparison": {g: compare(calibration[g], test[g]) for g in test},
-        "classes": foreign_classes(model, halves.molecules, test_index, test),
+        "classes": foreign_classes(model, halves.molecules, halves.test, test),
     }
     report = in_kcal(report)
     folder = RunFolder(path)
@@ -190,6 +182,38 @@ def calibrate(
     atomic_write({path / "calibration.json": json.dumps(report, indent=2).encode()})
     draw(bars, report).savefig(folder.plots / "error_bars.png", dpi=200)
     return report
+
+
+def take_samples(
+    models: list[HIPNN],
+    statistics: FeatureStatistics,
+    halves: Halves,
+    num_smiles: int,
+    progress: bool,
+) -> tuple[dict[Geometry, Sample], dict[Geometry, Sample], int]:
+    """Errors of both parts on each kind of geometry.
+
+    Args:
+        models: the members.
+        statistics: of the first model's training atoms.
+        halves: the molecules.
+        num_smiles: at most so many of each part are also embedded by RDKit.
+        progress: show progress bars.
+
+    Returns:
+        What calibrates, what tests, and at how many molecules RDKit failed.
+    """
+    calibration: dict[Geometry, Sample] = {}
+    test: dict[Geometry, Sample] = {}
+    failed = 0
+    for samples, index in ((calibration, halves.calibration), (test, halves.test)):
+        samples["given"] = take_sample(models, statistics, halves.molecules.subset(index))
+        some = _some(index, num_smiles)
+        if halves.smiles is not None and len(some):
+            made = embed(halves.smiles, halves.molecules, some, progress=progress)
+            samples["rdkit"] = take_sample(models, statistics, made.molecules)
+            failed += made.failed
+    return calibration, test, failed
 
 
 def _some(index: torch.Tensor, most: int) -> torch.Tensor:
