@@ -193,12 +193,11 @@ def _about_r(model: CalibratedModel, geometry: str) -> str:
     if not model.models[0].hierarchical:
         return "the model has no hierarchy: R says nothing"
     calibrations = model.error_bars.calibrations if model.error_bars is not None else {}
-    for kind, calibration in calibrations.items():
-        grows = calibration.intervals.grows_with_r()
-        if GEOMETRIES[kind] == geometry and grows is not None:
-            grow = "grow" if grows else "do not grow"
-            return f"R: non-hierarchicality; this model's errors {grow} with it"
-    return "R: non-hierarchicality, Eq. 18 of the paper"
+    known = {GEOMETRIES[g]: c.intervals.grows_with_r() for g, c in calibrations.items()}
+    grows = known.get(geometry)
+    if grows is None:
+        return "R: non-hierarchicality, Eq. 18 of the paper"
+    return f"R: non-hierarchicality; this model's errors {'' if grows else 'do not '}grow with it"
 
 
 def _as_table(rows: Sequence[Row], title: str, unit: str, about_r: str) -> Table:
