@@ -88,9 +88,7 @@ def are_current(folder: str | Path) -> bool:
     return bool(evaluated == read_card(folder))
 
 
-def known_r(
-    folder: str | Path, bars: ErrorBars | None = None, geometry: Geometry | None = "given"
-) -> KnownR | None:
+def known_r(folder: str | Path, bars: ErrorBars | None, geometry: Geometry | None) -> KnownR | None:
     """R of molecules on a kind of geometry, where ``hipnn calibrate`` or ``evaluate`` found it.
 
     Args:

@@ -143,13 +143,13 @@ def test_a_model_without_hierarchy_has_nothing_that_breaks(
 def test_standing(tmp_path: Path) -> None:
     r = np.array([0.5, 1.0, 2.0, 4.0])
     np.savez(tmp_path / "predictions.npz", nonhierarchicality=r, part=np.array("test"))
-    standing = stand(1.5, known_r(tmp_path))
+    standing = stand(1.5, known_r(tmp_path, None, "given"))
     assert standing is not None and standing.fraction == 0.5 and standing.counts.sum() == 4
     assert standing.words == "larger than that of 50.0 % of 4 test molecules (median 1.5000)"
-    beyond = stand(9.0, known_r(tmp_path))
+    beyond = stand(9.0, known_r(tmp_path, None, "given"))
     assert beyond is not None and beyond.outside and beyond.words.startswith("larger than that of")
     assert "of all 4" in beyond.words and beyond.place == pytest.approx(np.log10(4))
-    assert stand(1.5, known_r(tmp_path / "elsewhere")) is None
+    assert stand(1.5, known_r(tmp_path / "elsewhere", None, "given")) is None
 
 
 def test_r_is_compared_on_the_same_kind_of_geometry(tmp_path: Path) -> None:
@@ -181,21 +181,21 @@ def test_predictions_of_other_weights_do_not_count(tmp_path: Path) -> None:
     card = {"format": "hipnn_pyg model", "format_version": 1, "epoch": 2}
     (tmp_path / "model.json").write_text(json.dumps(card))
     (tmp_path / "results.json").write_text(json.dumps({"model": card}))
-    assert known_r(tmp_path) is not None
+    assert known_r(tmp_path, None, "given") is not None
     (tmp_path / "results.json").write_text(json.dumps({"model": card | {"epoch": 1}}))
-    assert known_r(tmp_path) is None
+    assert known_r(tmp_path, None, "given") is None
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(ModelFileError, match=r"model\.json is damaged .*restore it"):
-        known_r(tmp_path)
+        known_r(tmp_path, None, "given")
     (tmp_path / "model.json").write_text(json.dumps(card))
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ModelFileError, match=r"results\.json is damaged .*evaluate"):
-        known_r(tmp_path)
+        known_r(tmp_path, None, "given")
     (tmp_path / "results.json").unlink()
     for content in (b"", (tmp_path / "predictions.npz").read_bytes()[:100]):
         (tmp_path / "predictions.npz").write_bytes(content)
         with pytest.raises(ModelFileError, match=r"predictions\.npz is damaged .*evaluate"):
-            known_r(tmp_path)
+            known_r(tmp_path, None, "given")
 
 
 # --- colours --------------------------------------------------------------------------------------
