@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -181,16 +181,11 @@ KERNELS: dict[str, Callable[[], Tensor]] = {
 }
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", KERNELS)
-def test_denormals_are_flushed_on_every_thread_or_on_none(name: str, two_threads: None) -> None:
+def test_denormals_are_flushed_on_every_thread_or_on_none(
+    name: str, threads: Callable[[int], None]
+) -> None:
+    threads(2)
     kernel = KERNELS[name]
     kept = kernel()  # starts the threads, before the flag is set
     assert torch.set_flush_denormal(True)  # x86 and ARM can

@@ -89,17 +89,16 @@ def test_control_broken_kernels_are_caught(
 
 
 @pytest.mark.parametrize("name", SUMS)
-def test_same_bits_twice_and_on_any_number_of_threads(name: str, dtype: torch.dtype) -> None:
+def test_same_bits_twice_and_on_any_number_of_threads(
+    name: str, dtype: torch.dtype, threads: Callable[[int], None]
+) -> None:
     pattern = random_pattern(200, 4000)
     tensors = operands(pattern, 20, 12, dtype)
     arguments = [tensors[need] for need in SUMS[name]]
-    results, threads = [], torch.get_num_threads()
-    try:
-        for number in (1, 1, 2, 3):
-            torch.set_num_threads(number)
-            results.append(getattr(cpu, name)(*arguments, pattern))
-    finally:
-        torch.set_num_threads(threads)
+    results = []
+    for number in (1, 1, 2, 3):
+        threads(number)
+        results.append(getattr(cpu, name)(*arguments, pattern))
     assert all(torch.equal(results[0], other) for other in results[1:])
     changed = getattr(cpu, name)(arguments[0] * (1 + 1e-6), arguments[1], pattern)  # control
     assert not torch.equal(results[0], changed)

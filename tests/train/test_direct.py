@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -68,16 +68,8 @@ def test_equals_autograd(
             assert all(bool(part.any()) for part in step.views(gradient).values())
 
 
-@pytest.fixture
-def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_molecules_are_shared_by_threads(
-    three_threads: None,
+    threads: Callable[[int], None],
     parts: Parts,
     new_model: Callable[..., HIPNN],
     dtype: torch.dtype,
@@ -86,6 +78,7 @@ def test_molecules_are_shared_by_threads(
 ) -> None:
     """Every thread takes molecules of its own, in several groups: the same gradient as layer by
     layer, and the same bits twice."""
+    threads(3)
     step = step_of(new_model().to(dtype))
     index = torch.arange(600) % len(parts[0])
     large, small = parts[0].gather(index), parts[0].gather(index[:30])
@@ -104,12 +97,13 @@ def test_molecules_are_shared_by_threads(
 
 
 def test_few_molecules_are_shared_layer_by_layer(
-    three_threads: None,
+    threads: Callable[[int], None],
     parts: Parts,
     new_model: Callable[..., HIPNN],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where a thread's share would be a molecule or none."""
+    threads(3)
     step = step_of(new_model())
     asked: list[str] = []
     for name in ("_by_layers", "_by_molecules"):
