@@ -248,6 +248,12 @@ def poisoned(parts: Parts, molecule: int) -> PackedMolecules:
     return replace(parts[0], target=target)
 
 
+def with_bad_batch(parts: Parts) -> PackedMolecules:
+    """The same, in the third mini-batch of nine of the first epoch."""
+    order = PackedLoader(parts[0], 9, shuffle=True, seed=0).partition(0)
+    return poisoned(parts, int(order[2][0]))
+
+
 def test_non_finite_loss_names_the_batch(
     new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
 ) -> None:
@@ -395,8 +401,7 @@ def test_an_interrupt_does_not_save_a_bad_step(
     new_model: Models, parts: Parts, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU the loss is looked at late; an interrupt in the bad step must look first."""
-    order = PackedLoader(parts[0], 9, shuffle=True, seed=0).partition(0)
-    train = poisoned(parts, int(order[2][0]))
+    train = with_bad_batch(parts)
     trainer = Trainer(new_model(), train, parts[1], settings(), progress=False)
     saved: list[int] = []
     monkeypatch.setattr(trainer, "_save", lambda: saved.append(trainer.step))
@@ -419,8 +424,7 @@ def test_over_several_gpus_a_bad_step_stops_all_at_the_end_of_the_epoch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only the first process saves: there it may not stop alone, nor keep what is bad."""
-    order = PackedLoader(parts[0], 9, shuffle=True, seed=0).partition(0)
-    train = poisoned(parts, int(order[2][0]))
+    train = with_bad_batch(parts)
 
     def steps(sharded: Any) -> tuple[list[int], int]:
         trainer = Trainer(new_model(), train, parts[1], settings(), tmp_path, progress=False)
