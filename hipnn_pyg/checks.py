@@ -81,6 +81,39 @@ def check_shapes(z: Any, pos: Any) -> None:
         )
 
 
+def check_search(pos: Tensor, cutoff: float, batch: Tensor | None) -> None:
+    """Positions and cutoff that a search for neighbours can take.
+
+    Args:
+        pos: positions in Å, ``[N, 3]``.
+        cutoff: R_cut in Å.
+        batch: structure of each atom, ``[N]``, or None.
+
+    Raises:
+        StructureError: wrong shapes, an unsorted batch, or a position that is not finite.
+        ValueError: a cutoff that is no positive finite number.
+    """
+    if not 0 < cutoff < torch.inf:
+        raise ValueError(f"the cutoff is {cutoff} Å: it must be positive and finite")
+    if not isinstance(pos, Tensor):
+        raise StructureError(f"pos is a {type(pos).__name__}: give it as a tensor")
+    if pos.dim() != 2 or pos.size(1) != 3 or not pos.is_floating_point():
+        raise StructureError(
+            f"pos must be floating point of shape [N, 3] (Å), not {pos.dtype} of shape "
+            f"{list(pos.shape)}"
+        )
+    if batch is not None:
+        _check_rows(batch, pos)
+        if bool((batch[1:] < batch[:-1]).any()):
+            raise StructureError(
+                "batch is not sorted: sort the atoms of all inputs by structure, e.g. with "
+                "batch.argsort(stable=True)"
+            )
+        if batch.numel() and batch[0] < 0:
+            raise StructureError(f"batch begins with {int(batch[0])}: number structures from 0")
+    _check_finite(pos)
+
+
 def _check_values(z: Tensor, pos: Tensor) -> None:
     if not z.numel():
         raise StructureError("the batch holds no atoms: give at least one molecule")
@@ -88,6 +121,10 @@ def _check_values(z: Tensor, pos: Tensor) -> None:
         raise StructureError(
             f"z is on {z.device} and pos on {pos.device}: move both with .to(device)"
         )
+    _check_finite(pos)
+
+
+def _check_finite(pos: Tensor) -> None:
     finite = torch.isfinite(pos).all(dim=1)
     if not bool(finite.all()):
         atom = int((~finite).nonzero()[0])
@@ -97,18 +134,23 @@ def _check_values(z: Tensor, pos: Tensor) -> None:
         )
 
 
-def _check_batch(batch: Tensor, z: Tensor, num_graphs: int | None) -> None:
+def _check_rows(batch: Any, atoms: Tensor) -> None:
+    """An integer for each atom, where the atoms are."""
     if not isinstance(batch, Tensor):
         raise StructureError(f"batch is a {type(batch).__name__}: give it as a tensor")
-    if batch.shape != z.shape or batch.is_floating_point() or batch.dtype == torch.bool:
+    if batch.shape != atoms.shape[:1] or batch.is_floating_point() or batch.dtype == torch.bool:
         raise StructureError(
-            f"batch must be integers of shape [{z.size(0)}], one molecule number per atom, "
+            f"batch must be integers of shape [{atoms.size(0)}], one molecule number per atom, "
             f"not {batch.dtype} of shape {list(batch.shape)}"
         )
-    if batch.device != z.device:
+    if batch.device != atoms.device:
         raise StructureError(
-            f"batch is on {batch.device} and z on {z.device}: move both with .to(device)"
+            f"batch is on {batch.device}, the atoms on {atoms.device}: move both with .to(device)"
         )
+
+
+def _check_batch(batch: Tensor, z: Tensor, num_graphs: int | None) -> None:
+    _check_rows(batch, z)
     batch = batch.long()
     step = batch.diff(prepend=batch[:1])
     looked_at = torch.stack((batch[0], batch[-1], *torch.aminmax(step)))

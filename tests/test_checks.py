@@ -70,7 +70,10 @@ BAD: dict[str, tuple[Callable[[Inputs], dict[str, object]], str]] = {
     "short_batch": (lambda x: {"batch": x["batch"][:-1]}, r"batch must be .*\[21\].*\[20\]"),
     "float_batch": (lambda x: {"batch": x["batch"].float()}, "batch must be integers.*float32"),
     "bool_batch": (lambda x: {"batch": x["batch"] > 1}, "batch must be integers.*bool"),
-    "device_batch": (lambda x: {"batch": x["batch"].to("meta")}, "batch is on meta and z on cpu"),
+    "device_batch": (
+        lambda x: {"batch": x["batch"].to("meta")},
+        "on meta, the atoms on cpu",
+    ),
     "more_graphs": (lambda x: {"num_graphs": 5}, "molecule 4 of the batch has no atoms"),
     "fewer_graphs": (lambda x: {"num_graphs": 3}, "names molecule 3 but num_graphs is 3"),
     "foreign_species": (

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hipnn_pyg.checks import StructureError
+from hipnn_pyg.checks import check_search
 from hipnn_pyg.graph.columns import Block, block_size, near_blocks, squared_distance
 from hipnn_pyg.graph.pairs import edge_distances
 from hipnn_pyg.graph.vesin_search import vesin_search
@@ -103,45 +103,6 @@ BACKENDS: dict[str, Search] = {
     "pyg_lib": _pyg_lib_search,
     "vesin": vesin_search,
 }
-
-
-def check_search(pos: Tensor, cutoff: float, batch: Tensor | None) -> None:
-    """Positions and cutoff that a search can take.
-
-    Args:
-        pos: positions in Å, ``[N, 3]``.
-        cutoff: R_cut in Å.
-        batch: structure of each atom, ``[N]``, or None.
-
-    Raises:
-        StructureError: wrong shapes, an unsorted batch, or a position that is not finite.
-        ValueError: a cutoff that is no positive finite number.
-    """
-    if not 0 < cutoff < torch.inf:
-        raise ValueError(f"the cutoff is {cutoff} Å: it must be positive and finite")
-    if pos.dim() != 2 or pos.size(1) != 3 or not pos.is_floating_point():
-        raise StructureError(
-            f"pos must be floating point of shape [N, 3] (Å), not {pos.dtype} of shape "
-            f"{list(pos.shape)}"
-        )
-    if batch is not None:
-        if batch.shape != pos.shape[:1] or batch.is_floating_point() or batch.dtype == torch.bool:
-            raise StructureError(
-                f"batch must be integers of shape [{pos.size(0)}], one structure number per atom, "
-                f"not {batch.dtype} of shape {list(batch.shape)}"
-            )
-        if bool((batch[1:] < batch[:-1]).any()):
-            raise StructureError(
-                "batch is not sorted: sort the atoms of all inputs by structure, e.g. with "
-                "batch.argsort(stable=True)"
-            )
-    finite = torch.isfinite(pos).all(dim=1)
-    if not bool(finite.all()):
-        atom = int((~finite).nonzero()[0])
-        raise StructureError(
-            f"position of atom {atom} is {pos[atom].tolist()}, which is not finite: "
-            "remove or repair that structure"
-        )
 
 
 def radius_graph(

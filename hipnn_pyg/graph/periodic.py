@@ -13,6 +13,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from hipnn_pyg.checks import check_search
 from hipnn_pyg.graph.columns import Block, near_blocks
 from hipnn_pyg.graph.images import (
     Points,
@@ -22,7 +23,6 @@ from hipnn_pyg.graph.images import (
     into_cell,
 )
 from hipnn_pyg.graph.lattice import Flags, Lattice, image_shift, read_lattice
-from hipnn_pyg.graph.neighbors import check_search
 from hipnn_pyg.graph.vesin_search import vesin_pairs
 
 

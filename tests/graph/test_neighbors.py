@@ -261,6 +261,12 @@ def test_bad_input_is_named(num_atoms: int) -> None:
     for wrong in (batch[1:], batch.double()):
         with pytest.raises(StructureError, match=rf"batch.*\[{num_atoms}\]"):
             radius_graph(pos, 5.0, wrong)
+    with pytest.raises(StructureError, match="begins with -1"):
+        radius_graph(pos, 5.0, torch.zeros_like(batch) - 1)
+    with pytest.raises(StructureError, match="batch is a list"):
+        radius_graph(pos, 5.0, [0] * num_atoms)
+    with pytest.raises(StructureError, match="pos is a ndarray"):
+        radius_graph(pos.numpy(), 5.0)
     for bad in (pos[:, :2], pos[0], pos.long()):
         with pytest.raises(StructureError, match=r"\[N, 3\]"):
             radius_graph(bad, 5.0)
