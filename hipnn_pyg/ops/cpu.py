@@ -66,9 +66,9 @@ def compiler() -> list[str]:
 
 def cache_folder() -> Path:
     """Where the compiled kernels are kept: ``$HIPNN_CACHE`` or the user's cache folder."""
-    if named := os.environ.get("HIPNN_CACHE"):
-        return Path(named).absolute()  # a bare name would be looked for elsewhere
     try:
+        if named := os.environ.get("HIPNN_CACHE"):
+            return Path(named).expanduser().absolute()  # a bare name would be looked for elsewhere
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError as error:
         raise KernelUnavailableError(f"{error} HIPNN_CACHE may name a folder") from error
@@ -82,7 +82,15 @@ def library() -> ctypes.CDLL:
     Raises:
         KernelUnavailableError: no compiler, or it failed.
     """
-    cxx = compiler()
+    cxx = compiler()  # none: plain PyTorch, as documented
+    try:
+        return _loaded(cxx)
+    except KernelUnavailableError as error:
+        logger.warning("there are no CPU kernels: %s", error)  # as nobody may ask for the error
+        raise
+
+
+def _loaded(cxx: list[str]) -> ctypes.CDLL:
     source = b"".join(file.read_bytes() for file in (SOURCE, *HEADERS))
     key = "\0".join((*cxx, *FLAGS, platform.machine(), cpu_flags(), sys.platform)).encode()
     file = cache_folder() / f"kernels-{hashlib.sha256(source + key).hexdigest()[:16]}.so"
@@ -121,9 +129,7 @@ def _compile(cxx: list[str], file: Path) -> None:
                 command, capture_output=True, text=True, errors="replace", timeout=600
             )
             if result.returncode:
-                reason = f"{cxx[0]} failed: {result.stderr.strip()[-500:]}"
-                logger.warning("there are no CPU kernels: %s", reason)
-                raise KernelUnavailableError(reason)
+                raise KernelUnavailableError(f"{cxx[0]} failed: {result.stderr.strip()[-500:]}")
             made.replace(file)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelUnavailableError(f"the kernels were not compiled: {error}") from error

@@ -103,12 +103,13 @@ def test_a_compiler_that_fails(
 
 
 def test_a_cache_folder_that_cannot_be_made(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HIPNN_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(KernelUnavailableError, match="not compiled.*file"):
         cpu.library()
+    assert "there are no CPU kernels: the kernels were not compiled" in caplog.text
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -123,16 +124,23 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HIPNN_CACHE", ".")  # a library's bare name would be looked for elsewhere
     assert cpu.cache_folder() == tmp_path
+    with monkeypatch.context() as patch:
+        patch.setenv("HOME", "/someone")
+        patch.setenv("HIPNN_CACHE", "~/kernels")  # from a file that no shell has read
+        assert cpu.cache_folder() == Path("/someone/kernels")
     monkeypatch.delenv("HIPNN_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     with pytest.raises(KernelUnavailableError, match="home directory. HIPNN_CACHE may name"):
         cpu.cache_folder()
 
 
-def test_a_corrupt_file(cache: Path, compiler: Callable[[str], Path]) -> None:
+def test_a_corrupt_file(
+    cache: Path, compiler: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
     compiler('echo "not a library" > "$out"')
     with pytest.raises(KernelUnavailableError, match=r"\.so cannot be loaded.*delete it"):
         cpu.library()
+    assert caplog.text.count("there are no CPU kernels") == 1 and "delete it" in caplog.text
 
 
 def test_compiled_once_and_again_for_another_processor(
