@@ -22,7 +22,7 @@ def sum_kernels(x: Tensor) -> ModuleType:
     """
     if x.dtype not in DTYPES:
         return reference
-    return cpu if x.device.type == "cpu" else import_module("hipnn_pyg.ops.triton")
+    return cpu if x.device.type == "cpu" else of_triton("triton")
 
 
 def layer_kernels(device: torch.device) -> ModuleType:
@@ -31,13 +31,30 @@ def layer_kernels(device: torch.device) -> ModuleType:
     Raises:
         ImportError: on a GPU without Triton.
     """
-    return cpu if device.type == "cpu" else import_module("hipnn_pyg.ops.triton_layers")
+    return cpu if device.type == "cpu" else of_triton("triton_layers")
 
 
 def molecule_kernels(x: Tensor) -> ModuleType | None:
     """``sizes``, ``molecule_edges``, ``molecule_sums`` and ``products`` of a GPU; None if they do
     not take ``x``."""
-    return import_module("hipnn_pyg.ops.triton_molecules") if x.is_cuda and takes(x) else None
+    return of_triton("triton_molecules") if x.is_cuda and takes(x) else None
+
+
+def of_triton(name: str) -> ModuleType:
+    """A module of Triton kernels.
+
+    Raises:
+        ImportError: there is no Triton.
+    """
+    try:
+        return import_module(f"hipnn_pyg.ops.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ImportError(
+            "the GPU kernels need Triton, which PyTorch's CUDA builds for Linux bring along: "
+            "install such a build (https://pytorch.org/get-started), or pip install triton"
+        ) from error
 
 
 @functools.cache

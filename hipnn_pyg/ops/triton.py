@@ -11,21 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from hipnn_pyg.ops.operands import checked
 from hipnn_pyg.ops.pattern import Pattern
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError(
-        "the GPU kernels need Triton, which PyTorch's CUDA builds for Linux bring along: install "
-        "such a build (https://pytorch.org/get-started), or pip install triton"
-    ) from error
-
-from hipnn_pyg.ops.triton_tiles import kernel  # which needs Triton, too
+from hipnn_pyg.ops.triton_tiles import kernel
 
 WORKSPACE = 2**28
 """Bytes that featsum may use for its intermediate; more only where s itself is larger."""
@@ -141,7 +133,7 @@ def _edge_features(
 
 
 @kernel
-def by_sender(
+def _by_sender(
     W: tl.tensor,
     ORDER: tl.tensor,
     COLUMN: tl.tensor,
@@ -216,31 +208,35 @@ def featsum(g: Tensor, s: Tensor, pattern: Pattern) -> Tensor:
     w = g.new_empty(s.size(0), columns)
     for start in range(0, width if u.numel() else 0, max(columns, 1)):
         taken = min(columns, width - start)
-        block, wide = feature_block(taken), max(32, triton.next_power_of_2(min(taken, 128)))
+        block = feature_block(taken)
         with torch.cuda.device_of(g):
             if rows:
                 _edge_features[(rows * triton.cdiv(taken, block),)](
-                    *(
-                        g,
-                        s,
-                        pattern.row,
-                        w,
-                        start,
-                        nu,
-                        width,
-                        taken,
-                        feature_block(nu),
-                        block,
-                        EDGES,
-                    ),
+                    *(g, s, pattern.row, w, start, nu, width, taken),
+                    *(feature_block(nu), block, EDGES),
                     **OPTIONS,
                 )
-            by_sender[(pattern.num_senders * triton.cdiv(taken, wide),)](
-                *(w, pattern.order, pattern.column, u, start, pattern.num_senders),
-                *(width, taken, wide, 8),
-                **OPTIONS,
-            )
+            send_back(w, pattern, u, start, taken, pattern.num_senders)
     return u
+
+
+def send_back(w: Tensor, pattern: Pattern, u: Tensor, start: int, taken: int, each: int) -> None:
+    """Columns ``start .. start + taken - 1`` of u: what the edges carry, summed by sender.
+
+    Args:
+        w: what each edge carries, ``[E, at least taken]``.
+        pattern: with its order by senders.
+        u: the result, ``[senders of all models, columns]``.
+        start: the first of the columns.
+        taken: their number.
+        each: senders of each model.
+    """
+    wide = max(32, triton.next_power_of_2(min(taken, 128)))
+    _by_sender[(u.size(0) * triton.cdiv(taken, wide),)](
+        *(w, pattern.order, pattern.column, u, start, each),
+        *(u.size(1), taken, wide, 8),
+        **OPTIONS,
+    )
 
 
 def feature_block(size: int) -> int:

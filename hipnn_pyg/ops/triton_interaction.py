@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.language.standard import _sum_combine as _add
 
 from hipnn_pyg.ops.operands import Kept, Where
-from hipnn_pyg.ops.triton import OPTIONS, WORKSPACE, by_sender, feature_block
+from hipnn_pyg.ops.triton import WORKSPACE, feature_block, send_back
 from hipnn_pyg.ops.triton_product import product, product_in_parts
 from hipnn_pyg.ops.triton_tiles import by_model, dot, exact, kernel, stack_of, sum_parts
 
@@ -265,12 +265,7 @@ def interact_backward(
                     **options,
                 )
             if dz is not None and dz.numel():
-                wide = max(32, triton.next_power_of_2(min(taken, 128)))
-                by_sender[(dz.size(0) * triton.cdiv(taken, wide),)](
-                    *(sent, pattern.order, pattern.column, dz, start, _shares(where)[0]),
-                    *(in_channels, taken, wide, 8),
-                    **OPTIONS,
-                )
+                send_back(sent, pattern, dz, start, taken, _shares(where)[0])
     if learned:
         dmu = torch.empty_like(where.mu) if dmu is None else dmu
         dsigma = torch.empty_like(where.sigma) if dsigma is None else dsigma

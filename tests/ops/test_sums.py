@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 
@@ -324,3 +325,14 @@ def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(devices, "layer_kernels", missing)
     assert ops.available.__wrapped__("cuda") == "pip install triton"
+
+
+def test_a_gpu_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever kernels are asked for first, the remedy is named."""
+    for name in [name for name in sys.modules if name.startswith("hipnn_pyg.ops.triton")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "pip install triton" in ops.available.__wrapped__("cuda")
+    for kernels in ("triton", "triton_molecules"):
+        with pytest.raises(ImportError, match="the GPU kernels need Triton"):
+            devices.of_triton(kernels)
