@@ -25,7 +25,7 @@ from hipnn_pyg.nn import (
 )
 from hipnn_pyg.ops import cpu, takes
 from hipnn_pyg.ops.devices import layer_kernels
-from hipnn_pyg.ops.network import Network, Reference
+from hipnn_pyg.ops.network import Network, Zeroth
 from hipnn_pyg.ops.operands import Kept, Weights, Where
 
 OWN = {name: getattr(HIPNN, name) for name in ("atom_terms", "one_hot", "species_index")}
@@ -173,9 +173,9 @@ def learn(model: HIPNN, whole: Network, *given: Any) -> list[Tensor]:
         whole: of its blocks.
         *given: structures, target, parameters, lambda_l2, lambda_r.
     """
-    zeroth = model.reference
-    reference = Reference(model._species_index, zeroth.weight, zeroth.bias, zeroth.sigma_e)
-    return whole.learn(reference, *given)
+    own = model.reference
+    zeroth = Zeroth(model._species_index, own.weight, own.bias, own.sigma_e)
+    return whole.learn(zeroth, *given)
 
 
 def _inputs(model: HIPNN, species: Tensor) -> tuple[Tensor, Tensor]:

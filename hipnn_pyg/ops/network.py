@@ -47,7 +47,7 @@ class Structures(NamedTuple):
     j: Tensor | None = None
 
 
-class Reference(NamedTuple):
+class Zeroth(NamedTuple):
     """E^0 and the energy scale, float64, in the energy unit.
 
     Attributes:
@@ -111,7 +111,7 @@ class Network:
 
     def learn(
         self,
-        reference: Reference,
+        zeroth: Zeroth,
         structures: Structures,
         target: Tensor,
         parameters: Parameters,
@@ -121,7 +121,7 @@ class Network:
         """The loss (Eq. 14) and its gradient, to ``parameters.total``.
 
         Args:
-            reference: E^0 and sigma_E.
+            zeroth: E^0 and sigma_E.
             structures: atoms and pairs.
             target: energies, float64, ``[G]``.
             parameters: all weights; their gradient without the L2 term has the slopes as parts.
@@ -131,12 +131,12 @@ class Network:
         Returns:
             The loss, MAE, RMSE, L2 term and mean R, float64 scalars.
         """
-        place, *zeroth = reference
+        place, *others = zeroth
         numbers = (structures.z.numel(), target.numel(), *self._sizes)
         sizes = (ctypes.c_int64 * 9)(*numbers, place.numel() - 1, parameters.total.numel())
         found = [target.new_empty(()) for _ in range(5)]
         tables = (sizes, self._cutoffs, self._weights.addresses, self._slopes.addresses)
-        given = (*tables, *structures, place, *zeroth, target, *found, *parameters)
+        given = (*tables, *structures, place, *others, target, *found, *parameters)
         weights = (float(lambda_l2), float(lambda_r))
         with _lock:
             while True:
