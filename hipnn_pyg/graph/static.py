@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hipnn_pyg.graph.pairs import Pairs
+from hipnn_pyg.graph.pairs import Pairs, edge_distances
 from hipnn_pyg.ops import Pattern
 
 
@@ -24,7 +24,7 @@ def static_edges(pos: Tensor, batch: Tensor, ptr: Tensor, num_edges: int) -> Pai
         num_edges: E, at least the sum of n (n - 1) over the molecules.
 
     Returns:
-        ``[E]`` edges with their pattern; distances are not differentiable.
+        ``[E]`` edges with their pattern, distances to the last bit those of ``molecule_edges``.
     """
     atom = torch.arange(pos.size(0), device=pos.device)
     edge = torch.arange(num_edges, device=pos.device)
@@ -45,7 +45,5 @@ def static_edges(pos: Tensor, batch: Tensor, ptr: Tensor, num_edges: int) -> Pai
     j = torch.where(joins, first + place + after, i)
     # Atom i stands in the row of j at its own place among the partners of j.
     reverse = torch.where(joins, row[j] + (i - first) - (1 - after), edge)
-    # The norm's gradient at 0 is NaN: squares of unused places are replaced before the root.
-    square = (pos[j] - pos[i]).square().sum(-1)
-    r = torch.where(joins, square, torch.inf).sqrt()
+    r = torch.where(joins, edge_distances(pos, torch.stack((j, i))), torch.inf)
     return Pairs(j, i, r, Pattern(j, i, row, reverse, row))
