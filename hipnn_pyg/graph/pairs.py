@@ -36,20 +36,6 @@ class Pairs(NamedTuple):
     r: Tensor
     pattern: Pattern | None = None
 
-    @property
-    def padded(self) -> bool:
-        """Whether the layout is the padded one."""
-        return self.i is None
-
-    def with_pattern(self, num_atoms: int) -> Pairs:
-        """The edge layout with the pattern that the kernels need (any edges, directed too).
-
-        Args:
-            num_atoms: N.
-        """
-        assert self.i is not None
-        return self._replace(pattern=edge_pattern(self.j, self.i, num_atoms))
-
 
 def edge_distances(pos: Tensor, edge_index: Tensor, shift: Tensor | None = None) -> Tensor:
     """``|pos_j - pos_i + shift|`` of each edge.
@@ -239,4 +225,7 @@ def laid_out(kernel: str, edges: Pairs, num_atoms: int) -> Pairs:
     """
     if kernel == "padded":
         return pad_pairs(edges, num_atoms)
-    return edges.with_pattern(num_atoms) if kernel == "fused" else edges
+    if kernel == "fused":
+        assert edges.i is not None
+        return edges._replace(pattern=edge_pattern(edges.j, edges.i, num_atoms))
+    return edges

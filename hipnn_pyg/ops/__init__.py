@@ -1,4 +1,4 @@
-"""The environment sum and its adjoints, fast. ``nn`` reads well without opening this."""
+"""HIP-NN's layers and training step, compiled. ``nn`` reads well without opening this."""
 
 from hipnn_pyg.ops.cpu import KernelUnavailableError, molecule_edges
 from hipnn_pyg.ops.devices import available, molecule_kernels, takes, transformed

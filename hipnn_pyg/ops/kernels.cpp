@@ -1,5 +1,5 @@
 // HIP-NN's layers on a CPU, forward and backward, block by block of atoms: what belongs to a pair
-// or to an environment lives in a core's cache and is never stored.
+// or to an environment lives in a core's cache and is stored only where gradients will need it.
 //
 // Edges are sorted by receiver: row[i] <= x < row[i + 1]. Every thread owns a fixed range of atoms
 // and its own sums over atoms, added up in the order of the threads: the same bits every time.
@@ -117,7 +117,6 @@ void featsum(const T *g, const T *s, const Index *column, const Index *order, co
 
 }  // namespace hipnn
 
-using hipnn::Edges;
 using hipnn::Index;
 
 #define EXPORT(T, NAME)                                                                            \

@@ -136,7 +136,7 @@ def test_interaction_derivatives(
 
     def function(z: Tensor, pos: Tensor, *values: Tensor) -> Tensor:
         current = edge_pairs(pos, radius_graph(pos, CUTOFF, batch))
-        current = pad_pairs(current, len(pos)) if pairs.padded else current
+        current = pad_pairs(current, len(pos)) if pairs.i is None else current
         state = dict(zip(names, values, strict=True))
         return torch.func.functional_call(layer, state, (z, current))
 
