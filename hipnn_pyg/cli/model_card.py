@@ -22,8 +22,9 @@ NOT_FOR = (
     "solvent",
     "molecules unlike the training data (larger ones, stretched bonds, other chemistry), flagged "
     "or not, as the flag misses some: their error bars promise nothing",
-    "decisions that need chemical accuracy on geometries from RDKit or a force field: see the "
-    "error bars for them",
+    'geometries made in other ways than the two above: "as given" are the data set\'s own (QM9: '
+    'B3LYP/6-31G(2df,p)), "RDKit" those that the package makes of a SMILES; on a force field\'s, '
+    "xtb's or another functional's the error bars promise nothing, and the flag finds few",
 )
 
 

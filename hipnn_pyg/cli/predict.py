@@ -34,7 +34,7 @@ from hipnn_pyg.cli.inputs import HELP, Named, Refused, check, read_inputs
 from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.data.molecules import to_atoms
 from hipnn_pyg.models.files import atomic_write, check_writable
-from hipnn_pyg.uncertainty import GEOMETRIES, CalibratedModel
+from hipnn_pyg.uncertainty import GEOMETRIES, GIVEN, CalibratedModel
 from hipnn_pyg.units import ENERGY_UNITS, convert
 
 SHOWN = 40
@@ -208,6 +208,8 @@ def _as_table(rows: Sequence[Row], title: str, unit: str, about_r: str) -> Table
     caption = about_r
     if judged:
         caption = f"q90: 90 % of errors are smaller; unlike: no training data like it\n{caption}"
+        if rows[0]["geometry"] == GEOMETRIES["given"]:
+            caption = f"error bars are for {GIVEN}\n{caption}"
     if len(rows) > SHOWN:
         caption += f"\n{len(rows) - SHOWN:,} more rows: write them all with --output FILE.csv"
     table = Table(

@@ -24,6 +24,8 @@ def summary(report: Report) -> list[str]:
     else:
         energy += f" {parts.unit} ({trust.geometry}; error bar: {trust.missing})"
     lines = [heading, energy]
+    if trust.holds_for:
+        lines.append(f"the error bar is for {trust.holds_for}")
     if trust.unlike:
         reasons = "; ".join(trust.unlike)
         lines.append(f"warning: unlike the training data ({reasons}): the error bar is no promise")

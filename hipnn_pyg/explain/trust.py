@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch_geometric.data import Data
 
-from hipnn_pyg.uncertainty import GEOMETRIES, CalibratedModel, Geometry
+from hipnn_pyg.uncertainty import GEOMETRIES, GIVEN, CalibratedModel, Geometry
 from hipnn_pyg.uncertainty.error_bars import Calibration
 from hipnn_pyg.units import convert
 
@@ -35,6 +35,11 @@ class Trust(NamedTuple):
     def q90(self) -> float | None:
         """Half-width of the 90 % interval, if there is one."""
         return self.intervals.get(0.9)
+
+    @property
+    def holds_for(self) -> str:
+        """What the interval is for, where that is not plain from how the positions were made."""
+        return GIVEN if self.intervals and self.geometry == GEOMETRIES["given"] else ""
 
 
 def judge(

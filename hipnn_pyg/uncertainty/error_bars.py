@@ -44,6 +44,9 @@ GEOMETRIES: dict[Geometry | None, str] = {
 }
 """What the kinds of geometry are called."""
 
+GIVEN = "geometries made as the data set's were (see the model's card), not a force field's"
+"""What error bars for ``"given"`` are for."""
+
 FALSE_ALARMS = 0.05
 """Share of molecules like the calibration's whose distance is beyond the threshold; R beyond all
 of their n adds up to 2 / (n + 1)."""

@@ -427,6 +427,7 @@ def test_error_bar_and_flag_of_a_calibrated_model(
     assert re.search(r"± 0\.\d+ eV \(90 %, geometry as given\)", calm) and "warning" not in calm
     assert "of 100 calibration molecules" in calm
     assert "errors of this model" not in calm  # 100 are one bin: not known
+    assert "the error bar is for geometries made as the data set's were" in calm
     data = Data(z=torch.tensor(known.numbers), pos=torch.tensor(known.positions).float())
     out = CalibratedModel.load(copy).predict(data, "given")
     for unit in ("eV", "kcal/mol"):
@@ -438,7 +439,8 @@ def test_error_bar_and_flag_of_a_calibrated_model(
     assert main([*command, str(tmp_path / "crushed.xyz")]) == 0
     assert "warning: unlike the training data (an atom is at distance" in capsys.readouterr().out
     assert main([*command, "C"]) == 0
-    assert "not calibrated for this, only for: geometry as given" in capsys.readouterr().out
+    assert "the error bar is for" not in (told := capsys.readouterr().out)  # control
+    assert "not calibrated for this, only for: geometry as given" in told
 
 
 @pytest.mark.parametrize(
