@@ -358,6 +358,8 @@ def test_predict_prints_the_error_bar_that_applies(
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "RDKit geometry" in printed and "geometry as given" in printed
+    of_smiles, of_file = sorted(printed.split("energies in")[1:], key=lambda t: "given" in t)
+    assert "force field" in of_file and "force field" not in of_smiles
     model = CalibratedModel.load(calibrated)
     embedded = model.predict(from_smiles("CO"), "rdkit")
     assert f"{float(embedded.energy):.4f} ± {float(embedded.q90):.4f}" in printed
