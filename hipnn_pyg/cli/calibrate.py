@@ -254,7 +254,7 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
     least = fewest(max(CRPS_LEVELS), len(members) > 1)
     if not least <= number <= len(shared) - FEWEST_TEST:
         whose, way_out = "the run's test set has", ""
-        if len(members) > 1:
+        if len(shared) < len(first.test):
             whose = "the members' test sets share"
             way_out = "; members trained on one split share more: hipnn train --split_seed 0"
         raise ValueError(

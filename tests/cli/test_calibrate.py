@@ -232,6 +232,11 @@ def test_an_ensemble_is_calibrated_on_what_no_member_saw(
     assert main(train_options(many, run, *options)) == 0
     assert main(["calibrate", str(run), "--num_calibration", "399"]) == 1
     assert "trained on one split share more" in one_line_of(capsys)
+    one_split = tmp_path / "one_split"
+    for k in range(2):  # of one split already: there is nothing more to share
+        shutil.copytree(run / "member-0", one_split / f"member-{k}")
+    assert main(["calibrate", str(one_split), "--num_calibration", "999"]) == 1
+    assert "999 is not possible" in (told := one_line_of(capsys)) and "share more" not in told
     assert main(["calibrate", str(run), "--num_calibration", "48"]) == 1
     assert "49 molecules or more calibrate" in one_line_of(capsys)
     assert main(["calibrate", str(run), "--num_calibration", "49"]) == 0  # control
