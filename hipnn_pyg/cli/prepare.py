@@ -161,7 +161,8 @@ def _check_start(
     data: Mapping[str, Any],
     redrawn: Callable[[int, int, int], str],
 ) -> None:
-    """Whether a trained model may be what this run begins with; raises ValueError if not.
+    """Whether a trained model may be what this run begins with; raises ValueError if not, warns
+    where that cannot be known.
 
     ``redrawn`` gives the checksum of a split of this data set: training and validation molecules,
     and the seed.
@@ -192,6 +193,13 @@ def _check_start(
             raise ValueError(
                 f"{who} learned another split of these structures: some molecules of this test or "
                 f"validation set were its training molecules; {way_out}"
+            )
+        if card.get("dataset") == data["dataset"] == "file" and not _same_structures(card, data):
+            warnings.warn(
+                f"{who} learned from another file: nobody can tell here whether some of its "
+                "training structures are in this test set, as after adding structures to the file",
+                HIPNNWarning,
+                stacklevel=2,
             )
         card = card.get("started_from", {})
         who = f"--start {name} began with {card.get('model')}, which"

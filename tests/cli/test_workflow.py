@@ -79,6 +79,7 @@ def test_training_starts_from_a_trained_model(
     again, new, first = tmp_path / "again", tmp_path / "new", tmp_path / trained.name
     shutil.copytree(trained, first)
     assert main(training(again, *still, "--start", str(first))) == 0
+    assert "another file" not in capsys.readouterr().err  # it is the same
     shutil.rmtree(first)  # a resumed run needs it no more
     assert main(training(new, *still)) == 0
     expected = energies(trained, images)
@@ -134,7 +135,9 @@ def test_a_start_must_know_the_species_of_the_test_set(
         ase.io.write(path, images)
         line = train_options(path, tmp_path / name, "--epochs", "1", "--start", str(trained))
         assert main(line) == status
-    assert "does not know Cl" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "warning: --start" in told and "learned from another file" in told
+    assert "does not know Cl" in told
 
 
 @pytest.mark.parametrize(
