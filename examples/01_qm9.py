@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     train_loader = DataLoader(train, batch_size=30, shuffle=True)
     validation_loader = DataLoader(dataset[split.validation], batch_size=256)
 
-    model = HIPNN(hidden_channels=options.channels).fit_e0(train, target="U0_atom")
-    model = model.to(options.device)
+    model = HIPNN(hidden_channels=options.channels)
+    model = model.fit_e0(train, target="U0_atom", scale="residual").to(options.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     losses, errors = [], []

@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     train = dataset[split.train]
     loader = DataLoader(train, batch_size=30, shuffle=True)
 
-    hipnn = HIPNN(hidden_channels=options.channels).fit_e0(train, target="U0_atom")
+    hipnn = HIPNN(hidden_channels=options.channels).fit_e0(
+        train, target="U0_atom", scale="residual"
+    )
     model = EnergyAndGap(hipnn, options.channels).to(options.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 

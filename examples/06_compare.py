@@ -58,17 +58,16 @@ class ScaledSchNet(SchNet):
 
 def build(name: str, train: PackedMolecules, quick: bool) -> tuple[torch.nn.Module, float]:
     """A model with the common E^0 and scale (eV), and its learning rate."""
-    hipnn = HIPNN(hidden_channels=16 if quick else 80).fit_e0(train, target=train.spec)
-    every = train.gather(torch.arange(len(train)))
+    hipnn = HIPNN(hidden_channels=16 if quick else 80)
+    hipnn.fit_e0(train, target=train.spec, scale="residual")
+    scale = float(hipnn.sigma_e)
 
     def e0(z: Tensor, batch: Tensor) -> Tensor:
         energy = hipnn.reference(hipnn.species_index(z))
         num_graphs = int(batch[-1]) + 1
         return energy.new_zeros(num_graphs).index_add(0, batch, energy).unsqueeze(1)
 
-    scale = float((every.target - e0(every.z, every.batch)[:, 0]).std())
     if name == "HIPNN":
-        hipnn.set_e0(hipnn.reference.weight, scale)
         return hipnn, 1e-3
     sizes = {"hidden_channels": 16, "num_filters": 16} if quick else {}  # else SchNet's defaults
     return ScaledSchNet(e0, scale, interaction_graph=RadiusGraph(10.0), **sizes), 5e-4
