@@ -25,7 +25,10 @@ def add_options(parser: ArgumentParser) -> None:
     )
     sets.add_subcommand("qm9-raw", raw, help="write PyG's raw QM9 files from the wheel")
 
-    rdkit = ArgumentParser(description="Embed the SMILES of QM9 by RDKit (ETKDG, MMFF94).")
+    rdkit = ArgumentParser(
+        description="Embed the SMILES of QM9 by RDKit (ETKDG, MMFF94): 10 to 20 minutes on two "
+        "cores, kept in ROOT/rdkit/VERSION."
+    )
     rdkit.add_class_arguments(QM9RDKitSet, skip={"target", "num_train", "num_validation"})
     sets.add_subcommand("qm9-rdkit", rdkit, help="QM9 on geometries that RDKit makes of its SMILES")
 

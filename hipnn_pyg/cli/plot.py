@@ -1,5 +1,4 @@
-"""Draw a run: learning curves, parity (of forces and stress, too), sensitivities (Fig. 2), errors
-against R (Fig. 3)."""
+"""Draw a run: learning curves, parity, sensitivities (Fig. 2), errors against R (Fig. 3)."""
 
 from __future__ import annotations
 

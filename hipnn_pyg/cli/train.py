@@ -2,7 +2,7 @@
 
 The run folder then holds config.yaml, split.npz, metrics.csv, model.safetensors, model.json,
 checkpoint.pt and TensorBoard logs; that of an ensemble holds one such folder per model, member-0,
-member-1 ..., for hipnn evaluate, predict and plot. Examples:
+member-1 ..., for hipnn evaluate and plot; hipnn predict takes the whole. Examples:
 
   hipnn train qm9 --recipe fast --epochs 10
   hipnn train qm9 --ensemble 8

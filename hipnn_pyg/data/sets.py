@@ -116,11 +116,9 @@ class MD17Set:
 
 @dataclass(frozen=True)
 class FileSet:
-    """Structures with energies from any file ASE reads (extxyz, db, traj ...; eV, eV/Å, eV/Å^3),
-    molecules or periodic.
+    """Structures with energies from any file that ASE reads (eV, eV/Å, eV/Å^3).
 
-    Where compositions differ, subtract free-atom energies first: sigma_E is the spread of the
-    energies, and that of total energies drowns the chemistry. Of metals, whose occupations DFT
+    Molecules or periodic: extxyz, db, traj and others. Of metals, whose occupations DFT
     smears, ASE has as ``energy`` what is extrapolated to no smearing, while forces belong to the
     ``free_energy``: to learn forces, write that as the energy.
 

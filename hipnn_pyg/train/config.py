@@ -21,7 +21,9 @@ BEFORE: dict[str, Any] = {"energy_scale": "total"}
 
 @dataclass(frozen=True)
 class Network:
-    """The network (defaults: the paper's QM9 model). Lengths in Å.
+    """The network. Lengths in Å.
+
+    Without arguments it is the paper's QM9 model.
 
     Args:
         hidden_channels: N_feature.
@@ -56,6 +58,7 @@ class Training:
         learning_rate: initial (paper) or highest (fast) learning rate of Adam.
         energy_scale: what sigma_E is the standard deviation of: "total" for the energies or
             "residual" for E - E^0; null for the recipe's own, total (paper) or residual (fast).
+            `hipnn train` reads it: a script gives it to ``HIPNN.fit_e0(scale=...)``.
         lambda_l2: weight of the L2 term (Eq. 16).
         lambda_r: weight of the non-hierarchicality term (Eq. 17).
         energy_weight: with forces: weight of the energies' error, relative to sigma_E.
