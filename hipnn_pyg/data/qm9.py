@@ -94,12 +94,12 @@ class QM9Pack(InMemoryDataset):
 def load_qm9(root: str | os.PathLike[str], source: Source = "auto") -> InMemoryDataset:
     """Load QM9's 130,831 molecules from the first place that has them.
 
-    ``"auto"`` takes, in this order: PyG's raw or processed files in ``root``; the saved
-    :class:`QM9Pack` in ``root``; the official download; the ``qm9pack`` wheel.
+    ``"auto"`` takes, in this order: PyG's raw files in ``root``; the saved :class:`QM9Pack` in
+    ``root``; the official download; the ``qm9pack`` wheel.
 
     Args:
         root: folder of the data set.
-        source: ``"auto"``, ``"official"`` (PyG's ``QM9``: local files, else the download) or
+        source: ``"auto"``, ``"official"`` (PyG's ``QM9``: local raw files, else the download) or
             ``"qm9pack"`` (the wheel).
 
     Returns:
@@ -183,8 +183,8 @@ def _targets(records: QM9Records) -> np.ndarray:
 
 
 def _has_official_files(root: Path) -> bool:
-    processed = root / "processed" / QM9.processed_file_names.fget(None)
-    return processed.is_file() or all((root / "raw" / name).is_file() for name in RAW_FILES)
+    """Without its raw files PyG downloads them, whatever it made of them before."""
+    return all((root / "raw" / name).is_file() for name in RAW_FILES)
 
 
 def _has_packed_file(root: Path) -> bool:

@@ -405,6 +405,23 @@ def test_broken_local_files_are_not_called_a_download_problem(
     assert no_network == []
 
 
+def test_what_pyg_processed_is_of_no_use_without_its_raw_files(
+    no_network: list[float | None],
+    from_records: QM9Records,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """PyG downloads them again: as any download, with a timeout and a way out."""
+    monkeypatch.setattr(qm9, "read_qm9pack", lambda: from_records)
+    folder = write_qm9_raw(tmp_path, indices=[1, 2]).folder
+    assert len(load_qm9(tmp_path)) == 2 and no_network == []  # control
+    shutil.rmtree(folder)
+    with pytest.raises(DatasetUnavailableError, match="Three ways out"):
+        load_qm9(tmp_path, "official")
+    assert isinstance(load_qm9(tmp_path), QM9Pack)
+    assert len(no_network) == 2 and None not in no_network
+
+
 def test_leftovers_do_not_stand_in_the_way(
     no_network: list[float | None],
     records: QM9Records,
