@@ -136,11 +136,12 @@ class PackedMolecules:
     ) -> PackedMolecules:
         """Pack a PyG dataset, a list of ``Data``, one ``Data`` or ``Batch``, or a ``DataLoader``.
 
-        An ``InMemoryDataset`` without transform is already packed and is only re-indexed; of a
-        ``DataLoader`` over a dataset the dataset is taken, in its own order. A sampler other than
-        torch's ``SequentialSampler`` and ``RandomSampler``, which draw from all of it, is asked
-        once for what it draws. The energies of PyG's ``MD17``, which it stores as float32, are
-        read again from the raw file in float64.
+        Packed molecules, also those of a :class:`PackedLoader`, stay as they are. An
+        ``InMemoryDataset`` without transform is only re-indexed; of a ``DataLoader`` over a dataset
+        the dataset is taken, in its own order. A sampler other than torch's ``SequentialSampler``
+        and ``RandomSampler``, which draw from all of it, is asked once for what it draws. The
+        energies of PyG's ``MD17``, which it stores as float32, are read again from the raw file in
+        float64.
 
         Args:
             source: where ``z``, ``pos`` and the target are.
@@ -158,6 +159,8 @@ class PackedMolecules:
                 energies of unknown unit; molecules that were packed with another target, or
                 without such labels.
         """
+        if isinstance(source, PackedLoader):
+            source = source.molecules
         if isinstance(source, PackedMolecules):
             if source.spec != target:
                 raise ValueError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hipnn_pyg.checks import HIPNNWarning, check_distances, check_graphs, check_species
-from hipnn_pyg.data.packed import PackedMolecules
+from hipnn_pyg.data.packed import PackedLoader, PackedMolecules
 from hipnn_pyg.data.statistics import EnergyScale, fit_reference_energies
 from hipnn_pyg.data.targets import Target, resolve_target
 from hipnn_pyg.graph import (
@@ -356,8 +356,8 @@ class HIPNN(nn.Module):
         Without hierarchy E^0 stays 0 and only sigma_E is set.
 
         Args:
-            data: the training molecules: a PyG dataset, a list of ``Data``, a ``DataLoader`` or
-                :class:`~hipnn_pyg.data.packed.PackedMolecules`.
+            data: the training molecules: a PyG dataset, a list of ``Data``, a ``DataLoader``,
+                :class:`~hipnn_pyg.data.packed.PackedMolecules` or a loader of these.
             target: a QM9 name such as ``"U0_atom"``, ``"energy"``, a column of ``y``, the name of
                 an attribute (:func:`~hipnn_pyg.data.targets.resolve_target` says in which unit),
                 or a :class:`~hipnn_pyg.data.targets.Target`; None for the one that molecules were
@@ -372,6 +372,8 @@ class HIPNN(nn.Module):
             StructureError: no molecules, foreign species, or a target that is not finite.
             ValueError: packed molecules of another target.
         """
+        if isinstance(data, PackedLoader):
+            data = data.molecules
         if target is None:
             target = data.spec if isinstance(data, PackedMolecules) else "U0_atom"
         target = resolve_target(target, data)

@@ -15,7 +15,7 @@ from torch_geometric.data import Batch, Data, InMemoryDataset
 from torch_geometric.loader import DataLoader
 
 from hipnn_pyg import HIPNNWarning, PackedLoader, PackedMolecules, StructureError, Target
-from hipnn_pyg.data.forces import ASE_FORCES
+from hipnn_pyg.data.forces import ASE_FORCES, MD17_FORCES
 from hipnn_pyg.data.packed import partition
 from hipnn_pyg.data.stress import ASE_STRESS
 from hipnn_pyg.ops import cpu
@@ -157,8 +157,15 @@ def test_moving_keeps_the_counts_on_the_cpu(items: list[Data]) -> None:
 
 
 def test_packing_twice_changes_nothing(items: list[Data]) -> None:
-    packed = PackedMolecules.pack(items, ENERGY)
-    assert PackedMolecules.pack(packed, ENERGY) is packed
+    """Nor does a loader of packed molecules, whose forces have the target's unit already."""
+    for item in items:
+        item.force = torch.ones_like(item.pos)
+    packed = PackedMolecules.pack(items, ENERGY, forces=MD17_FORCES)
+    assert packed.forces is not None and float(packed.forces.max()) < 0.1  # eV/Å
+    loader = PackedLoader(packed, 4, shuffle=True)
+    for source in (packed, loader):
+        assert PackedMolecules.pack(source, ENERGY, forces=MD17_FORCES) is packed
+    assert loader.epoch == 0  # nothing was drawn
 
 
 def test_one_molecule_in_memory(items: list[Data]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.loader import DataLoader
 
-from hipnn_pyg import HIPNN, PackedMolecules, StructureError, Target
+from hipnn_pyg import HIPNN, PackedLoader, PackedMolecules, StructureError, Target
 from hipnn_pyg.data.targets import MD17_ENERGY
 
 SPECIES = (1, 6, 7, 8)
@@ -62,8 +62,12 @@ def least_squares(items: list[Data]) -> tuple[np.ndarray, float]:
         lambda items: InMemory(items).shuffle(),
         lambda items: torch.utils.data.Subset(InMemory(items), range(30)),
         lambda items: PackedMolecules.pack(items, ENERGY),
+        lambda items: PackedLoader(PackedMolecules.pack(items, ENERGY), 7, shuffle=True),
     ],
-    ids=["list", "memory", "transform", "loader", "memory_loader", "shuffled", "subset", "packed"],
+    ids=[
+        *("list", "memory", "transform", "loader", "memory_loader", "shuffled", "subset"),
+        *("packed", "packed_loader"),
+    ],
 )
 def test_equals_least_squares_from_any_source(items: list[Data], source: Callable) -> None:
     model = HIPNN(SPECIES, 4)
@@ -80,7 +84,8 @@ def test_packed_molecules_know_their_target(items: list[Data]) -> None:
     packed = {target.unit: PackedMolecules.pack(items, target) for target in (ENERGY, MD17_ENERGY)}
     assert packed.keys() == {"eV", "kcal/mol"}
     for unit, molecules in packed.items():
-        assert HIPNN(SPECIES, 4).fit_e0(molecules).energy_unit == unit
+        for source in (molecules, PackedLoader(molecules, 7)):
+            assert HIPNN(SPECIES, 4).fit_e0(source).energy_unit == unit
     with pytest.raises(ValueError, match=r"packed with Target\(.*'eV'.*, not .*'kcal/mol'"):
         HIPNN(SPECIES, 4).fit_e0(packed["eV"], MD17_ENERGY)
 
