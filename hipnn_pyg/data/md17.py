@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric import datasets
+from torch_geometric.data import Data
+from torch_geometric.data.data import BaseData
 
 from hipnn_pyg.data.unavailable import DatasetUnavailableError, download_timeout
 
@@ -26,7 +28,16 @@ _DOWNLOAD_ERRORS = (OSError, HTTPException, tarfile.TarError, zipfile.BadZipFile
 
 
 class MD17(datasets.MD17):
-    """PyG's ``MD17`` whose failed download says what to put where, and leaves no broken file."""
+    """PyG's ``MD17`` whose failed download says what to put where, and leaves no broken file; a
+    damaged one of its own is named."""
+
+    def load(self, path: str, data_cls: type[BaseData] = Data) -> None:
+        try:
+            super().load(path, data_cls)
+        except Exception as error:  # of damage inside, torch and pickle have many
+            raise DatasetUnavailableError(
+                f"{path} is damaged ({error!r}): delete it, then it is made again from the raw file"
+            ) from error
 
     def download(self) -> None:
         before = set(Path(self.raw_dir).rglob("*"))
@@ -76,7 +87,8 @@ def load_md17(root: str | Path, name: str, train: bool | None = None) -> dataset
     Raises:
         ValueError: the name is unknown, ``train`` does not fit it, or the raw file was replaced
             after PyG processed it.
-        DatasetUnavailableError: the file is damaged, or not there and cannot be downloaded.
+        DatasetUnavailableError: the raw file or what PyG made of it is damaged, or the raw file is
+            not there and cannot be downloaded.
     """
     if name not in datasets.MD17.file_names:
         raise ValueError(f"unknown MD17 trajectory {name!r}: choose one of {md17_molecules()}")

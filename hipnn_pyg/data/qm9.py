@@ -73,7 +73,7 @@ class QM9Pack(InMemoryDataset):
             self.load(path)
         except Exception as error:  # of damage inside, torch and pickle have many
             raise ValueError(
-                f"{path} is damaged ({error}): delete it, then it is built again"
+                f"{path} is damaged ({error!r}): delete it, then it is built again"
             ) from error
 
     @property
@@ -134,7 +134,15 @@ def _local(root: Path) -> QM9:
     """PyG's data set from its files in ``root``."""
     try:
         return QM9(str(root))
-    except (LookupError, ValueError) as error:
+    except Exception as error:  # of damage inside, torch and pickle have many
+        made = root / "processed" / QM9.processed_file_names.fget(None)
+        if made.exists():  # it is written after all raw files were read
+            raise ValueError(
+                f"{made} is damaged ({error!r}): delete its folder, then it is made again from the "
+                "raw files"
+            ) from error
+        if isinstance(error, OSError):  # such as a folder that is not writable
+            raise
         raise ValueError(
             f"PyG cannot read the QM9 files in {root}/raw ({error!r}): restore or delete them"
         ) from error

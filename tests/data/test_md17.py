@@ -277,6 +277,21 @@ def test_a_connection_that_was_cut_leaves_no_file(
     assert len(load_md17(tmp_path, name)) >= 40
 
 
+@pytest.mark.parametrize("left", [0, 10, -30], ids=["empty", "torn", "end_missing"])
+def test_a_damaged_processed_file_is_named(
+    left: int, place: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Not the raw file, which is whole: what is done as it says helps."""
+    place("benzene")
+    made = Path(load_md17(tmp_path, "benzene").processed_paths[0])
+    made.write_bytes(made.read_bytes()[:left])
+    with pytest.raises(DatasetUnavailableError, match=f"{made} is damaged .*delete it") as caught:
+        load_md17(tmp_path, "benzene")
+    assert "\n" not in str(caught.value)
+    made.unlink()
+    assert len(load_md17(tmp_path, "benzene")) >= 40
+
+
 def test_silent_server_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(md17, "download_timeout", lambda: download_timeout(0.2))

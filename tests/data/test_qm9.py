@@ -405,6 +405,29 @@ def test_broken_local_files_are_not_called_a_download_problem(
     assert no_network == []
 
 
+def test_a_torn_raw_file_is_no_molecule(from_records: QM9Records, tmp_path: Path) -> None:
+    raw = write_qm9_raw(tmp_path, indices=[1, 2]).folder / "gdb9.sdf"
+    raw.write_bytes(raw.read_bytes()[:-300])
+    with pytest.raises(ValueError, match="cannot read the QM9 files in .*restore or delete them"):
+        load_qm9(tmp_path)
+
+
+@pytest.mark.parametrize("left", [0, 10, -30], ids=["empty", "torn", "end_missing"])
+def test_a_damaged_processed_file_is_named(
+    left: int, from_records: QM9Records, tmp_path: Path
+) -> None:
+    """Not the raw files, which are whole: what is done as it says helps."""
+    write_qm9_raw(tmp_path, indices=[1, 2])
+    load_qm9(tmp_path)
+    made = tmp_path / "processed" / "data_v3.pt"
+    made.write_bytes(made.read_bytes()[:left])
+    with pytest.raises(ValueError, match=f"{made} is damaged .*delete its folder") as caught:
+        load_qm9(tmp_path)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(made.parent)
+    assert len(load_qm9(tmp_path)) == 2
+
+
 def test_what_pyg_processed_is_of_no_use_without_its_raw_files(
     no_network: list[float | None],
     from_records: QM9Records,
