@@ -28,7 +28,7 @@ from hipnn_pyg.interfaces.simulation import (
     draw_velocities,
     temperature,
 )
-from hipnn_pyg.interfaces.simulation_files import SimulationFiles, State, frame
+from hipnn_pyg.interfaces.simulation_files import SimulationFiles, State, frame, refuse_results
 from hipnn_pyg.train.interrupts import interrupts
 from hipnn_pyg.units import GPa
 
@@ -66,10 +66,11 @@ class Simulator:
         about: further settings that a restart must share, such as the model's file.
 
     Raises:
-        FileExistsError: the folder holds a simulation and ``resume`` is false.
+        FileExistsError: the folder holds results and ``resume`` is false.
         ModelFileError: nothing to resume, other settings, atoms, cell, weights or skin, or damaged
             files.
-        StructureError: velocities to keep, and there are none.
+        StructureError: velocities to keep, and there are none; or a structure that the model
+            cannot take: nothing is written.
     """
 
     def __init__(
@@ -97,6 +98,8 @@ class Simulator:
             state = self.files.resume(everything)
             self._restore(state)
         else:
+            refuse_results(self.files.folder)
+            atoms.get_potential_energy()  # refuses, before there are files, what it cannot take
             self.files.begin(everything)
             if settings.velocities == "draw":
                 draw_velocities(atoms, settings.temperature, self.random)

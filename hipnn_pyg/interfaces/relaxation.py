@@ -98,12 +98,14 @@ def relax(atoms: Atoms, settings: Relaxation, folder: str | Path, progress: bool
         FileExistsError: the folder holds results.
         SimulationStopped: Ctrl-C or SIGTERM; atoms that collide, energies that are not finite, or
             an R above ``max_r``. ``last.extxyz`` holds the last structure.
+        StructureError: the model cannot take the structure as it is given; nothing is written.
         ValueError: the cell of a structure that is not periodic in all directions.
     """
     folder = Path(folder)
     last = folder / "last.extxyz"
     refuse_results(folder)
     moving: Any = _with_cell(atoms, settings) if settings.cell else atoms
+    atoms.get_potential_energy()  # refuses, before there are files, what the model cannot take
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = OPTIMIZERS[settings.optimizer](moving, logfile=str(folder / "relax.log"))
     now = (False, math.inf)

@@ -60,15 +60,11 @@ class SimulationFiles:
         self._trajectory: io.TextIOWrapper | None = None
 
     def begin(self, settings: Mapping[str, object]) -> None:
-        """Open empty files.
+        """Open empty files in place of those that may be there, see :func:`refuse_results`.
 
         Args:
             settings: what a restart must share, as JSON values.
-
-        Raises:
-            FileExistsError: the folder holds a simulation.
         """
-        refuse_results(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         atomic_write({self.settings: json.dumps(settings, indent=2).encode()})
         self._log, self._trajectory = (open(p, "w", newline="") for p in self._growing)

@@ -410,7 +410,7 @@ def test_an_energy_that_is_not_finite_stops(model: HIPNN, tmp_path: Path) -> Non
 
     def spoil(*arguments: Any) -> None:
         calls.append(1)
-        if len(calls) == 5:
+        if len(calls) == 4:
             with torch.no_grad():
                 atoms.calc.potentials[0].model.blocks[0].readout.weight.fill_(torch.nan)
         calculate(*arguments)
@@ -420,6 +420,20 @@ def test_an_energy_that_is_not_finite_stops(model: HIPNN, tmp_path: Path) -> Non
         simulator.run(20)
     assert np.isfinite(ase.io.read(tmp_path / "last.extxyz").positions).all()
     assert len(rows(tmp_path)) == 4
+
+
+def test_a_bad_start_leaves_no_files(model: HIPNN, tmp_path: Path) -> None:
+    """What is mended can be tried again in the same folder."""
+    atoms = ethanol(model)
+    atoms.numbers[3] = 9
+    with pytest.raises(StructureError, match=r"^atomic number 9 \(atom 3\) is not among"):
+        simulate(atoms, tmp_path / "a", 2)
+    assert not (tmp_path / "a").exists()
+    simulate(ethanol(model), tmp_path / "a", 2)
+    before = (tmp_path / "a" / "trajectory.extxyz").read_bytes()
+    with pytest.raises(FileExistsError, match="--resume"):  # told first
+        simulate(atoms, tmp_path / "a", 2)
+    assert (tmp_path / "a" / "trajectory.extxyz").read_bytes() == before
 
 
 def test_a_limit_on_r_stops(model: HIPNN, tmp_path: Path) -> None:
