@@ -239,6 +239,27 @@ def test_error_bars_are_those_of_predict(name: str) -> None:
     assert in_kcal.get_property("q90", atoms) == pytest.approx(0.5 * q90, rel=1e-3)
 
 
+def test_error_bars_leave_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass through the network gives them, and none of the potential; until an atom moves."""
+    atoms, calls = molecule("CH3CH2OH"), []
+    evaluate = HIPNNPotential.evaluate
+    monkeypatch.setattr(
+        HIPNNPotential, "evaluate", lambda *given: calls.append(1) or evaluate(*given)
+    )
+    fresh = HIPNNCalculator("qm9-u0", i_know=True).get_property("q90", atoms)
+    atoms.calc = HIPNNCalculator("qm9-u0", i_know=True)
+    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    assert len(calls) == 2
+    assert atoms.calc.get_property("q90", atoms) == fresh
+    assert atoms.calc.get_property("unlike_training", atoms) is False
+    assert atoms.get_potential_energy() == energy
+    np.testing.assert_array_equal(atoms.get_forces(), forces)
+    assert len(calls) == 2
+    atoms.positions[0, 0] += 0.02
+    assert atoms.calc.get_property("q90", atoms) != fresh
+    assert atoms.get_potential_energy() != energy and len(calls) == 3
+
+
 def test_the_folder_of_an_ensemble_is_averaged() -> None:
     atoms = molecule("CH3OH")
     atoms.calc = HIPNNCalculator("qm9-u0-ensemble", i_know=True)
