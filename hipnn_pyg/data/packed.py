@@ -179,7 +179,7 @@ class PackedMolecules:
         if isinstance(source, Data):
             source = [source]
         if isinstance(source, DataLoader):
-            source = _of_loader(source)
+            source = drawn_from(source)
         source = _indexed(source)
         if isinstance(source, InMemoryDataset) and _gives_what_it_stores(source):
             packed = cls._of_in_memory(source, target, forces, stress)
@@ -467,8 +467,13 @@ def _indexed(source: Any) -> Any:
     return whole[list(source.indices)] if isinstance(whole, InMemoryDataset) else source
 
 
-def _of_loader(loader: DataLoader) -> Any:
-    """What a loader draws from: the dataset, or the part of it that a sampler names."""
+def drawn_from(loader: DataLoader) -> Any:
+    """What a loader draws from: the dataset, or the part of it that a sampler names.
+
+    Args:
+        loader: of ``Data``; a sampler other than torch's ``SequentialSampler`` and
+            ``RandomSampler`` of the whole dataset is asked once.
+    """
     sampler, batches = loader.sampler, loader.batch_sampler
     if batches is not None and getattr(batches, "sampler", None) is not sampler:
         return Subset(loader.dataset, [int(index) for batch in batches for index in batch])

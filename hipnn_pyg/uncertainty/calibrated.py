@@ -11,8 +11,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from hipnn_pyg.checks import check_shapes
-from hipnn_pyg.data.packed import PackedMolecules
+from hipnn_pyg.data.packed import PackedMolecules, drawn_from
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.models.files import load_model, member_folders
 from hipnn_pyg.models.hipnn import HIPNN
@@ -87,7 +86,8 @@ class CalibratedModel:
 
         Args:
             molecules: molecules with ``z`` and ``pos`` in Å; a ``Batch`` or a ``Data`` with
-                ``batch`` holds several, of a ``DataLoader`` the dataset is taken.
+                ``batch`` holds several; of a ``DataLoader`` its dataset is taken, or the part of it
+                that a sampler draws, see :meth:`~hipnn_pyg.data.packed.PackedMolecules.pack`.
             geometry: ``"rdkit"`` for structures that
                 :func:`~hipnn_pyg.data.molecules.from_smiles` made, ``"given"`` for those as good
                 as the data set's: their error bars differ much; None for none.
@@ -111,13 +111,12 @@ class CalibratedModel:
         if isinstance(molecules, PackedMolecules):
             return molecules
         if isinstance(molecules, DataLoader):
-            molecules = molecules.dataset
+            molecules = drawn_from(molecules)
         listed = [molecules] if isinstance(molecules, Data) else molecules
         no_target = Target("none", self.energy_unit, "none")
         bare = []
         for data in listed:
-            check_shapes(data.get("z"), data.get("pos"))
             kept = {name: data[name] for name in ("batch", "cell", "pbc") if name in data}
             number = int(data.batch.max()) + 1 if kept.get("batch") is not None else 1
-            bare.append(Data(z=data.z, pos=data.pos, none=torch.zeros(number), **kept))
+            bare.append(Data(z=data.get("z"), pos=data.pos, none=torch.zeros(number), **kept))
         return PackedMolecules.pack(bare, no_target)

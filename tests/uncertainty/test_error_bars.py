@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
 
-from hipnn_pyg import HIPNN, ModelFileError, PackedMolecules, save_model
+from hipnn_pyg import HIPNN, ModelFileError, PackedMolecules, StructureError, save_model
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.models import load_model
 from hipnn_pyg.models.files import member_folders
@@ -150,6 +151,25 @@ def test_an_ensemble_is_its_mean_with_its_spread(small_model: Build, tmp_path: P
     model.models[1].energy_unit = "Hartree"
     with pytest.raises(ValueError, match=r"\['Hartree', 'eV'\]"):
         model.predict(test, "given")
+
+
+def test_what_a_loader_draws_is_predicted(model: CalibratedModel) -> None:
+    """All of its dataset in that order, or what a sampler draws in its own."""
+    structures = singles(molecules(8, 900))
+    whole = model.predict(structures, "given").energy
+    everything = model.predict(DataLoader(structures, batch_size=3, shuffle=True), "given")
+    assert torch.equal(everything.energy, whole)  # control
+    some = DataLoader(structures, batch_sampler=[[6, 1], [3]])
+    torch.testing.assert_close(model.predict(some, "given").energy, whole[[6, 1, 3]])
+    assert len(whole.unique()) == 8
+
+
+@pytest.mark.parametrize("missing", ["z", "pos"])
+def test_a_bad_structure_has_its_number(model: CalibratedModel, missing: str) -> None:
+    structures = singles(molecules(8, 900))
+    del structures[5][missing]
+    with pytest.raises(StructureError, match=f"item 5 of the dataset: {missing} is None"):
+        model.predict(structures, "given")
 
 
 def test_without_calibration_there_is_no_error_bar(small_model: Build, tmp_path: Path) -> None:
