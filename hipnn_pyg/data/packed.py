@@ -185,7 +185,8 @@ class PackedMolecules:
             packed = cls._of_in_memory(source, target, forces, stress)
         else:
             packed = cls._of_items(source, target, forces, stress)
-        if isinstance(source, MD17) and target.key == "energy":
+        rounded = isinstance(source, MD17) and source._data.energy.dtype != torch.float64
+        if rounded and target.key == "energy":
             packed = replace(packed, target=_float64_energies(source, packed.target))
         if validate:
             packed.check()

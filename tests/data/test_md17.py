@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,20 @@ def test_packing_pygs_own_object_reads_float64(
     with pytest.warns(HIPNNWarning, match="float32"):
         rounded = PackedMolecules.pack(pyg, MD17_ENERGY).target
     assert torch.equal(rounded, raw.float().double()) and not torch.equal(rounded, raw)
+
+
+def test_energies_that_are_float64_are_not_read_again(
+    place: Callable[[str], Path], tmp_path: Path, no_network: None
+) -> None:
+    path = place("benzene")
+    raw = torch.from_numpy(np.load(path)["E"].reshape(-1))
+    ours, pygs = load_md17(tmp_path, "benzene"), datasets.MD17(str(tmp_path), "benzene")
+    path.unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(PackedMolecules.pack(ours, MD17_ENERGY).target, raw)
+    with pytest.warns(HIPNNWarning, match="float32"):  # control
+        PackedMolecules.pack(pygs, MD17_ENERGY)
 
 
 def test_energies_that_a_transform_made_stay(
