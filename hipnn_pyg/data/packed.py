@@ -103,7 +103,7 @@ class PackedMolecules:
         pos: positions in Å, ``[A, 3]``.
         counts: atoms per molecule, on the CPU, ``[M]``.
         target: energies in the target's unit, float64, ``[M]``.
-        start: first atom of each molecule, ``[M]``.
+        start: first atom of each molecule, where the atoms are, ``[M]``.
         spec: name, unit and place of the target.
         forces: in the target's unit per Å, ``[A, 3]``; None without force labels.
         force_labels: what the force labels are called.
@@ -212,7 +212,7 @@ class PackedMolecules:
         if target.key in stored:
             whole[target.key] = stored[target.key]
         energies = target.select(whole).double()
-        start = counts.cumsum(0) - counts
+        start = (counts.cumsum(0) - counts).to(stored.pos.device)
         forces = None
         if labels is not None:
             forces = labels.select(stored) * labels.factor(target.unit)
@@ -256,7 +256,7 @@ class PackedMolecules:
             sizes = torch.tensor([item.num_nodes])
             if item.batch is not None:
                 check_graphs(item.z, item.pos, item.batch)
-                sizes = item.batch.bincount()
+                sizes = item.batch.bincount().cpu()
             counts.append(sizes)
             if (own := cells_of(item, len(counts[-1]), len(counts) - 1)) is not None:
                 cells[len(counts) - 1] = own
@@ -268,14 +268,13 @@ class PackedMolecules:
                 stress.append(found * of_stress.factor(target.unit))
         if not z:
             raise StructureError("the dataset holds no molecules: give at least one")
-        sizes = torch.cat(counts).cpu()
-        start = sizes.cumsum(0) - sizes
+        sizes = torch.cat(counts)
         return cls(
             z=torch.cat(z),
             pos=torch.cat(pos),
             counts=sizes,
             target=torch.cat(energies),
-            start=start,
+            start=(sizes.cumsum(0) - sizes).to(pos[0].device),
             spec=target,
             forces=torch.cat(forces) if forces else None,
             force_labels=labels,

@@ -156,6 +156,16 @@ def test_moving_keeps_the_counts_on_the_cpu(items: list[Data]) -> None:
     assert torch.equal(packed.to("cpu").gather(torch.tensor([2])).pos, items[2].pos)
 
 
+@pytest.mark.parametrize("source", [list, InMemory], ids=["list", "memory"])
+def test_data_on_a_device_is_packed_there(items: list[Data], source: Callable) -> None:
+    moved = [item.to("meta") for item in items]
+    packed = PackedMolecules.pack(source(moved), ENERGY, validate=False)
+    assert packed.counts.device.type == "cpu"
+    assert packed.start.device.type == packed.device.type == "meta"
+    batch = packed.subset(torch.tensor([0, 2])).gather(torch.tensor([1]))
+    assert batch.pos.shape == (9, 3) and batch.ptr.device.type == batch.pos.device.type == "meta"
+
+
 def test_packing_twice_changes_nothing(items: list[Data]) -> None:
     """Nor does a loader of packed molecules, whose forces have the target's unit already."""
     for item in items:
