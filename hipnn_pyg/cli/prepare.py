@@ -110,8 +110,6 @@ def _provenance(
     if isinstance(molecules, FileSet):
         provenance["structures_sha256"] = packed.sha256
         provenance["geometries_sha256"] = packed.geometries_sha256
-    if getattr(molecules, "trajectories", False):
-        provenance["trained_on_trajectories"] = True
     provenance["trained_on"] = {
         "date": date.today().isoformat(),
         "machine": hardware(training.device),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -89,8 +89,6 @@ class MD17Set:
         num_validation: validation frames; the rest is the test set.
         forces: learn the forces, too.
     """
-
-    trajectories: ClassVar[bool] = True
 
     root: str = "data/md17"
     molecule: str = "benzene"

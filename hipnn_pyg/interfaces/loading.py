@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hipnn_pyg.data.targets import QM9_TARGETS
-from hipnn_pyg.models.files import load_model, read_card
+from hipnn_pyg.models.files import load_model
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.pretrained import model_folder
 from hipnn_pyg.units import ENERGY_UNITS
@@ -32,25 +32,19 @@ def check_is_potential(card: Mapping[str, Any], i_know: bool = False) -> None:
         i_know: go on all the same.
 
     Raises:
-        NotAPotentialError: the target is no potential energy, or the model saw neither forces nor
-            trajectories.
+        NotAPotentialError: the target is one of QM9, none of which is a potential energy, and the
+            model saw no forces.
     """
     target = card.get("target")
-    saw = [card.get(key) for key in ("trained_on_forces", "trained_on_trajectories")]
-    if i_know or saw[0]:
+    if i_know or card.get("trained_on_forces") or target not in QM9_TARGETS:
         return
-    reason = ""
+    reason = "which is not a potential energy"
     if target in MINIMA_TARGETS:
         reason = "which includes the zero-point energy and was learned at minima only"
-    elif target in QM9_TARGETS:
-        reason = "which is not a potential energy"
-    elif saw == [False, False]:
-        reason = "and saw neither forces nor trajectories"
-    if reason:
-        raise NotAPotentialError(
-            f"the model predicts {target!r}, {reason}: its forces are not those of the potential "
-            "energy surface. Train on forces or trajectories, or pass i_know=True (--i-know)"
-        )
+    raise NotAPotentialError(
+        f"the model predicts {target!r}, {reason}: its forces are not those of the potential "
+        "energy surface. Train on forces or trajectories, or pass i_know=True (--i-know)"
+    )
 
 
 def load_potential(
@@ -72,13 +66,8 @@ def load_potential(
         NotAPotentialError: see :func:`check_is_potential`.
         ValueError: its energy unit is unknown.
     """
-    if isinstance(model, HIPNN):
-        check_is_potential(getattr(model, "card", {}), i_know)
-        model = copy.deepcopy(model)
-    else:
-        folder = model_folder(model)
-        check_is_potential(read_card(folder), i_know)
-        model = load_model(folder)
+    model = copy.deepcopy(model) if isinstance(model, HIPNN) else load_model(model_folder(model))
+    check_is_potential(model.card, i_know)
     if model.energy_unit not in ENERGY_UNITS:
         raise ValueError(
             f"the model's energy unit is {model.energy_unit!r}, so that eV cannot be made of it: "

@@ -119,7 +119,7 @@ def test_md17(name: str, tmp_path: Path, data_dir: Path | None, capsys: Capture)
     assert main([*options, *TINY]) == 0
     assert "of forces" in capsys.readouterr().out
     card = read_card(run)
-    assert card["trained_on_forces"] is True and card["trained_on_trajectories"] is True
+    assert card["trained_on_forces"] is True
     check_is_potential(card)
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     best = rows[card["epoch"] - 1]
@@ -146,7 +146,7 @@ def test_energies_alone_can_be_tested_on_forces(
     ]
     assert main(options) == 0
     card = read_card(run)
-    assert card["trained_on_forces"] is False and card["trained_on_trajectories"] is True
+    assert card["trained_on_forces"] is False
     check_is_potential(card)
     assert main(["evaluate", str(run)]) == 0
     assert "force" not in capsys.readouterr().out
@@ -177,7 +177,7 @@ def test_file(file: Path, tmp_path: Path, capsys: Capture) -> None:
     ]
     assert errors[0] < 0.7 * errors[1]  # control: learned from energies alone
     card = read_card(with_forces)
-    assert card["trained_on_forces"] is True and "trained_on_trajectories" not in card
+    assert card["trained_on_forces"] is True
     assert main(["calibrate", str(with_forces), "--num_calibration", "8"]) == 1
     why = "learned periodic structures" if file.stem == "crystal" else "39 molecules or more"
     assert why in capsys.readouterr().err

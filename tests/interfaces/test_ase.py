@@ -647,10 +647,6 @@ def test_a_model_file(small_model: Build, tmp_path: Path) -> None:
         ({"target": "U0_atom", "dataset": "qm9"}, "zero-point"),
         ({"target": "G_atom", "trained_on_forces": False}, "zero-point"),
         ({"target": "homo"}, "not a potential energy"),
-        (
-            {"target": "energy", "trained_on_forces": False, "trained_on_trajectories": False},
-            "neither",
-        ),
     ],
 )
 def test_a_model_of_minima_is_no_potential(
@@ -672,7 +668,7 @@ def test_a_model_of_minima_is_no_potential(
     [
         {},
         {"target": "energy"},
-        {"target": "energy", "trained_on_forces": False, "trained_on_trajectories": True},
+        {"target": "energy", "trained_on_forces": False},
         {"target": "U0", "trained_on_forces": True},
     ],
 )
