@@ -106,11 +106,10 @@ def foreign_classes(
     molecules: PackedMolecules,
     index: Tensor,
     usual: Mapping[Geometry, Sample],
-    num: int = 1000,
 ) -> list[dict[str, Any]]:
     """How well the flag tells classes of structures from test molecules.
 
-    The first half of the test molecules, at most ``num``, is changed; the others are what the
+    The first half of the test molecules, at most 1,000, is changed; the others are what the
     changed ones are told from. Drugs are told from test molecules on RDKit geometries.
 
     Args:
@@ -118,13 +117,12 @@ def foreign_classes(
         molecules: the data set.
         index: the test molecules, in random order.
         usual: what came out for the test molecules, in the same order, on each kind of geometry.
-        num: structures of a class, at most.
 
     Returns:
         For each class the AUC of the distance with its 95 % bootstrap interval, that of R alone,
         and the share that is flagged.
     """
-    half = min(num, len(index) // 2)
+    half = min(1000, len(index) // 2)
     originals = [_single(molecules, int(number)) for number in index[:half]]
     changed: dict[str, list[Data]] = {
         "unchanged (control)": originals,

@@ -182,11 +182,12 @@ class ConformalIntervals:
         low, high = self.r_range
         return ~((low <= r) & (r <= high))
 
-    def grows_with_r(self, level: float = 0.9) -> bool | None:
-        """Whether errors are larger where R is large than where it is small; None: one bin."""
+    def grows_with_r(self) -> bool | None:
+        """Whether errors (90 %) are larger where R is large than where it is small; None: one
+        bin."""
         if len(self.log_r) == 1:
             return None
-        log_q = self.log_q[:, self.levels.index(level)]
+        log_q = self.log_q[:, self.levels.index(0.9)]
         return bool(log_q[-1] > log_q[0])
 
     def half_width(self, r: Floats, spread: Floats | None = None) -> Floats:

@@ -21,12 +21,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from hipnn_pyg.models.files import ModelFileError, atomic_write, weights_sha256
-from hipnn_pyg.uncertainty.conformal import (
-    LEVELS,
-    ConformalIntervals,
-    Floats,
-    conformal_quantile,
-)
+from hipnn_pyg.uncertainty.conformal import ConformalIntervals, Floats, conformal_quantile
 from hipnn_pyg.uncertainty.distance import FeatureStatistics
 from hipnn_pyg.uncertainty.sample import Sample, as_array
 
@@ -110,7 +105,6 @@ class ErrorBars:
         statistics: FeatureStatistics,
         samples: Mapping[Geometry, Sample],
         unit: str,
-        levels: tuple[float, ...] = LEVELS,
         **provenance: Any,
     ) -> ErrorBars:
         """Calibrate on molecules that none of the models was trained, stopped or chosen with.
@@ -119,18 +113,14 @@ class ErrorBars:
             statistics: features of the first model's training atoms.
             samples: what came out for calibration molecules, for each kind of geometry.
             unit: of the errors.
-            levels: coverage of the intervals.
             **provenance: JSON values to keep with it.
 
         Raises:
-            ValueError: too few molecules, see :func:`~hipnn_pyg.uncertainty.conformal.fewest`;
-                levels without 0.9, the one of ``q90``.
+            ValueError: too few molecules, see :func:`~hipnn_pyg.uncertainty.conformal.fewest`.
         """
-        if 0.9 not in levels:
-            raise ValueError(f"levels must hold 0.9, that of q90, not {levels} alone")
         calibrations: dict[Geometry, Calibration] = {
             geometry: Calibration(
-                ConformalIntervals.fit(sample.error, sample.r, sample.spread, levels),
+                ConformalIntervals.fit(sample.error, sample.r, sample.spread),
                 conformal_quantile(sample.distance, 1 - FALSE_ALARMS),
             )
             for geometry, sample in samples.items()

@@ -99,21 +99,21 @@ class AUC(NamedTuple):
         return f"{self.auc:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def auc(usual: Floats, foreign: Floats, resamples: int = 500, seed: int = 0) -> AUC:
+def auc(usual: Floats, foreign: Floats) -> AUC:
     """Probability that a foreign structure has the larger score than a usual one.
+
+    The interval is a percentile bootstrap's: both samples are drawn anew, 500 times.
 
     Args:
         usual: scores of structures like the training data, ``[M]``.
         foreign: scores of the others, ``[K]``.
-        resamples: of the percentile bootstrap, both samples drawn anew.
-        seed: of the draws.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
 
     def again(sample: Floats) -> Floats:
         return sample[random.integers(len(sample), size=len(sample))]
 
-    drawn = [_area(again(usual), again(foreign)) for _ in range(resamples)]
+    drawn = [_area(again(usual), again(foreign)) for _ in range(500)]
     low, high = np.quantile(drawn, (0.025, 0.975))
     return AUC(_area(usual, foreign), float(low), float(high))
 
