@@ -318,8 +318,7 @@ class PackedMolecules:
             if block.forces is not None:
                 check_forces(block.forces, block.batch, molecules)
             finite = torch.isfinite(block.pos).all(dim=1)
-            whole = bool(finite.all()) and block.pos.is_floating_point()
-            nearest = _nearest_distances(block) if whole else finite.double()
+            nearest = _nearest_distances(block) if bool(finite.all()) else finite.double()
             number = molecules[block.batch[nearest.argmin()].cpu()]  # the worst one
             worst = self.gather(number.reshape(1))
             try:
@@ -446,14 +445,14 @@ def _check_slices(numbers: Tensor, positions: Tensor) -> None:
         )
 
 
-def _nearest_distances(block: MoleculeBatch, within: float = 3.0) -> Tensor:
-    """Distance of each atom to its nearest neighbour in Å, ``[N]``; inf if beyond ``within``."""
+def _nearest_distances(block: MoleculeBatch) -> Tensor:
+    """Distance of each atom to its nearest neighbour in Å, ``[N]``; inf if beyond 3 Å."""
     shift = None
     if block.cells is None:
-        edge_index = radius_graph(block.pos, within, block.batch)
+        edge_index = radius_graph(block.pos, 3.0, block.batch)
     else:
         where = (block.cells.cell, block.cells.pbc, block.batch)
-        edge_index, shift = radius_graph_pbc(block.pos, within, *where)
+        edge_index, shift = radius_graph_pbc(block.pos, 3.0, *where)
     nearest = block.pos.new_full((block.pos.size(0),), torch.inf)
     r = edge_distances(block.pos, edge_index, shift)
     return nearest.scatter_reduce(0, edge_index[1], r, "amin")
@@ -535,8 +534,12 @@ class PackedLoader:
         return -(-len(self.molecules) // self.batch_size)
 
     def partition(self, epoch: int) -> tuple[Tensor, ...]:
-        """Indices of each mini-batch of an epoch."""
-        return partition(len(self.molecules), self.batch_size, self.shuffle, self.seed, epoch)
+        """Indices of each mini-batch of an epoch; the last one may be smaller."""
+        num = len(self.molecules)
+        if not num:
+            return ()
+        order = random_order(num, self.seed, epoch) if self.shuffle else torch.arange(num)
+        return order.split(self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self.partition(self.epoch)
@@ -552,24 +555,6 @@ class PackedLoader:
             if self.molecules.stress_labels is not None:
                 data[self.molecules.stress_labels.key] = item.stress
             yield data
-
-
-def partition(
-    num: int, batch_size: int, shuffle: bool, seed: int, epoch: int
-) -> tuple[Tensor, ...]:
-    """Split ``range(num)`` into mini-batches; a function of its arguments alone.
-
-    Args:
-        num: number of molecules.
-        batch_size: molecules per mini-batch; the last one may be smaller.
-        shuffle: random order, drawn from (seed, epoch), or the given one.
-        seed: of the run.
-        epoch: which partition.
-    """
-    if not num:
-        return ()
-    order = random_order(num, seed, epoch) if shuffle else torch.arange(num)
-    return order.split(batch_size)
 
 
 def random_order(num: int, seed: int, epoch: int) -> Tensor:

@@ -16,7 +16,6 @@ from torch_geometric.loader import DataLoader
 
 from hipnn_pyg import HIPNNWarning, PackedLoader, PackedMolecules, StructureError, Target
 from hipnn_pyg.data.forces import ASE_FORCES, MD17_FORCES
-from hipnn_pyg.data.packed import partition
 from hipnn_pyg.data.stress import ASE_STRESS
 from hipnn_pyg.ops import cpu
 
@@ -186,9 +185,14 @@ def test_one_molecule_in_memory(items: list[Data]) -> None:
 # -- partitions --------------------------------------------------------------------------------
 
 
-def test_partition_is_a_function_of_seed_and_epoch() -> None:
+def test_partition_is_a_function_of_seed_and_epoch(items: list[Data]) -> None:
+    molecules = PackedMolecules.pack(items, ENERGY).subset(torch.arange(100) % 11)
+
+    def parts(seed: int, epoch: int, shuffle: bool = True) -> tuple[Tensor, ...]:
+        return PackedLoader(molecules, 30, shuffle, seed).partition(epoch)
+
     def flat(seed: int, epoch: int) -> list[int]:
-        return torch.cat(partition(100, 30, True, seed, epoch)).tolist()
+        return torch.cat(parts(seed, epoch)).tolist()
 
     torch.manual_seed(0)
     first = flat(3, 5)
@@ -197,9 +201,9 @@ def test_partition_is_a_function_of_seed_and_epoch() -> None:
     assert sorted(first) == list(range(100))
     different = [flat(3, 6), flat(4, 5), flat(5, 3)]
     assert first not in different and len(set(map(tuple, different))) == 3
-    assert [len(part) for part in partition(100, 30, True, 3, 5)] == [30, 30, 30, 10]
-    assert torch.cat(partition(100, 30, False, 3, 5)).tolist() == list(range(100))
-    assert torch.cat(partition(100, 30, True, 2**80 + 1, 5)).unique().numel() == 100  # any seed
+    assert [len(part) for part in parts(3, 5)] == [30, 30, 30, 10]
+    assert torch.cat(parts(3, 5, shuffle=False)).tolist() == list(range(100))
+    assert sorted(flat(2**80 + 1, 5)) == list(range(100))  # any seed
 
 
 def energies(loader: PackedLoader) -> list[float]:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from hipnn_pyg import HIPNN, PackedMolecules
 from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.data.forces import ASE_FORCES
-from hipnn_pyg.data.packed import MoleculeBatch, partition, random_order
+from hipnn_pyg.data.packed import MoleculeBatch, PackedLoader, random_order
 from hipnn_pyg.graph import molecule_edges
 from hipnn_pyg.graph.static import static_edges
 from hipnn_pyg.train import PlateauAnnealing, Trainer, Training, TrainingStopped, WarmupCosine
@@ -415,7 +415,7 @@ def test_no_gradient_is_lost_where_the_errors_vanish(new_model: Models, parts: P
     model = new_model().double()
     batches = static_batches(parts[0])
     batch = batches.draw(batches.capacities[-1])
-    whole = parts[0].gather(partition(len(parts[0]), 9, True, 0, 0)[0])
+    whole = parts[0].gather(PackedLoader(parts[0], 9, shuffle=True).partition(0)[0])
     with torch.no_grad():
         energy = model.energy_terms(whole.z, whole.pos.double(), whole.batch).energy[:, 0]
     terms = StaticLoss(model)(batch._replace(target=energy))
@@ -429,7 +429,7 @@ def test_drawn_mini_batches_are_gathered_ones(parts: Parts) -> None:
     """In front the very molecules of the ordinary mini-batch; then nothing but padding."""
     train = with_forces(parts[0])
     batches = static_batches(train)
-    for number, index in enumerate(partition(len(train), 9, True, 0, 0)):
+    for number, index in enumerate(PackedLoader(train, 9, shuffle=True).partition(0)):
         drawn, gathered = batches.draw(batches.capacity_of(number)), train.gather(index)
         atoms, size = gathered.z.numel(), index.numel()
         for name in ("z", "pos", "batch", "forces"):
@@ -477,7 +477,7 @@ def test_capacities_take_every_mini_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     counts = (18 + 3 * torch.randn(20_000, generator=generator)).round().long().clamp(1, 29)
     usual, roomy, largest = capacities(counts, 30)
-    batches = torch.stack([counts[i] for i in partition(20_000, 30, True, 0, 0)[:-1]])
+    batches = torch.stack([counts[i] for i in random_order(20_000, 0, 0).split(30)[:-1]])
     atoms, edges = batches.sum(1), (batches * (batches - 1)).sum(1)
     for room, least in ((usual, 0.95), (roomy, 0.99)):
         fits = (atoms < room.atoms) & (edges <= room.edges)
@@ -583,7 +583,7 @@ def test_a_loss_that_is_not_finite_is_reported(
 ) -> None:
     """At the end of the epoch, by the batch; the last checkpoint is that of before."""
     train, validation = parts
-    index = partition(len(train), 9, True, 0, 1)[3]
+    index = PackedLoader(train, 9, shuffle=True).partition(1)[3]
     config = settings(capture="on", checkpoint_seconds=1e9)
     trainer = Trainer(new_model(), train, validation, config, tmp_path, progress=False)
     ended = trainer.end_epoch
