@@ -71,7 +71,7 @@ def fewest(level: float, with_spread: bool = False) -> int:
     if not 0 < level < 1:
         raise ValueError(f"a level must lie between 0 and 1, not {level}")
     least = math.ceil(round(level / (1 - level), 9))
-    return math.ceil(least * SCALING / (SCALING - 1)) if with_spread else least
+    return least + (least - 1) // (SCALING - 1) if with_spread else least
 
 
 def conformal_quantile(scores: ArrayLike, level: float) -> float:

@@ -237,9 +237,9 @@ def test_an_ensemble_is_calibrated_on_what_no_member_saw(
         shutil.copytree(run / "member-0", one_split / f"member-{k}")
     assert main(["calibrate", str(one_split), "--num_calibration", "999"]) == 1
     assert "999 is not possible" in (told := one_line_of(capsys)) and "share more" not in told
-    assert main(["calibrate", str(run), "--num_calibration", "48"]) == 1
-    assert "49 molecules or more calibrate" in one_line_of(capsys)
-    assert main(["calibrate", str(run), "--num_calibration", "49"]) == 0  # control
+    assert main(["calibrate", str(run), "--num_calibration", "47"]) == 1
+    assert "48 molecules or more calibrate" in one_line_of(capsys)
+    assert main(["calibrate", str(run), "--num_calibration", "48"]) == 0  # control
     assert main(["calibrate", str(run), "--num_calibration", "80"]) == 0
     seen: set[int] = set()
     for k in range(3):

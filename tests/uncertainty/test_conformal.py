@@ -47,6 +47,17 @@ def test_small_sets_are_refused(level: float, needed: int) -> None:
         ConformalIntervals.fit(few[1:], few[1:], levels=(level,))
 
 
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99])
+def test_an_ensemble_needs_more_but_no_more_than_that(level: float) -> None:
+    """One in five tells how the spread counts."""
+    needed = fewest(level, with_spread=True)
+    error, r, spread = sample(0, needed)
+    fitted = ConformalIntervals.fit(error, r, spread, levels=(level,))
+    assert fitted.half_width(r, spread).shape == (needed, 1)
+    with pytest.raises(ValueError, match=f"at least {fewest(level)} calibration molecules, not"):
+        ConformalIntervals.fit(error[1:], r[1:], spread[1:], levels=(level,))
+
+
 @pytest.mark.parametrize("number", [999, 2000, 5000])
 def test_high_levels_have_larger_bins(number: int) -> None:
     """A level that all molecules suffice for is not refused because a bin has too few."""
