@@ -16,7 +16,7 @@ from hipnn_pyg.data.molecules import from_smiles
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.train.metrics import error_statistics
 from hipnn_pyg.uncertainty.calibrated import CalibratedModel
-from hipnn_pyg.uncertainty.conformal import ConformalIntervals
+from hipnn_pyg.uncertainty.conformal import MOST_BINS, ConformalIntervals
 from hipnn_pyg.uncertainty.error_bars import Calibration, Geometry
 from hipnn_pyg.uncertainty.sample import Sample, as_array
 from hipnn_pyg.uncertainty.scores import CRPS_LEVELS, auc, coverage, crps, ratio
@@ -73,19 +73,14 @@ def compare(calibration: Sample, test: Sample) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     constant = np.empty(0)
     for name, (with_r, with_spread) in kinds.items():
-        bins = {} if with_r else {"most_bins": 1}
-        known = [sample.spread if with_spread else None for sample in (calibration, test)]
-
-        def half_width(
-            levels: tuple[float, ...], bins: dict[str, int] = bins, known: list[Any] = known
-        ) -> Any:
-            fitted = ConformalIntervals.fit(
-                calibration.error, calibration.r, known[0], levels, **bins
-            )
-            return fitted.half_width(test.r, known[1])
-
-        q90 = half_width((0.9,))[:, 0]
-        score = crps(test.error, half_width(CRPS_LEVELS))
+        known, seen = (s.spread if with_spread else None for s in (calibration, test))
+        bins = MOST_BINS if with_r else 1
+        narrow, wide = (
+            ConformalIntervals.fit(calibration.error, calibration.r, known, levels, bins)
+            for levels in ((0.9,), CRPS_LEVELS)
+        )
+        q90 = narrow.half_width(test.r, seen)[:, 0]
+        score = crps(test.error, wide.half_width(test.r, seen))
         constant = score if name == "constant" else constant
         relative, standard_error = ratio(score, constant)
         rows.append(
