@@ -23,6 +23,7 @@ from tqdm import tqdm
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.data.molecules import from_smiles
 from hipnn_pyg.data.packed import PackedMolecules
+from hipnn_pyg.data.ragged import rows_of
 from hipnn_pyg.data.targets import Target
 
 PART = 10_000
@@ -128,9 +129,7 @@ def on_rdkit_geometries(
             partial.replace(file)
         with np.load(file) as stored:
             kept = torch.from_numpy(stored["kept"])
-            counts = molecules.counts[kept]
-            move = molecules.start[kept] - (counts.cumsum(0) - counts)
-            atoms = torch.arange(int(counts.sum())) + move.repeat_interleave(counts)
+            _, _, atoms = rows_of(kept, molecules.counts, molecules.start)
             z[atoms] = torch.from_numpy(stored["z"]).to(z.dtype)
             pos[atoms] = torch.from_numpy(stored["pos"]).to(pos.dtype)
             found[kept] = True
