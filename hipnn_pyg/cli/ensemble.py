@@ -15,6 +15,7 @@ from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.data.sets import MoleculeSet
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.reproduce.groups import mean
+from hipnn_pyg.reproduce.report import print_whole
 from hipnn_pyg.reproduce.tables import number as figure
 from hipnn_pyg.train.config import Network, Training
 from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
@@ -71,7 +72,7 @@ def train_ensemble(
         members.append(member)
     models = EnsembleTrainer(members, progress=progress).fit()
     if progress:
-        Console().print(report(members))
+        print_whole(Console(), report(members))
         print(f"next: hipnn evaluate {shlex.quote(str(folder.member(0).path))}")
     return models
 

@@ -23,6 +23,7 @@ from hipnn_pyg.cli.run_folder import RunFolder, history, usable_device
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import MoleculeSet, QM9Set
 from hipnn_pyg.models.files import atomic_write, check_writable, load_model, read_card
+from hipnn_pyg.reproduce.report import print_whole
 from hipnn_pyg.reproduce.rows import printed_for
 from hipnn_pyg.reproduce.tables import STATISTICS, published
 from hipnn_pyg.train.config import Network
@@ -73,7 +74,7 @@ def run(arguments: Namespace) -> None:
     path = Path(arguments.run)
     if arguments.json is not None:
         check_writable(Path(arguments.json).parent)
-    Console().print(report(evaluate(path, *settings), arguments.part))
+    print_whole(Console(), report(evaluate(path, *settings), arguments.part))
     if arguments.json is not None:
         shutil.copyfile(RunFolder(path).results, arguments.json)
 

@@ -21,10 +21,8 @@ from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.explain import Report, break_down, judge, known_r, render, stand, summary, tables
 from hipnn_pyg.models.files import atomic_write, check_writable, member_folders, read_card
 from hipnn_pyg.models.pretrained import model_folder
+from hipnn_pyg.reproduce.report import print_whole
 from hipnn_pyg.uncertainty import CalibratedModel
-
-WIDTH = 150
-"""Columns of a printed table where the output is no terminal."""
 
 
 def add_options(options: ArgumentParser) -> None:
@@ -57,9 +55,7 @@ def run(arguments: Namespace) -> None:
         atomic_write({output: render(report).encode()})  # first: a terminal may lack characters
     print(*summary(report), sep="\n")
     if arguments.text:
-        console = Console()
-        console = console if console.is_terminal else Console(width=WIDTH)
-        console.print(*tables(report))
+        print_whole(Console(), *tables(report))
         return
     print(f"{output}: open it in a browser")
 

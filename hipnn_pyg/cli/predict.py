@@ -25,7 +25,6 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -34,6 +33,7 @@ from hipnn_pyg.cli.inputs import HELP, Named, Refused, check, read_inputs
 from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.data.molecules import to_atoms
 from hipnn_pyg.models.files import atomic_write, check_writable
+from hipnn_pyg.reproduce.report import print_whole
 from hipnn_pyg.uncertainty import GEOMETRIES, GIVEN, CalibratedModel
 from hipnn_pyg.units import ENERGY_UNITS, convert
 
@@ -75,7 +75,7 @@ def run(arguments: Namespace) -> None:
     if structures:
         rows = predict_rows(model, structures, unit)
         if output is None:
-            print_whole(as_tables(rows, unit, model))
+            print_whole(Console(), *as_tables(rows, unit, model))
         elif output.suffix == ".csv":
             left = iter(rows)
             lines = [next(left) if isinstance(r, Named) else error_row(r) for r in read]
@@ -223,21 +223,13 @@ def _as_table(rows: Sequence[Row], title: str, unit: str, about_r: str) -> Table
             cells[0] += f" ± {row['q90']:.{digits}f}"
             cells.append("unlike" if row["unlike_training"] else "")
         lines.append([str(row["name"]), *cells])
-    for heading, *column in zip(headings, *lines, strict=True):
-        whole = max(map(len, [heading, *column]))  # digits are never cut off, names are folded
-        least = min(8, whole) if heading == "name" else whole
+    for heading in headings:
         justify: Literal["left", "right"] = "left" if heading in ("name", "flag") else "right"
+        least = 8 if heading == "name" else None
         table.add_column(heading, justify=justify, overflow="fold", min_width=least)
     for line in lines:
         table.add_row(*map(Text, line))
     return table
-
-
-def print_whole(tables: Sequence[Table]) -> None:
-    """Print with all digits and columns, where a terminal is narrower wider than it."""
-    wide = Console(width=10_000)
-    least = max(Measurement.get(wide, wide.options, table).minimum for table in tables)
-    Console(width=max(Console().width, least)).print(*tables)
 
 
 def as_csv(rows: Sequence[Row]) -> str:

@@ -36,9 +36,6 @@ NO_OPTIONS = {"seed", "split_seed", "devices", "num_nodes"}
 """Settings of training that are none here: there are several seeds, each with a split of its own,
 on one device."""
 
-WIDTH = 150
-"""Columns of a printed table where the output is no terminal."""
-
 
 def add_options(parser: ArgumentParser) -> None:
     """Options of ``hipnn reproduce``: one sub-command per table or figure."""
@@ -108,8 +105,6 @@ def run(arguments: Namespace) -> None:
     results = Path(options["results"])
     runs = Path(options["runs"] or results / "runs")
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
     if what not in OUTPUTS:
         if what == "collect":
             _collect(options, results, runs, console)

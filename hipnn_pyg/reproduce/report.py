@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 from hipnn_pyg.models.files import atomic_write
@@ -43,9 +44,9 @@ class Table:
         """For the terminal: units and brackets on a line of their own."""
         table = RichTable()
         for heading in self.headings:
-            text = heading in self.wide
             justify: Literal["left", "right"] = "left" if self.is_text(heading) else "right"
-            table.add_column(_broken(heading), justify=justify, min_width=30 if text else None)
+            least = 30 if heading in self.wide else None
+            table.add_column(_broken(heading), justify=justify, overflow="fold", min_width=least)
         for cells in self.rows:
             broken = zip(self.headings, cells, strict=True)
             table.add_row(*(c if h in self.wide else _broken(c) for h, c in broken))
@@ -88,7 +89,7 @@ class Report:
         """
         console.print(f"\n[bold]{self.title}[/bold]", highlight=False)
         if self.table is not None:
-            console.print(self.table.rich())
+            print_whole(console, self.table.rich())
         for line in self.text:
             if line not in known:
                 console.print(line, highlight=False, markup=False)
@@ -107,6 +108,30 @@ class Report:
         picture = folder / f"{self.name}.png"
         self.figure.savefig(picture, dpi=200)
         return [markdown, data, picture]
+
+
+def print_whole(console: Console, *tables: RichTable) -> None:
+    """Print tables with all digits; one that needs more columns than the terminal has gets them.
+
+    Where the terminal is narrow, rich alone cuts off numbers or a table's right edge.
+
+    Args:
+        console: where to.
+        tables: right-aligned columns are numbers and stay whole; columns of text fold down to their
+            ``min_width``, by default their longest word.
+    """
+    wide = Console(width=10_000)
+    for table in tables:
+        excess = max(0, Measurement.get(wide, wide.options, table).maximum - console.width)
+        for column in reversed(table.columns):
+            cells = (column.header, *column.cells)
+            sizes = [Measurement.get(wide, wide.options, cell) for cell in cells]
+            column.width = most = max(size.maximum for size in sizes)
+            if column.justify != "right":
+                least = column.min_width or max(size.minimum for size in sizes)
+                column.width = max(most - excess, min(least, most))
+            excess -= most - column.width
+        Console(file=console.file, width=console.width + excess).print(table)
 
 
 def _broken(cell: str) -> str:

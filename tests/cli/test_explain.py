@@ -376,6 +376,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 
 def test_text(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.chdir(tmp_path)  # where people work there may be a page
+    monkeypatch.setenv("COLUMNS", "30")  # a narrow terminal takes no digits away
     assert main(["explain", "CO", "--model", str(copy), "--text"]) == 0
     out = capsys.readouterr().out
     assert main(["predict", "CO", "--model", str(copy), "--output", str(copy / "e.csv")]) == 0

@@ -30,7 +30,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells of printed tables on one line."""
-    monkeypatch.setattr("hipnn_pyg.cli.reproduce.WIDTH", 500)
+    monkeypatch.setenv("COLUMNS", "500")
 
 
 SIZES = ["--num_train", "70", "--num_validation", "15"]
@@ -164,6 +164,17 @@ def test_from_results_prints_the_same_without_a_run_folder(
     assert main(line) == 0
     changed = cells(capsys)
     assert f"{mae + 1.0:.3f}" in changed and f"{mae:.3f}" not in changed
+
+
+def test_a_narrow_terminal_takes_nothing_away(
+    done: Path, table_2: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(table_2(done, "--rows", "5", "--from-results")) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    mae = np.mean([record.mae for record in read_records(done / "records")])
+    assert any(line.startswith("│ 5 ") and f" {mae:.3f} " in line for line in lines)
+    assert len({len(line) for line in lines}) == 1 and "…" not in "".join(lines)
 
 
 def test_damaged_records_are_named(
