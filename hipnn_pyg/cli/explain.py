@@ -9,6 +9,7 @@ The page opens without a server and without a network. Examples:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from hipnn_pyg.checks import StructureError
-from hipnn_pyg.cli.inputs import HELP, Named, Refused, read_inputs
+from hipnn_pyg.cli.inputs import HELP, Listed, Named, Refused, embedded, listed
 from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.explain import Report, break_down, judge, known_r, render, stand, summary, tables
 from hipnn_pyg.models.files import atomic_write, check_writable, member_folders, read_card
@@ -49,8 +50,11 @@ def run(arguments: Namespace) -> None:
         raise ValueError(f"--output {output} must end in .html")
     if not arguments.text:
         check_writable(output.parent)
-    structures = read_inputs([arguments.input], arguments.seed, arguments.optimize)
-    report = explain(choose(structures, arguments), arguments)
+    chosen = choose(listed([arguments.input]), arguments)
+    (structure,) = embedded([chosen], arguments.seed, arguments.optimize)
+    if isinstance(structure, Refused):
+        raise StructureError(structure.reason)
+    report = explain(structure, arguments)
     if not arguments.text:
         atomic_write({output: render(report).encode()})  # first: a terminal may lack characters
     print(*summary(report), sep="\n")
@@ -60,11 +64,11 @@ def run(arguments: Namespace) -> None:
     print(f"{output}: open it in a browser")
 
 
-def choose(structures: list[Named | Refused], arguments: Namespace) -> Named:
+def choose(structures: Sequence[Listed], arguments: Namespace) -> Listed:
     """The one structure to explain.
 
     Raises:
-        StructureError: there are several and ``--index`` names none of them, or it is none.
+        StructureError: there are none, or several and ``--index`` names none of them.
     """
     index = arguments.index
     if not structures:
@@ -76,10 +80,7 @@ def choose(structures: list[Named | Refused], arguments: Namespace) -> Named:
             f"{arguments.input} holds {len(structures):,} structures: choose one with --index "
             f"0 ... {len(structures) - 1}" + ("" if index is None else f", not {index}")
         )
-    chosen = structures[index]
-    if isinstance(chosen, Refused):
-        raise StructureError(chosen.reason)
-    return chosen
+    return structures[index]
 
 
 def explain(structure: Named, arguments: Namespace) -> Report:

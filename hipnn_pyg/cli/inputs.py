@@ -68,26 +68,21 @@ class Refused(NamedTuple):
     reason: str
 
 
-def read_inputs(
-    inputs: Iterable[str],
-    seed: int = 0,
-    optimize: bool = True,
-    limit: int | None = None,
-    progress: bool = False,
-) -> list[Named | Refused]:
-    """Structures of every input: an existing file or folder, else a SMILES.
+Listed = tuple[str, Data | StructureError | str]
+"""A name, and a structure, a SMILES, or why it is none of these."""
+
+
+def listed(inputs: Iterable[str], limit: int | None = None) -> list[Listed]:
+    """What every input holds: an existing file or folder, else a SMILES; nothing is embedded.
 
     Args:
         inputs: SMILES strings, file names, folder names.
-        seed: of the conformers made from SMILES.
-        optimize: relax those with MMFF94.
         limit: the first so many only.
-        progress: show a progress bar while SMILES are embedded.
 
     Raises:
         StructureError: an input is none of these, or a file cannot be read.
     """
-    found: list[tuple[str, Data | StructureError | str]] = []
+    found: list[Listed] = []
     for text in inputs:
         path = Path(text)
         if text and os.path.isdir(path):  # not path.is_dir(): it fails on a long SMILES
@@ -105,7 +100,20 @@ def read_inputs(
             raise StructureError(f"{text} does not exist: give a file, a folder or a SMILES")
         else:
             found.append((text, text))
-    found = found[:limit]
+    return found[:limit]
+
+
+def embedded(
+    found: Sequence[Listed], seed: int = 0, optimize: bool = True, progress: bool = False
+) -> list[Named | Refused]:
+    """Structures of what was listed.
+
+    Args:
+        found: as :func:`listed` gives it.
+        seed: of the conformers made from SMILES.
+        optimize: relax those with MMFF94.
+        progress: show a progress bar while SMILES are embedded.
+    """
     smiles = [source for _, source in found if isinstance(source, str)]
     made = conformers(smiles, seed, progress, optimize)
     read: list[Named | Refused] = []
@@ -154,7 +162,7 @@ def check(read: list[Named | Refused], model: CalibratedModel) -> list[Named | R
     """The same, with the reason in place of each structure that the model cannot take.
 
     Args:
-        read: as :func:`read_inputs` gives it.
+        read: as :func:`embedded` gives it.
         model: what shall predict their energies.
     """
     structures = [each.data for each in read if isinstance(each, Named)]

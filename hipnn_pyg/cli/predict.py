@@ -29,7 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hipnn_pyg.checks import StructureError
-from hipnn_pyg.cli.inputs import HELP, Named, Refused, check, read_inputs
+from hipnn_pyg.cli.inputs import HELP, Named, Refused, check, embedded, listed
 from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.data.molecules import to_atoms
 from hipnn_pyg.models.files import atomic_write, check_writable
@@ -68,8 +68,8 @@ def run(arguments: Namespace) -> None:
     unit = arguments.unit or model.energy_unit
     output = Path(arguments.output) if arguments.output else None
     check_output(output, unit, model.energy_unit)
-    given = (arguments.inputs, arguments.seed, arguments.optimize, arguments.limit)
-    read = check(read_inputs(*given, progress=True), model)
+    found = listed(arguments.inputs, arguments.limit)
+    read = check(embedded(found, arguments.seed, arguments.optimize, progress=True), model)
     structures = [each for each in read if isinstance(each, Named)]
     refused = [each for each in read if isinstance(each, Refused)]
     if structures:

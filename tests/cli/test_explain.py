@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from torch_geometric.data import Batch, Data
 
 import hipnn_pyg.explain
 from hipnn_pyg import HIPNN, load_model
-from hipnn_pyg.cli import main
+from hipnn_pyg.checks import StructureError
+from hipnn_pyg.cli import inputs, main
 from hipnn_pyg.data.molecules import read_structures
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.targets import ASE_ENERGY
@@ -442,6 +443,27 @@ def test_error_bar_and_flag_of_a_calibrated_model(
     assert main([*command, "C"]) == 0
     assert "the error bar is for" not in (told := capsys.readouterr().out)  # control
     assert "not calibrated for this, only for: geometry as given" in told
+
+
+def test_of_a_list_only_the_molecule_that_is_shown_is_embedded(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "library.smi").write_text("C methane\nO water\nnonsense\nCO methanol\n")
+    embedded: list[str] = []
+
+    def conformers(smiles: list[str], *options: object) -> Iterator[Data | StructureError]:
+        embedded.extend(smiles)
+        return embed(smiles, *options)
+
+    embed = inputs.conformers
+    monkeypatch.setattr(inputs, "conformers", conformers)
+    command = ["explain", str(tmp_path / "library.smi"), "--model", str(copy), "--text"]
+    assert main([*command, "--index", "3"]) == 0
+    assert "methanol: CH4O" in capsys.readouterr().out and embedded == ["CO"]
+    assert main(command) == 1
+    assert "holds 4 structures: choose one" in capsys.readouterr().err and embedded == ["CO"]
+    assert main([*command, "--index", "2"]) == 1
+    assert "nonsense" in capsys.readouterr().err and embedded == ["CO", "nonsense"]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg import HIPNN, load_model
 from hipnn_pyg.cli import main
-from hipnn_pyg.cli.inputs import Named, read_inputs
+from hipnn_pyg.cli.inputs import Named, embedded, listed
 from hipnn_pyg.cli.plot import _errors
 from hipnn_pyg.cli.prepare import _check_start
 from hipnn_pyg.cli.run_folder import RunFolder
@@ -487,7 +487,7 @@ def test_predict_smiles(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["predict", "--model", str(trained), "CO", "N"]) == 0
     printed = capsys.readouterr().out
     assert "energies in eV" in printed and "CO" in printed
-    data = [named.data for named in read_inputs(["CO", "N"]) if isinstance(named, Named)]
+    data = [named.data for named in embedded(listed(["CO", "N"])) if isinstance(named, Named)]
     expected = [load_model(trained).energy_terms(d.z, d.pos).energy.item() for d in data]
     assert all(f"{energy:.4f}" in printed for energy in expected)
     assert expected[0] != pytest.approx(expected[1], rel=0.05)
@@ -584,7 +584,7 @@ def test_predict_a_pyg_data_set(
     Stored(str(tmp_path / "pyg"))
     get, taken = Stored.get, []
     monkeypatch.setattr(InMemoryDataset, "get", lambda s, n: taken.append(n) or get(s, n))
-    assert len(read_inputs([str(tmp_path / "pyg")], limit=1)) == 1
+    assert len(listed([str(tmp_path / "pyg")], limit=1)) == 1
     assert set(taken) == {0}  # of a large data set the others would take a minute
     output = tmp_path / "out.csv"
     line = ["predict", "--model", str(trained), str(tmp_path / "pyg"), "--output", str(output)]
@@ -721,7 +721,7 @@ def test_predict_refuses_before_it_works(
     line = ["predict", "--model", str(trained), "O"]
     assert main([*line, "--output", str(tmp_path / "new" / "folder" / "out.csv")]) == 0  # control
     assert (tmp_path / "new" / "folder" / "out.csv").is_file()
-    monkeypatch.setattr("hipnn_pyg.cli.predict.read_inputs", lambda *_, **__: pytest.fail("late"))
+    monkeypatch.setattr("hipnn_pyg.cli.predict.listed", lambda *_, **__: pytest.fail("late"))
     capsys.readouterr()
     assert main([*line, *(option.format(file=file) for option in options)]) == 1
     assert message in one_line(capsys, "predict")
