@@ -98,9 +98,20 @@ def listed(inputs: Iterable[str], limit: int | None = None) -> list[Listed]:
             found += [(f"{text}#{number}", data) for number, data in enumerate(read_each(path))]
         elif path.suffix.lower() in STRUCTURE_FILES:
             raise StructureError(f"{text} does not exist: give a file, a folder or a SMILES")
-        else:
+        elif can_be_parsed(text):
             found.append((text, text))
+        else:
+            reason = f"SMILES {text!r}: parsing failed; nor is there a file of that name"
+            found.append((text, StructureError(reason)))
     return found[:limit]
+
+
+def can_be_parsed(smiles: str) -> bool:
+    """Whether RDKit can read a SMILES."""
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        return Chem.MolFromSmiles(smiles) is not None
 
 
 def embedded(

@@ -618,6 +618,7 @@ def test_predict_a_pyg_data_set(
     [
         (["C1CC"], "C1CC"),
         (["O.O"], "fragments"),
+        (["nosuch.foo"], "'nosuch.foo': parsing failed; nor is there a file of that name"),
         (["missing.xyz"], "missing.xyz does not exist"),
         (["FC"], "atomic number 9"),  # fluorine was not in the training data
         (["O", "--unit", "furlong"], "furlong"),
