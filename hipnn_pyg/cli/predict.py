@@ -72,16 +72,15 @@ def run(arguments: Namespace) -> None:
     read = check(embedded(found, arguments.seed, arguments.optimize, progress=True), model)
     structures = [each for each in read if isinstance(each, Named)]
     refused = [each for each in read if isinstance(each, Refused)]
-    if structures:
-        rows = predict_rows(model, structures, unit)
-        if output is None:
-            print_whole(Console(), *as_tables(rows, unit, model))
-        elif output.suffix == ".csv":
-            left = iter(rows)
-            lines = [next(left) if isinstance(r, Named) else error_row(r) for r in read]
-            atomic_write({output: as_csv(lines).encode()})
-        else:
-            write_extxyz(output, structures, rows, unit)
+    rows = predict_rows(model, structures, unit)
+    if output is not None and output.suffix == ".csv" and read:
+        left = iter(rows)
+        lines = [next(left) if isinstance(r, Named) else error_row(r) for r in read]
+        atomic_write({output: as_csv(lines).encode()})
+    elif output is not None and rows:
+        write_extxyz(output, structures, rows, unit)
+    elif rows:
+        print_whole(Console(), *as_tables(rows, unit, model))
     if refused or not read:
         raise StructureError(complaint(refused, len(read)))
 

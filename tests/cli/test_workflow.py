@@ -545,6 +545,11 @@ def test_predict_a_list_of_smiles(trained: Path, tmp_path: Path, capsys: Capture
     assert "error" not in alone[0]
     assert main([*line, "--limit", "1"]) == 0  # the others are not even read
     assert [row["name"] for row in read_csv(output)] == ["methanol"]
+    library.write_text("C1CC broken\nFC\n")
+    assert main(line) == 1  # and no energies of an earlier list stay
+    assert [[*row] for row in read_csv(output)] == [["name", "error"]] * 2
+    assert [row["name"] for row in read_csv(output)] == ["broken", "FC"]
+    capsys.readouterr()
     library.write_text("\n")
     assert main(line) == 1
     assert "no structures were given" in capsys.readouterr().err
