@@ -57,9 +57,9 @@ def train_ensemble(
             f"{training.devices} --num_nodes {training.num_nodes} out"
         )
     folder.check_ready(molecules, network, training, resume, number)
+    loaded, resident, members = molecules.load(), None, []
     if not resume:
         folder.write_config(molecules, network, training, number)
-    loaded, resident, members = molecules.load(), None, []
     for k in range(number):
         own = folder.member(k)
         going_on = resume and own.checkpoint.exists()  # killed before its first: it starts anew

@@ -221,6 +221,14 @@ def test_refusals(
     assert (whole / "config.yaml").read_bytes() == before
 
 
+def test_without_its_data_it_leaves_nothing(
+    tmp_path: Path, training: Training, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = training(tmp_path / "run", *THREE, "--path", str(tmp_path / "gone.extxyz"))
+    assert main(line) == 1
+    assert "gone.extxyz" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_nothing_to_resume(
     tmp_path: Path, training: Training, capsys: pytest.CaptureFixture[str]
 ) -> None:
