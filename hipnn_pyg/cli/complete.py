@@ -47,12 +47,12 @@ class Workshop:
 
     results: Path
     runs: Path
-    part: Part = "test"
-    console: Console | None = None
+    part: Part
+    console: Console
 
     def say(self, text: str) -> None:
         """Print a line."""
-        (self.console or Console()).print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False)
 
     def recorded(self, row: Row, training: Training) -> bool:
         """Whether there is a record of this run."""
@@ -77,19 +77,19 @@ class Workshop:
 
 def complete(
     rows: Sequence[Row],
-    training: Training,
+    settings: Sequence[Training],
     seeds: Sequence[int],
     workshop: Workshop,
     together: bool = False,
 ) -> None:
-    """Make a record of every row and seed that has none; the first seed of all rows comes first.
+    """Make the record of every row, setting and seed that has none; the first seed comes first.
 
     Runs that were cut off go on from their checkpoints. Rows whose data set is not there are named
-    and left out.
+    once and left out.
 
     Args:
         rows: experiments.
-        training: settings of training; the seed is replaced.
+        settings: of training; the seed is replaced.
         seeds: of splits and weights.
         workshop: where to.
         together: train the seeds of a row at once, in one process (for a GPU).
@@ -102,9 +102,7 @@ def complete(
     if not ignore.exists():
         ignore.write_text(IGNORED)
     unavailable = set()
-    jobs = [(row, list(seeds)) for row in rows if together]
-    jobs += [(row, [seed]) for seed in seeds for row in rows]
-    for row, some in jobs:
+    for row, training, some in _jobs(rows, settings, seeds, together):
         if row.key in unavailable:
             continue
         try:
@@ -115,6 +113,17 @@ def complete(
         except DatasetUnavailableError as error:
             unavailable.add(row.key)
             workshop.say(f"{row.label}: not run: {error}")
+
+
+def _jobs(
+    rows: Sequence[Row], settings: Sequence[Training], seeds: Sequence[int], together: bool
+) -> Iterator[tuple[Row, Training, Sequence[int]]]:
+    """Which runs come after which; what was not trained together then comes one by one."""
+    for some in [seeds] if together else [[seed] for seed in seeds]:
+        for training in settings:
+            if together:
+                yield from ((row, training, some) for row in rows)
+            yield from ((row, training, [seed]) for seed in some for row in rows)
 
 
 def _train_together(row: Row, training: Training, seeds: Sequence[int], workshop: Workshop) -> None:

@@ -149,10 +149,7 @@ def _train(output: Output, rows: list[Row], options: dict[str, Any], workshop: W
         variations = VARIATIONS if options["vary"] is None else options["vary"]
         settings += [varied(training, variation).resolved() for variation in variations]
     seeds = [int(seed) for seed in options["seeds"] or range(options["splits"])]
-    together = options["together"]
-    for some in [seeds] if together else [[seed] for seed in seeds]:
-        for setting in settings:
-            complete(rows, setting, some, workshop, together)
+    complete(rows, settings, seeds, workshop, options["together"])
 
 
 def _collect(options: dict[str, Any], results: Path, runs: Path, console: Console) -> None:

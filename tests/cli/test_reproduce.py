@@ -421,10 +421,14 @@ def test_figures_from_runs(qm9_root: Path, tmp_path: Path, capsys: Capture) -> N
         assert f"]({name}.png)" in (tmp_path / f"{name}.md").read_text()
 
 
+@pytest.mark.parametrize("together", [[], ["--together"]], ids=" ".join)
 def test_table_3_names_the_trajectories_that_are_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    together: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
+    tried = []
+
     def download(self: MD17) -> None:
+        tried.append(self.name)
         raise DatasetUnavailableError("MD17 'toluene' could not be downloaded")
 
     monkeypatch.setattr(MD17, "download", download)
@@ -437,12 +441,30 @@ def test_table_3_names_the_trajectories_that_are_not_there(
              R=atoms.positions + moved, E=energies[:, None], F=np.zeros((120, 12, 3)))  # fmt: skip
     line = ["reproduce", "table3", "--results", str(tmp_path), "--root", str(tmp_path / "md17")]
     line += ["--rows", "toluene", "benzene", "--num_train", "60", "--num_validation", "30", *SMALL]
-    assert main(line) == 0
+    assert main([*line, "--splits", "2", *together]) == 0
     shown = cells(capsys)
-    assert "toluene: not run: MD17 'toluene' could not be downloaded" in shown
-    (record,) = read_records(tmp_path / "records")
-    assert record.settings["molecule"] == "benzene" and record.settings["num_onsite"] == 0
-    assert f"{record.mae:.3f}" in shown and record.num == 30
+    assert shown.count("toluene: not run: MD17 'toluene' could not be downloaded") == 1
+    assert tried == ["toluene"] and not list(tmp_path.glob("runs/*toluene*"))
+    records = read_records(tmp_path / "records")
+    assert [record.seed for record in records] == [0, 1]
+    for record in records:
+        assert record.settings["molecule"] == "benzene" and record.settings["num_onsite"] == 0
+    mae = np.mean([record.mae for record in records])
+    assert f"{mae:.3f}" in shown and records[0].num == 30
+
+
+def test_a_data_set_that_is_not_there_is_asked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Whatever the settings and seeds are."""
+
+    def load_qm9(*_: object) -> None:
+        raise DatasetUnavailableError("QM9 could not be downloaded")
+
+    monkeypatch.setattr("hipnn_pyg.data.sets.load_qm9", load_qm9)
+    line = ["reproduce", "ablation", "--results", str(tmp_path), *SIZES, *SMALL, "--splits", "2"]
+    assert main([*line, "--vary", "lambda_r=0", "--vary", "batch_size=5"]) == 0
+    assert cells(capsys).count("not run: QM9 could not be downloaded") == 1
 
 
 def test_collect_and_all(done: Path, tmp_path: Path, qm9_root: Path, capsys: Capture) -> None:
