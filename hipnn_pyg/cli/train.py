@@ -92,6 +92,8 @@ class Options(ArgumentParser):
         chosen = _chosen(args or ())
         if chosen.get("forces"):
             self.set_defaults(FORCES)
+            if chosen.get("recipe") == "paper":  # whose annealing needs every validation
+                self.set_defaults({"validate_every": 1})
         start = chosen.get("start")
         if chosen.get("resume"):
             kept = RunFolder(Path(str(chosen.get("run", self.get_default("run"))))).start
@@ -102,15 +104,15 @@ class Options(ArgumentParser):
 
 
 def _chosen(args: Sequence[str]) -> dict[str, Any]:
-    """What arguments, and files among them, say of ``forces``, ``start``, ``run`` and ``resume``;
-    the last counts."""
+    """What arguments, and files among them, say of ``forces``, ``start``, ``run``, ``recipe`` and
+    ``resume``; the last counts."""
     chosen: dict[str, Any] = {}
     for number, argument in enumerate(args):
         name, given, value = argument.partition("=")
         value = value if given else "".join(args[number + 1 : number + 2])
         if name in ("--forces", "--resume"):
             chosen[name[2:]] = True
-        elif name in ("--start", "--run"):
+        elif name in ("--start", "--run", "--recipe"):
             chosen[name[2:]] = value
         elif name == "--config" and Path(value).is_file():
             with suppress(OSError, yaml.YAMLError):  # reported when it is parsed

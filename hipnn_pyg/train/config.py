@@ -138,7 +138,7 @@ class Training:
         if self.recipe == "paper" and self.validate_every > 1:
             raise ValueError(
                 f"validate_every = {self.validate_every}, but the paper's annealing needs a "
-                "validation after every epoch: leave it out, or take the recipe fast"
+                "validation after every epoch: set it to 1, or take the recipe fast"
             )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")

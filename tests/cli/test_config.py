@@ -92,6 +92,21 @@ def test_defaults_follow_what_a_file_chooses(
     assert (settings["hidden_channels"], settings["num_onsite"]) == (channels, onsite)
 
 
+@pytest.mark.parametrize("given", [["--recipe", "paper"], ["--recipe=paper"], []], ids=" ".join)
+def test_with_forces_the_papers_recipe_validates_after_every_epoch(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its annealing needs that; the recipe fast does with every tenth."""
+    config = tmp_path / "mine.yaml"
+    config.write_text("seed: 1\n" if given else "recipe: paper\n")
+    line = ["train", "md17", "--forces", "--config", str(config), *given, "--print_config"]
+    for more, often in (([], 1), (["--recipe", "fast"], 10)):
+        with pytest.raises(SystemExit) as exit:
+            main([*line, *more])
+        shown = capsys.readouterr().out
+        assert exit.value.code == 0 and yaml.safe_load(shown)["validate_every"] == often
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
