@@ -25,7 +25,6 @@ from hipnn_pyg.cli.calibration_report import draw, sections
 from hipnn_pyg.cli.run_folder import RunFolder, usable_device
 from hipnn_pyg.data.embedded import embed
 from hipnn_pyg.data.packed import PackedMolecules
-from hipnn_pyg.data.qm9 import load_qm9
 from hipnn_pyg.data.sets import QM9Set
 from hipnn_pyg.data.splits import Split, random_split
 from hipnn_pyg.models.files import (
@@ -265,9 +264,8 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
     split = random_split(len(packed), number, 0, seed, candidates, "calibration")
     learned, smiles, names = packed.subset(first.train), None, None
     if isinstance(chosen, QM9Set):
-        packed, _ = QM9Set.load(chosen)  # also where RDKit's geometries were learned
-        stored = load_qm9(chosen.root, chosen.source)._data
-        smiles, names = [*stored.smiles], [*stored.name]
+        packed, _, dataset = chosen.load_with_dataset()  # also of who learned RDKit's geometries
+        smiles, names = [*dataset._data.smiles], [*dataset._data.name]
     return Halves(packed, smiles, names, learned, split.train, split.test, split.checksum)
 
 

@@ -47,11 +47,11 @@ class QM9Set:
         Raises:
             ValueError: QM9 has no such target.
         """
-        molecules, kept, _ = self._loaded()
+        molecules, kept, _ = self.load_with_dataset()
         return molecules, kept
 
-    def _loaded(self) -> tuple[PackedMolecules, Tensor, InMemoryDataset]:
-        """The same, and the data set itself."""
+    def load_with_dataset(self) -> tuple[PackedMolecules, Tensor, InMemoryDataset]:
+        """The same on QM9's own geometries, and the data set with its names and SMILES."""
         if self.target not in QM9_TARGETS:
             raise ValueError(f"QM9 has no target {self.target!r}: choose from {[*QM9_TARGETS]}")
         dataset = load_qm9(self.root, self.source)
@@ -71,7 +71,7 @@ class QM9RDKitSet(QM9Set):
         """All molecules; those that RDKit can embed may be drawn from."""
         from rdkit import __version__ as version
 
-        molecules, kept, dataset = self._loaded()
+        molecules, kept, dataset = self.load_with_dataset()
         folder = Path(self.root).expanduser() / "rdkit" / version
         packed, found = on_rdkit_geometries(dataset._data.smiles, molecules, folder, progress=True)
         packed.check()

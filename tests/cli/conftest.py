@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.singlepoint import SinglePointCalculator
+from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg.cli import main
 
@@ -21,6 +22,8 @@ SMALL = (
     "--hidden_channels 6 --num_onsite 1 --num_sensitivities 6 --cutoff 5 --device cpu --compile off"
 ).split()
 """A network that trains in a second."""
+SMILES = ("C", "N", "O", "CO")
+"""Of the four molecules that the files of these tests repeat."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,6 +54,27 @@ def write_molecules(path: Path, number: int = 200) -> Path:
 def molecule_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 molecules."""
     return write_molecules(tmp_path_factory.mktemp("molecules") / "molecules.extxyz")
+
+
+@pytest.fixture(scope="session")
+def qm9_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved QM9 pack of 100 molecules: free atoms, and pairs that attract each other."""
+    root, items = tmp_path_factory.mktemp("qm9"), []
+    for index in range(100):
+        atoms = ase.build.molecule(("CH4", "NH3", "H2O", "CH3OH")[index % 4])
+        atoms.rattle(0.1, seed=index)
+        r = atoms.get_all_distances()[np.triu_indices(len(atoms), 1)]
+        y = torch.zeros(1, 19)
+        y[0, 12] = float(-2.0 * len(atoms) - 3.0 * np.exp(-r).sum())  # U0_atom in eV
+        z, pos = torch.tensor(atoms.numbers), torch.tensor(atoms.positions).float()
+        idx, name = torch.tensor([index]), f"gdb_{index + 1}"
+        items.append(Data(z=z, pos=pos, y=y, idx=idx, name=name, smiles=SMILES[index % 4]))
+    folder = root / "qm9pack" / "processed"
+    folder.mkdir(parents=True)
+    InMemoryDataset.save(items, str(folder / "qm9pack_v1.pt"))
+    for name in ("pre_transform", "pre_filter"):  # what PyG checks before it takes the file
+        torch.save("None", folder / f"{name}.pt")
+    return root
 
 
 def train_options(path: Path, run: Path, *more: str) -> list[str]:

@@ -31,22 +31,23 @@ from hipnn_pyg import (
 from hipnn_pyg.cli import calibrate, main, parser
 from hipnn_pyg.cli.model_card import command as command_of
 from hipnn_pyg.cli.model_card import model_card
-from hipnn_pyg.cli.run_folder import RESUME_MAY_CHANGE
+from hipnn_pyg.cli.run_folder import RESUME_MAY_CHANGE, RunFolder
 from hipnn_pyg.data.embedded import Embedded
 from hipnn_pyg.data.molecules import from_smiles
+from hipnn_pyg.data.qm9 import QM9Pack
+from hipnn_pyg.data.sets import QM9Set, split
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.models import files, pretrained, pretrained_models
 from hipnn_pyg.models.files import member_folders, read_card
+from hipnn_pyg.train import Network, Training
 from hipnn_pyg.uncertainty import CalibratedModel, FeatureStatistics
 from hipnn_pyg.uncertainty.structures import drugs
 from hipnn_pyg.units import convert
 
-from .conftest import train_options, write_molecules
+from .conftest import SMILES, train_options, write_molecules
 
 Capture = pytest.CaptureFixture[str]
-SMILES = ("C", "N", "O", "CO")
-"""Of the four molecules that the files of these tests repeat."""
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +107,29 @@ def test_calibration_and_test_molecules_are_apart(calibrated: Path) -> None:
     assert report["calibration_split_sha256"] == halves.checksum
     other = TAKE([calibrated], 160, 1, None)
     assert not torch.equal(other.calibration, halves.calibration)  # control
+
+
+def test_qm9_gives_names_and_smiles_as_it_is_loaded(
+    qm9_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once to know what was learned, once on its own geometries."""
+    chosen, folder = QM9Set(str(qm9_root), num_train=45, num_validation=10), RunFolder(tmp_path)
+    packed, kept = chosen.load()
+    folder.write_config(chosen, Network(), Training())
+    split(chosen, len(packed), kept, 0).save(folder.split)
+    loaded: list[Path] = []
+
+    class Counted(QM9Pack):
+        def __init__(self, root: Path) -> None:
+            loaded.append(root)
+            super().__init__(root)
+
+    monkeypatch.setattr("hipnn_pyg.data.qm9.QM9Pack", Counted)
+    halves = TAKE([tmp_path], 40, 0, None)
+    assert loaded == [qm9_root] * 2
+    assert halves.names == [f"gdb_{k + 1}" for k in range(100)]
+    assert halves.smiles == [*SMILES] * 25
+    assert torch.equal(halves.molecules.pos, packed.pos) and len(halves.calibration) == 40
 
 
 def test_report_is_what_the_test_molecules_say(calibrated: Path, many: Path) -> None:

@@ -14,7 +14,6 @@ import ase.build
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg.cli import main
 from hipnn_pyg.cli.run_folder import RESUME_MAY_CHANGE, RunFolder
@@ -35,27 +34,6 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SIZES = ["--num_train", "70", "--num_validation", "15"]
 SMALL = ["--compile", "off", "--device", "cpu", "--epochs", "2", "--batch_size", "10"]
-
-
-@pytest.fixture(scope="session")
-def qm9_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved QM9 pack of 100 molecules: free atoms, and pairs that attract each other."""
-    root, items = tmp_path_factory.mktemp("qm9"), []
-    for index in range(100):
-        atoms = ase.build.molecule(("CH4", "NH3", "H2O", "CH3OH")[index % 4])
-        atoms.rattle(0.1, seed=index)
-        r = atoms.get_all_distances()[np.triu_indices(len(atoms), 1)]
-        y = torch.zeros(1, 19)
-        y[0, 12] = float(-2.0 * len(atoms) - 3.0 * np.exp(-r).sum())  # U0_atom in eV
-        z, pos = torch.tensor(atoms.numbers), torch.tensor(atoms.positions).float()
-        idx, name = torch.tensor([index]), f"gdb_{index + 1}"
-        items.append(Data(z=z, pos=pos, y=y, idx=idx, name=name, smiles=""))
-    folder = root / "qm9pack" / "processed"
-    folder.mkdir(parents=True)
-    InMemoryDataset.save(items, str(folder / "qm9pack_v1.pt"))
-    for name in ("pre_transform", "pre_filter"):  # what PyG checks before it takes the file
-        torch.save("None", folder / f"{name}.pt")
-    return root
 
 
 @pytest.fixture
