@@ -10,7 +10,6 @@ from hipnn_pyg.checks import StructureError
 from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.data.molecules import read_atoms
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
-from hipnn_pyg.models.self_check import self_check
 
 SMALL = 32
 """Atoms up to which one thread is taken: a second one gains a tenth on an idle machine, and on a
@@ -74,9 +73,6 @@ def load(arguments: Namespace) -> Atoms:
         arguments.i_know,
         min_distance=arguments.min_distance,
     )
-    device = torch.device(arguments.device)
-    for potential in atoms.calc.potentials:
-        self_check(potential.model.kernel_on(device), device)
     if len(atoms) <= SMALL:
         torch.set_num_threads(1)
     return atoms

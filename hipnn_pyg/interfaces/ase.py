@@ -61,6 +61,7 @@ class HIPNNCalculator(BaseCalculator):
     Raises:
         ModelFileError: a model file that cannot be read.
         NotAPotentialError: see :func:`check_is_potential`.
+        SelfCheckError: see :func:`~hipnn_pyg.models.self_check.self_check`.
         ValueError: no model, or one whose energy unit is unknown.
     """
 

@@ -13,6 +13,7 @@ from hipnn_pyg.data.targets import QM9_TARGETS
 from hipnn_pyg.models.files import load_model
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.pretrained import model_folder
+from hipnn_pyg.models.self_check import self_check
 from hipnn_pyg.units import ENERGY_UNITS
 
 MINIMA_TARGETS = tuple(base + end for base in ("U0", "U", "H", "G") for end in ("", "_atom"))
@@ -64,6 +65,7 @@ def load_potential(
     Raises:
         ModelFileError: a model file that cannot be read.
         NotAPotentialError: see :func:`check_is_potential`.
+        SelfCheckError: its kernel disagrees with the reference on this machine.
         ValueError: its energy unit is unknown.
     """
     model = copy.deepcopy(model) if isinstance(model, HIPNN) else load_model(model_folder(model))
@@ -74,4 +76,6 @@ def load_potential(
             f"set model.energy_unit to one of {sorted(ENERGY_UNITS)}"
         )
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    self_check(model.kernel_on(torch.device(device)), device)
+    return model

@@ -85,6 +85,7 @@ class TorchSimModel(ModelInterface):
     Raises:
         ModelFileError: a model file that cannot be read.
         NotAPotentialError: see :func:`hipnn_pyg.interfaces.loading.check_is_potential`.
+        SelfCheckError: see :func:`~hipnn_pyg.models.self_check.self_check`.
         ValueError: an ensemble, a model whose energy unit is unknown, or a negative skin.
     """
 

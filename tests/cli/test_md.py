@@ -199,7 +199,7 @@ def test_kernels_are_checked_first(
     line += ["--i-know"]  # of no effect
     checked: list[str] = []
     monkeypatch.setattr(
-        "hipnn_pyg.cli.system.self_check", lambda kernel, device: checked.append(kernel)
+        "hipnn_pyg.interfaces.loading.self_check", lambda kernel, device: checked.append(kernel)
     )
     main(line)
     assert len(checked) == 1 and (folder / "run").exists()
@@ -207,7 +207,7 @@ def test_kernels_are_checked_first(
     def differs(kernel: str, device: torch.device) -> None:
         raise SelfCheckError(f'kernel "{kernel}" differs')
 
-    monkeypatch.setattr("hipnn_pyg.cli.system.self_check", differs)
+    monkeypatch.setattr("hipnn_pyg.interfaces.loading.self_check", differs)
     line[line.index(str(folder / "run"))] = str(folder / "other")
     capsys.readouterr()
     assert main(line) == 1

@@ -23,6 +23,7 @@ from hipnn_pyg import HIPNN, StructureError, save_model
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.interfaces.loading import NotAPotentialError
 from hipnn_pyg.interfaces.torch_sim import TorchSimModel
+from hipnn_pyg.models.self_check import SelfCheckError
 from hipnn_pyg.units import kcal_per_mol
 
 Build = Callable[..., HIPNN]
@@ -56,6 +57,19 @@ def crystals() -> list[Atoms]:
 
 def state(atoms: list[Atoms]) -> torch_sim.SimState:
     return torch_sim.io.atoms_to_state(atoms, torch.device("cpu"), torch.float64)
+
+
+@pytest.mark.parametrize("make", [HIPNNCalculator, TorchSimModel])
+def test_kernels_are_checked_where_potentials_are_made(
+    make: Callable[..., object], model: HIPNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(kernel: str, device: torch.device | str) -> None:
+        raise SelfCheckError(f"{kernel} on {device} differs")
+
+    monkeypatch.setattr("hipnn_pyg.interfaces.loading.self_check", differs)
+    kernel = model.kernel_on(torch.device("cpu"))
+    with pytest.raises(SelfCheckError, match=f"{kernel} on cpu differs"):
+        make(model)
 
 
 def test_torch_sims_own_validation(small_model: Build) -> None:
