@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from ase import Atoms
 from jsonargparse import ArgumentParser, Namespace
@@ -39,7 +41,10 @@ def add_options(options: ArgumentParser, run: str) -> None:
     )
     options.add_argument("--skin", type=float, default=0.5, help="of the neighbour list (Å)")
     options.add_argument(
-        "--precision", type=str, default="model", help="of the network: model, float32, float64"
+        "--precision",
+        type=Literal["model", "float32", "float64"],
+        default="model",
+        help="of the network",
     )
     options.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
     options.add_argument(
@@ -57,12 +62,8 @@ def load(arguments: Namespace) -> Atoms:
         ModelFileError: no such model.
         NotAPotentialError: the model was not trained as a potential (``--i-know``).
         SelfCheckError: the kernels of this machine disagree with the reference.
-        ValueError: an unknown precision or device.
+        ValueError: an unknown device.
     """
-    if arguments.precision not in ("model", "float32", "float64"):
-        raise ValueError(
-            f"--precision must be model, float32 or float64, not {arguments.precision!r}"
-        )
     atoms = read_structure(arguments.structure, arguments.index)
     names = arguments.model
     atoms.calc = HIPNNCalculator(

@@ -163,7 +163,6 @@ def test_a_model_of_minima_is_refused(
         ([], "either --steps or --time"),
         (["--time", "0.0001"], "0 steps"),
         (["--steps", "5", "--timestep", "-1"], "timestep"),
-        (["--steps", "5", "--precision", "half"], "--precision"),
         (["--steps", "5", "--device", "abacus"], "--device abacus"),
         (["--steps", "5", "--index", "3"], "structure 3"),
         (["--steps", "5", "--velocities", "keep"], "velocities"),
@@ -178,6 +177,14 @@ def test_mistakes_are_one_line(
     shown = capsys.readouterr()
     assert message in shown.err and "Traceback" not in shown.err
     assert shown.err.rstrip().splitlines()[-1].startswith("hipnn md: ")
+
+
+def test_an_unknown_precision(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(md(folder, "run", "--steps", "5", "--precision", "half"))
+    shown = capsys.readouterr().err
+    assert exit.value.code == 2 and "Traceback" not in shown
+    assert all(word in shown for word in ("precision", "half", "model", "float32", "float64"))
 
 
 @pytest.mark.parametrize("distance, near", [(0.39, True), (0.5, False)])
