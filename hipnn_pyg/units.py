@@ -56,3 +56,17 @@ def convert(value: T, from_unit: str, to_unit: str) -> T:
         f"cannot convert {from_unit!r} to {to_unit!r}: choose both from {sorted(ENERGY_UNITS)} "
         f"or both from {sorted(LENGTH_UNITS)}"
     )
+
+
+def reported(unit: str) -> tuple[float, str]:
+    """What errors are reported in: kcal/mol if the unit is an energy, else the unit itself.
+
+    Args:
+        unit: of a target.
+
+    Returns:
+        The factor to it, and its name.
+    """
+    if unit not in ENERGY_UNITS:
+        return 1.0, unit
+    return convert(1.0, unit, "kcal/mol"), "kcal/mol"

@@ -7,7 +7,7 @@ import torch
 from torch_geometric.datasets import qm9
 
 from hipnn_pyg import units
-from hipnn_pyg.units import convert
+from hipnn_pyg.units import convert, reported
 
 METHANE_U0 = -40.47893  # Hartree, the first molecule of QM9
 
@@ -40,6 +40,12 @@ def test_conversions_chain() -> None:
     for start, end in zip(["Hartree", *names], [*names, "Hartree"], strict=True):
         value = convert(value, start, end)
     assert value == pytest.approx(METHANE_U0, rel=1e-14)
+
+
+def test_energies_are_reported_in_kcal_per_mol_and_all_else_as_it_is() -> None:
+    for unit in units.ENERGY_UNITS:
+        assert reported(unit) == (convert(1.0, unit, "kcal/mol"), "kcal/mol")
+    assert reported("Debye") == (1.0, "Debye")
 
 
 def test_agrees_with_pyg_qm9_constants() -> None:

@@ -41,7 +41,7 @@ from hipnn_pyg.uncertainty.conformal import LEVELS, fewest
 from hipnn_pyg.uncertainty.error_bars import Geometry
 from hipnn_pyg.uncertainty.sample import Sample
 from hipnn_pyg.uncertainty.scores import CRPS_LEVELS
-from hipnn_pyg.units import ENERGY_UNITS, convert
+from hipnn_pyg.units import reported
 
 FEWEST_TEST = 4
 """Test molecules: coverage is measured in quartiles of R."""
@@ -174,7 +174,7 @@ def calibrate(
         "comparison": {g: compare(calibration[g], test[g]) for g in test},
         "classes": foreign_classes(model, halves.molecules, halves.test, test),
     }
-    report = in_kcal(report)
+    report = in_reported_unit(report)
     folder = RunFolder(path)
     folder.plots.mkdir(exist_ok=True)
     bars.save(path, members)
@@ -278,14 +278,12 @@ def _source(member: Path) -> str:
     return " ".join(names)
 
 
-def in_kcal(report: dict[str, Any]) -> dict[str, Any]:
-    """Energies in kcal/mol where the unit is an energy."""
-    if report["unit"] not in ENERGY_UNITS:
-        return report
-    factor = convert(1.0, report["unit"], "kcal/mol")
+def in_reported_unit(report: dict[str, Any]) -> dict[str, Any]:
+    """Half-widths and CRPS in the unit that errors are reported in."""
+    factor, unit = reported(report["unit"])
     for values in report["geometries"].values():
         values["mean_half_width"] = [factor * width for width in values["mean_half_width"]]
     for row in (row for rows in report["comparison"].values() for row in rows):
         row["mean_half_width_90"] *= factor
         row["crps"] *= factor
-    return report | {"unit": "kcal/mol"}
+    return report | {"unit": unit}

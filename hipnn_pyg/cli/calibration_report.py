@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from hipnn_pyg.plots import plot_error_bars
 from hipnn_pyg.reproduce.report import Report, Table
 from hipnn_pyg.uncertainty import GEOMETRIES, ErrorBars
-from hipnn_pyg.units import ENERGY_UNITS, convert
+from hipnn_pyg.units import reported
 
 SHORT = {
     **{"R": "R", "ensemble": "spread", "R and ensemble": "both"},
@@ -120,8 +120,7 @@ def draw(bars: ErrorBars, report: dict[str, Any]) -> Figure:
         bars: the error bars.
         report: the contents of ``calibration.json``.
     """
-    is_energy = bars.unit in ENERGY_UNITS
-    factor = convert(1.0, bars.unit, "kcal/mol") if is_energy else 1.0
+    factor, _ = reported(bars.unit)
     curves, covered, numbers, relative = {}, {}, {}, {}
     for geometry, (intervals, _) in bars.calibrations.items():
         low, high = np.maximum(intervals.r_range, 1e-12)

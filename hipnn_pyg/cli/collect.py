@@ -21,7 +21,7 @@ from hipnn_pyg.reproduce.records import Record, completed, read_records, write_r
 from hipnn_pyg.reproduce.tables import Found, Unfinished
 from hipnn_pyg.train import Network, Training, error_statistics
 from hipnn_pyg.train.checkpoint import load_checkpoint
-from hipnn_pyg.units import ENERGY_UNITS, convert
+from hipnn_pyg.units import reported
 
 Part = Literal["test", "validation"]
 RECORDS = "records"
@@ -140,8 +140,7 @@ def collect(
         predictions = {name: stored[name] for name in stored}
     card, model, rows = read_card(path), load_model(path), history(run.folder)
     unit = str(predictions["unit"])
-    is_energy = unit in ENERGY_UNITS
-    factor = convert(1.0, unit, "kcal/mol") if is_energy else 1.0
+    factor, _ = reported(unit)
     target, orders = predictions["target"], predictions["orders"]
     truncated = (orders.cumsum(1) - target[:, None]) * factor
     prediction = torch.from_numpy(predictions["prediction"])

@@ -29,7 +29,7 @@ from hipnn_pyg.plots import (
     plot_error_quantiles,
     sensitivities,
 )
-from hipnn_pyg.units import ENERGY_UNITS, convert
+from hipnn_pyg.units import convert, reported
 
 PICTURES = ("sensitivities", "learning", "parity", "forces", "stress", "quantiles")
 """All that there may be."""
@@ -145,10 +145,8 @@ def _errors(folder: RunFolder) -> _Errors:
         raise ModelFileError(
             f"{folder.predictions} is damaged ({error!r}): run `hipnn evaluate` again"
         ) from error
-    unit, is_energy = str(unit), str(unit) in ENERGY_UNITS
-    if is_energy:
-        target, prediction = (convert(values, unit, "kcal/mol") for values in (target, prediction))
-    return _Errors(target, prediction, r, "kcal/mol" if is_energy else unit, _title(part))
+    factor, name = reported(str(unit))
+    return _Errors(factor * target, factor * prediction, r, name, _title(part))
 
 
 def _title(part: object) -> str | None:

@@ -18,7 +18,7 @@ from hipnn_pyg.data.stress import StressLabels
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.self_check import self_check
 from hipnn_pyg.train.force_loss import component_sums
-from hipnn_pyg.units import ENERGY_UNITS, convert
+from hipnn_pyg.units import ENERGY_UNITS, convert, reported
 
 CHEMICAL_ACCURACY = 1.0
 """kcal/mol."""
@@ -225,7 +225,7 @@ def statistics_sums(prediction: Tensor, target: Tensor, unit: str) -> Tensor:
         Sums of abs(e) and e^2 in the unit of the statistics, the number of errors above
         1 kcal/mol, M; float64 on the CPU, ``[4]``.
     """
-    factor = convert(1.0, unit, "kcal/mol") if unit in ENERGY_UNITS else 1.0
+    factor, _ = reported(unit)
     error = (prediction.cpu().double() - target.cpu().double()) * factor
     above = (error.abs() > CHEMICAL_ACCURACY).sum()
     return torch.stack(
@@ -241,12 +241,11 @@ def summed_statistics(sums: Tensor, unit: str) -> ErrorStatistics:
         unit: of the energies that went in.
     """
     absolute, square, above, num = sums.tolist()
-    is_energy = unit in ENERGY_UNITS
     return ErrorStatistics(
         absolute / num,
         math.sqrt(square / num),
-        100 * above / num if is_energy else None,
-        "kcal/mol" if is_energy else unit,
+        100 * above / num if unit in ENERGY_UNITS else None,
+        reported(unit)[1],
         int(num),
     )
 

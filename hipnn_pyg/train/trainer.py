@@ -60,7 +60,7 @@ from hipnn_pyg.train.validation import (
     summed_validation,
     validation_sums,
 )
-from hipnn_pyg.units import ENERGY_UNITS, convert
+from hipnn_pyg.units import reported
 
 BEST_SECONDS = 5.0
 """Least time between two writings of the best model; checkpoints and the end write it anyway."""
@@ -142,7 +142,7 @@ class Trainer:
         self.schedule, self.average = recipe(config, model, self.optimizer, total_steps)
 
         self.settings = settings_of(self)
-        self.metric_unit = "kcal/mol" if train.spec.unit in ENERGY_UNITS else train.spec.unit
+        _, self.metric_unit = reported(train.spec.unit)
         self.best_mae = math.inf
         self.best_epoch = 0
         logged = 3 + self.forces + 2 * self.stress
@@ -344,7 +344,7 @@ class Trainer:
         """Means over the steps since the last row, in the units of the validation errors; that of
         stress over the mini-batches that have any."""
         unit = self.train.spec.unit
-        energy = convert(1.0, unit, "kcal/mol") if unit in ENERGY_UNITS else 1.0
+        energy, _ = reported(unit)
         stress = 1 / StressLabels("GPa").factor(unit) if self.stress else 1.0
         names = ("train_loss", "train_mae", "train_r", "train_force_mae", "train_stress_mae")
         factors = (1.0, energy, 1.0, energy, stress)
