@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,10 +19,10 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from hipnn_pyg.cli.run_folder import RunFolder, history, usable_device
+from hipnn_pyg.cli.run_folder import RunFolder, history, of_class, usable_device
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import MoleculeSet, QM9Set
-from hipnn_pyg.models.files import atomic_write, check_writable, load_model, read_card
+from hipnn_pyg.models.files import atomic_write, check_writable, load_model
 from hipnn_pyg.reproduce.report import print_whole
 from hipnn_pyg.reproduce.rows import printed_for
 from hipnn_pyg.reproduce.tables import STATISTICS, published
@@ -137,10 +137,9 @@ def evaluate(
         unit=np.array(unit),
         part=np.array(part),
     )
-    card = read_card(path)
-    network = Network(**{f.name: card["hyperparameters"][f.name] for f in fields(Network)})
+    network = of_class(Network, model.card["hyperparameters"])
     paper = paper_figures(molecules, network) if part == "test" else {}
-    results = {"part": part, **statistics._asdict(), "paper": paper, "model": card}
+    results = {"part": part, **statistics._asdict(), "paper": paper, "model": model.card}
     if folder.metrics.is_file():
         results["seconds"] = float(history(folder)["seconds"][-1])  # of the whole training
     if of_forces is not None:

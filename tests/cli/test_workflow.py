@@ -399,6 +399,15 @@ def test_evaluate_and_plot(trained: Path, molecule_file: Path, capsys: Capture) 
     assert results["mae"] == pytest.approx(card["validation_mae"], rel=1e-6)
 
 
+def test_evaluate_a_model_of_before_a_size_was_a_setting(copy: Path) -> None:
+    """As it is loaded: with the default."""
+    card = json.loads((copy / "model.json").read_text())
+    assert card["hyperparameters"].pop("hierarchical") is True
+    (copy / "model.json").write_text(json.dumps(card))
+    assert main(["evaluate", str(copy)]) == 0
+    assert json.loads((copy / "results.json").read_text())["model"] == card
+
+
 def test_evaluate_with_the_data_elsewhere(
     trained: Path, molecule_file: Path, tmp_path: Path, capsys: Capture
 ) -> None:
