@@ -19,7 +19,7 @@ from hipnn_pyg.nn import Sensitivity
 from hipnn_pyg.reproduce.names import record_name
 from hipnn_pyg.reproduce.records import Record, completed, read_records, write_record
 from hipnn_pyg.reproduce.tables import Found, Unfinished
-from hipnn_pyg.train import Network, Training, error_statistics
+from hipnn_pyg.train import Network, Training
 from hipnn_pyg.train.checkpoint import load_checkpoint
 from hipnn_pyg.units import reported
 
@@ -135,17 +135,14 @@ def collect(
             f"{path} is not finished (epoch {run.epoch} of {run.settings['epochs']}): go on with "
             "it first"
         )
-    evaluate(path, part, root)
+    statistics = evaluate(path, part, root).energy
     with np.load(run.folder.predictions) as stored:
         predictions = {name: stored[name] for name in stored}
-    card, model, rows = read_card(path), load_model(path), history(run.folder)
-    unit = str(predictions["unit"])
-    factor, _ = reported(unit)
+    model, rows = load_model(path), history(run.folder)
+    card, (factor, _) = model.card, reported(model.energy_unit)
     target, orders = predictions["target"], predictions["orders"]
     truncated = (orders.cumsum(1) - target[:, None]) * factor
-    prediction = torch.from_numpy(predictions["prediction"])
-    statistics = error_statistics(prediction, torch.from_numpy(target), unit)
-    arrays = {"error": ((prediction.numpy() - target) * factor).astype(np.float32)}
+    arrays = {"error": ((predictions["prediction"] - target) * factor).astype(np.float32)}
     if model.hierarchical:
         arrays["nonhierarchicality"] = predictions["nonhierarchicality"].astype(np.float32)
     for name in ("seconds", "validation_mae", "validation_rmse"):

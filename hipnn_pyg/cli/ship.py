@@ -70,7 +70,7 @@ def ship(path: Path, name: str, output: Path = PRETRAINED, root: str | None = No
         raise FileExistsError(f"{target} exists: delete it first, or choose another name")
     members = member_folders(path)
     model = CalibratedModel.load(path)
-    report = RunFolder(path).path / "calibration.json"
+    report = path / "calibration.json"
     if model.error_bars is None or not report.is_file():
         raise ModelFileError(
             f"{path} has no error bars: run `hipnn calibrate {shlex.quote(str(path))}` first"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hipnn_pyg.data.sets import SETS, MD17Set, QM9Set
+from hipnn_pyg.data.sets import MD17Set, QM9Set, describe
 from hipnn_pyg.reproduce.ablation import NUM_TRAIN, NUM_VALIDATION, ablation
 from hipnn_pyg.reproduce.curves import learning_curve, time_curve
 from hipnn_pyg.reproduce.figures import fig_2, fig_3, orders, trained_sensitivities
@@ -59,8 +59,7 @@ class Output:
         rows = self.rows(data)
         if self.key_of is None:
             return rows
-        name = next(name for name, kind in SETS.items() if kind is self.data)
-        mine = {"dataset": name, "num_validation": data.num_validation}
+        mine = {"dataset": describe(data)["dataset"], "num_validation": data.num_validation}
         settings = [r.settings for r in records if mine.items() <= r.settings.items()]
         keys = {self.key_of(s) for s in settings}
         for row in self.rows(data, sorted(keys - {row.key for row in rows}, key=_natural)):
