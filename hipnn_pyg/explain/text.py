@@ -51,37 +51,39 @@ def tables(report: Report) -> list[Table]:
 
 
 def order_table(report: Report) -> Table:
-    """One row per order."""
+    """One row per order; R^n where there is a hierarchy."""
     parts, decimals = report.parts, report.decimals
     table = Table(title=f"orders of the energy ({parts.unit})")
-    for heading in ("n", "E^n", "sum to n", "R^n"):
+    for heading in ("n", "E^n", "sum to n", *["R^n"] * parts.hierarchical):
         table.add_column(heading, justify="right")
     total = 0.0
     for n, energy in enumerate(parts.orders):
         total += float(energy)
-        step = f"{parts.r_orders[n]:.4f}" if n else "-"
-        table.add_row(str(n), f"{energy:.{decimals}f}", f"{total:.{decimals}f}", step)
+        cells = [str(n), f"{energy:.{decimals}f}", f"{total:.{decimals}f}"]
+        if parts.hierarchical:
+            cells.append(f"{parts.r_orders[n]:.4f}" if n else "-")
+        table.add_row(*cells)
     return table
 
 
 def atom_table(report: Report) -> Table:
-    """One row per atom; a mark where the hierarchy breaks."""
+    """One row per atom; R and a mark where the hierarchy breaks, if there is one."""
     parts, decimals = report.parts, report.decimals
-    table = Table(title=f"atoms ({parts.unit})", caption=f"{BREAK}: larger than the order below")
-    orders = [f"E^{n}" for n in range(parts.terms.shape[1])]
-    for heading in ("atom", *orders, "E", "R", "breaks"):
+    table = Table(title=f"atoms ({parts.unit})")
+    headings = ["atom", *(f"E^{n}" for n in range(parts.terms.shape[1])), "E"]
+    if parts.hierarchical:
+        table.caption = f"{BREAK}: larger than the order below"
+        headings += ["R", "breaks"]
+    for heading in headings:
         table.add_column(heading, justify="right")
     for i, symbol in enumerate(parts.symbols):
         values = [*parts.terms[i], parts.atoms[i]]
         breaks = " ".join(f"{BREAK} E^{n}" for n in parts.broken_orders(i))
-        table.add_row(
-            f"{symbol}{i}",
-            *(f"{value:.{decimals}f}" for value in values),
-            f"{parts.r_atoms[i]:.4f}",
-            breaks,
-            style="bold" if breaks else None,
-        )
+        cells = [f"{symbol}{i}", *(f"{value:.{decimals}f}" for value in values)]
+        if parts.hierarchical:
+            cells += [f"{parts.r_atoms[i]:.4f}", breaks]
+        table.add_row(*cells, style="bold" if breaks else None)
     table.add_section()
-    sums = [*parts.orders, parts.energy]
-    table.add_row("sum", *(f"{value:.{decimals}f}" for value in sums), f"{parts.r:.4f}", "")
+    cells = ["sum", *(f"{value:.{decimals}f}" for value in (*parts.orders, parts.energy))]
+    table.add_row(*cells, *[f"{parts.r:.4f}"] * parts.hierarchical)
     return table

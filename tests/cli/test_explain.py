@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,7 +25,16 @@ from hipnn_pyg.cli import inputs, main
 from hipnn_pyg.data.molecules import read_structures
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.targets import ASE_ENERGY
-from hipnn_pyg.explain import Breakdown, Report, Trust, break_down, known_r, render, stand
+from hipnn_pyg.explain import (
+    Breakdown,
+    Report,
+    Trust,
+    break_down,
+    known_r,
+    render,
+    stand,
+    tables,
+)
 from hipnn_pyg.explain.colours import colourings
 from hipnn_pyg.models.files import ModelFileError
 from hipnn_pyg.uncertainty import (
@@ -136,6 +146,14 @@ def test_a_model_without_hierarchy_has_nothing_that_breaks(
     assert not parts.breaks.any() and parts.steps[:, 1].min() == 1.0
     page = page_of(parts)
     assert "no hierarchy: R says nothing" in page and "breaks at" not in page
+    orders, atoms = ["n", "E^n", "sum to n"], ["atom", "E^0", "E^1", "E^2", "E"]
+    for hierarchical, of_orders, of_atoms in ((False, [], []), (True, ["R^n"], ["R", "breaks"])):
+        trust = Trust({}, "geometry as given", "not calibrated")
+        shown = replace(parts, hierarchical=hierarchical)
+        printed = tables(Report("water", shown, trust, None, "made-up", {}))
+        headings = [[column.header for column in table.columns] for table in printed]
+        assert headings == [orders + of_orders, atoms + of_atoms]
+        assert (printed[1].caption is not None) == hierarchical
 
 
 # --- where R stands -------------------------------------------------------------------------------
