@@ -90,7 +90,6 @@ def _in_ase(
     peers = [name for name in workers if name != OURS]
     row = Row(title, "ms", OURS, samples, missing | failed, peers)
     row.goals = [Goal(2, peer) for peer in peers]
-    row.size = None
     row.note = f"{neighbors:.0f} neighbours per atom; "
     row.note += "one thread each" if not size else f"turns of {steps} steps"
     if size and 2 * steps < FEW:  # a turn and the one before

@@ -61,14 +61,14 @@ def _batch(bench: Bench, size: int, least: float, of_epoch: list[Goal]) -> list[
         of_epoch: what follows for a step from the goal of an epoch.
     """
     _needed()
-    steps, energies = (CAPTURED, *OURS[::-1], *PEERS), (CAPTURED, *OURS[::-1], *PEERS)
+    names = (CAPTURED, *OURS[::-1], *PEERS)
     goals = [Goal(least, PEERS[0])]
     return [
         compare(
-            bench, "step", f"GPU training step, batch {size}", size, steps, goals + of_epoch, "cuda"
+            bench, "step", f"GPU training step, batch {size}", size, names, goals + of_epoch, "cuda"
         ),
-        kernel_count(bench, size, steps, "cuda"),
-        compare(bench, "energies", f"GPU energies, batch {size}", size, energies, goals, "cuda"),
+        kernel_count(bench, size, names, "cuda"),
+        compare(bench, "energies", f"GPU energies, batch {size}", size, names, goals, "cuda"),
     ]
 
 

@@ -89,13 +89,13 @@ def _origins(entries: dict[str, dict[str, Any]]) -> list[str]:
     return [f"- {', '.join(names)}: {origin}." for origin, names in origins.items()]
 
 
-def plot_scaling(folder: Path) -> bool:
-    """Draw ``scaling.png``, time and memory of large structures; False if there are no figures."""
+def plot_scaling(folder: Path) -> None:
+    """Draw ``scaling.png``, time and memory of large structures, if there are figures."""
     entry = read(folder).get("large", {"rows": []})
     panels = {"µs/atom": ("time of an energy (s)", 1e-6), "bytes/atom": ("memory (GB)", 1e-9)}
     rows = [row for row in entry["rows"] if row["unit"] in panels and row["figures"]]
     if not rows:
-        return False
+        return
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.5), layout="constrained")
@@ -113,4 +113,3 @@ def plot_scaling(folder: Path) -> bool:
         axes.set_ylabel(label)
         axes.legend()
     figure.savefig(folder / "scaling.png", dpi=150)
-    return True

@@ -39,7 +39,6 @@ class Settings:
         memory_limit_gb: memory a large structure may take.
         run: folder of the model whose precision is measured; None for the shipped one.
         precision_molecules: molecules of that measurement.
-        first_step_rounds: processes whose first step is timed (once where caches are empty).
     """
 
     seed: int = 0
@@ -69,7 +68,6 @@ class Settings:
     memory_limit_gb: float = 16.0
     run: str | None = None
     precision_molecules: int = 256
-    first_step_rounds: int = 1
 
 
 QUICK = {
@@ -93,6 +91,5 @@ QUICK = {
     "dynamics_steps": 2,
     "dynamics_molecules": 3,
     "precision_molecules": 8,
-    "first_step_rounds": 1,
 }
 """What ``--quick`` replaces: everything runs, no figure means anything."""

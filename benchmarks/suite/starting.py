@@ -20,8 +20,7 @@ def first_step(bench: Bench) -> list[Row]:
 
     Empty caches are those of a machine that runs the package for the first time.
     """
-    settings = bench.settings
-    size = settings.batch_sizes[0]
+    size = bench.settings.batch_sizes[0]
     molecules = bench.molecules.subset(bench.batches(10 * size, 1, 0)[0])
     row = Row(f"first step, batch {size}", "s", "kernels, empty caches", goals=[Goal(60)])
     for label, name in (("kernels", "HIPNN"), ("torch.compile", "HIPNN compiled")):
@@ -32,10 +31,8 @@ def first_step(bench: Bench) -> list[Row]:
             }
             arguments = (bench, caches, name, molecules, bench.batches(size, 1, 0)[0] % size)
             try:
-                row.samples[f"{label}, empty caches"] = [_seconds(*arguments)]
-                row.samples[f"{label}, full caches"] = [
-                    _seconds(*arguments) for _ in range(settings.first_step_rounds)
-                ]
+                for state in ("empty", "full"):
+                    row.samples[f"{label}, {state} caches"] = [_seconds(*arguments)]
             except Unavailable as reason:
                 row.missing[label] = str(reason)
     return [row]

@@ -57,7 +57,6 @@ def plot(path: Path) -> list[Path]:
 
     Raises:
         ModelFileError: the folder holds no run.
-        ValueError: nothing to draw yet.
     """
     folder = RunFolder(path)
     folder.read_config()

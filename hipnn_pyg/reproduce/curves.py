@@ -28,15 +28,14 @@ def learning_curve(rows: Sequence[Row], found: Found) -> Report:
     budgets: dict[str, list[tuple[int, Group]]] = {}
     for row in sorted(rows, key=lambda row: row.molecules.num_train):
         groups = groups_of(row, found.records)
-        for group in groups:
-            budgets.setdefault(budget(group), []).append((row.molecules.num_train, group))
         if not groups:
             cells = compared(None, row.paper.get("mae"), "mae")
             lines.append([f"{row.molecules.num_train:,}", *cells, "not run"])
         for group in groups:
-            cells = compared(group.mean("mae"), row.paper.get("mae"), "mae")
-            lines.append([f"{row.molecules.num_train:,}", *cells, provenance(group)])
+            budgets.setdefault(budget(group), []).append((row.molecules.num_train, group))
             ours = group.mean("mae")
+            cells = compared(ours, row.paper.get("mae"), "mae")
+            lines.append([f"{row.molecules.num_train:,}", *cells, provenance(group)])
             data.append({"num_train": row.molecules.num_train, "mae": ours and ours._asdict(),
                          "budget": budget(group), "runs": provenance(group)})  # fmt: skip
     headings = ["N_train", "MAE (kcal/mol)", "paper (difference)", TRAINED]
