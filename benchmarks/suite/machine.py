@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +14,11 @@ PACKAGES = ("hipnn_pyg", "torch", "torch-geometric", "hippynn", "numba", "triton
 
 def hardware(threads: int) -> dict[str, Any]:
     """CPU, cores, threads used, memory and GPU."""
+    from hipnn_pyg.cli.hardware import processor  # not in the workers, whose start is timed
+
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor(),
         "architecture": platform.machine(),
         "system": platform.system(),
         "cores": os.cpu_count(),
@@ -25,15 +26,6 @@ def hardware(threads: int) -> dict[str, Any]:
         "memory_gb": round(pages / 1e9, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor())
 
 
 def versions() -> dict[str, str | None]:

@@ -16,13 +16,17 @@ def hardware(device: str) -> str:
     """
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    used = "" if threads == cores else f", {threads} thread{'s' if threads > 1 else ''}"
+    return f"{processor()}, {cores} cores{used}"
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
-            models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-        name = models[0] if models else name
+            models = (line.split(":")[1].strip() for line in file if line.startswith("model name"))
+            return next(models, name)
     except OSError:
-        pass
-    cores, threads = os.cpu_count(), torch.get_num_threads()
-    used = "" if threads == cores else f", {threads} thread{'s' if threads > 1 else ''}"
-    return f"{name}, {cores} cores{used}"
+        return name
