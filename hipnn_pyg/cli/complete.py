@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from rich.console import Console
-
 from hipnn_pyg.cli.collect import (
     RECORDS,
     Part,
@@ -42,17 +40,11 @@ class Workshop:
         results: records go to its folder ``records``.
         runs: run folders: ``NAME/seed-K``, and ``NAME/seeds-K-L/member-M`` for ensembles.
         part: the molecules that records are about.
-        console: where to say what is done.
     """
 
     results: Path
     runs: Path
     part: Part
-    console: Console
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self.console.print(text, highlight=False, markup=False)
 
     def recorded(self, row: Row, training: Training) -> bool:
         """Whether there is a record of this run."""
@@ -112,7 +104,7 @@ def complete(
                 _make_record(row, replace(training, seed=some[0]), workshop)
         except DatasetUnavailableError as error:
             unavailable.add(row.key)
-            workshop.say(f"{row.label}: not run: {error}")
+            say(f"{row.label}: not run: {error}")
 
 
 def _jobs(
@@ -137,7 +129,7 @@ def _train_together(row: Row, training: Training, seeds: Sequence[int], workshop
     if len(new) < 2 or new != list(range(new[0], new[-1] + 1)):
         return  # one by one
     path = workshop.new_folder(row, training, f"seeds-{new[0]}-{new[-1]}")
-    workshop.say(f"{row.label}, seeds {new[0]} to {new[-1]}: training in {path}")
+    say(f"{row.label}, seeds {new[0]} to {new[-1]}: training in {path}")
     with _stops():
         train_ensemble(row.molecules, row.network, each[new[0]], path, len(new))
 
@@ -154,7 +146,7 @@ def _make_record(row: Row, training: Training, workshop: Workshop) -> None:
     trained_here = ""
     if run is None or not run.finished:
         begun = run is not None and run.begun
-        workshop.say(f"{what}: {'going on' if begun else 'training'} in {path}")
+        say(f"{what}: {'going on' if begun else 'training'} in {path}")
         ensemble = ensemble_of(path)
         with _stops():
             if ensemble is None:
@@ -167,7 +159,12 @@ def _make_record(row: Row, training: Training, workshop: Workshop) -> None:
     root = getattr(row.molecules, "root", None)
     written = collect(path, workshop.results, root, workshop.part, trained_here)
     tidy(path)
-    workshop.say(f"{what}: {written}")
+    say(f"{what}: {written}")
+
+
+def say(text: str) -> None:
+    """Print a line at once; paths in it stay whole, however narrow the terminal is."""
+    print(text, flush=True)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 
 from hipnn_pyg.cli.collect import collect, found, look_at, single_runs
-from hipnn_pyg.cli.complete import Workshop, complete
+from hipnn_pyg.cli.complete import Workshop, complete, say
 from hipnn_pyg.cli.run_folder import of_class
 from hipnn_pyg.reproduce.ablation import VARIATIONS, varied
 from hipnn_pyg.reproduce.outputs import OUTPUTS, Output
@@ -107,14 +107,14 @@ def run(arguments: Namespace) -> None:
     console = Console()
     if what not in OUTPUTS:
         if what == "collect":
-            _collect(options, results, runs, console)
+            _collect(options, results, runs)
         everything = found(results, runs)
         shown, usual = _all_reports(everything), True
     else:
         output = OUTPUTS[what]
         rows = _rows(output, options)
         if rows and not options["from_results"]:
-            _train(output, rows, options, Workshop(results, runs, output.part, console))
+            _train(output, rows, options, Workshop(results, runs, output.part))
         everything = found(results, runs)
         shown = [output.report(rows, everything)]
         known = [row.settings for row in output.usual_rows(everything.records)]
@@ -128,7 +128,7 @@ def run(arguments: Namespace) -> None:
         own = [replace(report, name=f"{what}-own") for report in shown]
         for report in _all_reports(records) if usual else own:
             for path in report.write(results):
-                console.print(str(path), highlight=False, markup=False)
+                say(str(path))
 
 
 def _rows(output: Output, options: dict[str, Any]) -> list[Row]:
@@ -152,14 +152,14 @@ def _train(output: Output, rows: list[Row], options: dict[str, Any], workshop: W
     complete(rows, settings, seeds, workshop, options["together"])
 
 
-def _collect(options: dict[str, Any], results: Path, runs: Path, console: Console) -> None:
+def _collect(options: dict[str, Any], results: Path, runs: Path) -> None:
     """Records of finished runs that have none, and of the folders that were named."""
     done = [record.settings for record in found(results, runs).records]
     finished = [run for run in map(look_at, single_runs(runs)) if run.finished]
     paths = [run.folder.path for run in finished if run.settings not in done]
     for path in [*paths, *map(Path, options["folders"])]:
         written = collect(path, results, options["root"])
-        console.print(str(written), highlight=False, markup=False)
+        say(str(written))
 
 
 def _all_reports(found: Found) -> list[Report]:

@@ -145,12 +145,22 @@ def test_from_results_prints_the_same_without_a_run_folder(
 
 
 def test_a_narrow_terminal_takes_nothing_away(
-    done: Path, table_2: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    done: Path,
+    tmp_path: Path,
+    table_2: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    assert main(table_2(done, "--rows", "5", "--from-results")) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    mae = np.mean([record.mae for record in read_records(done / "records")])
+    results = Path(shutil.copytree(done, tmp_path / "results"))
+    records = read_records(results / "records")
+    (lost,) = (results / "records").glob("*seed-1.json")
+    lost.unlink()
+    assert main(table_2(results, "--rows", "5", "--splits", "2")) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert f"5, seed 1: {lost}" in shown and str(results / "table2-own.md") in shown
+    lines = [line for line in shown if line.startswith("│")]
+    mae = np.mean([record.mae for record in records])
     assert any(line.startswith("│ 5 ") and f" {mae:.3f} " in line for line in lines)
     assert len({len(line) for line in lines}) == 1 and "…" not in "".join(lines)
 
