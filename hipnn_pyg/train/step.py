@@ -12,6 +12,7 @@ from torch.func import functional_call
 from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.train.direct import direct_gradient
 from hipnn_pyg.train.loss import HIPNNLoss, LossTerms, is_penalised
+from hipnn_pyg.train.recipe import flattened
 
 Gradient = Callable[[Tensor, dict[str, Tensor], MoleculeBatch], tuple[LossTerms, Tensor]]
 
@@ -41,12 +42,10 @@ class TrainingStep(nn.Module):
         self.learned = tuple(learned.values())
         every = [*loss.named_parameters(), *loss.named_buffers()]
         self.frozen = {name: t.detach() for name, t in every if name not in learned}
-        self.vector = nn.Parameter(torch.cat([p.detach().flatten() for p in learned.values()]))
+        self.vector = nn.Parameter(flattened(loss))
         self.penalised: Tensor
         mask = [p.new_full((p.numel(),), is_penalised(name)) for name, p in learned.items()]
         self.register_buffer("penalised", torch.cat(mask), persistent=False)
-        for name, view in self.views(self.vector.detach()).items():
-            learned[name].data = view
         self.direct = direct_gradient(loss, self.vector, self.penalised)
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
