@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from hipnn_pyg.train.captured_stack import CapturedStack, stacks
 from hipnn_pyg.train.graphs import compiled_graphs, not_captured, recompiled
 from hipnn_pyg.train.interrupts import interrupts
 from hipnn_pyg.train.loss import LossTerms
-from hipnn_pyg.train.stack import adam_steps, gather_padded, stacked_gradient
+from hipnn_pyg.train.stack import StackedGradient, adam_steps, gather_padded, stacked_gradient
 from hipnn_pyg.train.trainer import Trainer, TrainingStopped
 
 
@@ -135,7 +136,6 @@ class EnsembleTrainer:
         self.failures: dict[int, TrainingStopped] = {}
         for member in self.members if first.compiled else ():
             member.gradient = first.gradient  # one compilation for all
-        self._of_all = stacked_gradient(first.objective, first.compiled)
         self._frozen: tuple[list[Member], dict[str, Tensor]] = ([], {})
 
     def resume(self) -> None:
@@ -276,6 +276,11 @@ class EnsembleTrainer:
         adam_steps([member.optimizer for member in front])
         rows = zip(*(term.unbind() for term in terms), strict=True)
         return [LossTerms(*row) for row in rows]
+
+    @cached_property
+    def _of_all(self) -> StackedGradient:
+        """The batched step; where steps are not batched, nobody asks for it."""
+        return stacked_gradient(self.members[0].objective, self.members[0].compiled)
 
     def _frozen_of(self, front: list[Member]) -> dict[str, Tensor]:
         """What is not learned, stacked anew only when a member leaves."""

@@ -181,6 +181,18 @@ def test_control_another_seed_is_another_model(
     assert largest_difference(ours["model"], theirs["model"]) > 1e-4
 
 
+def test_only_batched_steps_copy_the_model(
+    ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copied(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("hipnn_pyg.train.ensemble.stacked_gradient", copied)
+    ensemble(None, False, epochs=1).fit()
+    with pytest.raises(MemoryError):  # control
+        ensemble(None, True, epochs=1).fit()
+
+
 def test_frozen_layers_stay_each_members_own(build: Build) -> None:
     members = [build(Member, seed, frozen=True) for seed in SEEDS]
     EnsembleTrainer(members, batched=True, progress=False).fit()
