@@ -112,13 +112,12 @@ def evaluate(
     chosen = packed.subset(index)
     target, unit, of_forces, of_stress = chosen.target.cpu(), model.energy_unit, None, None
     components: dict[str, Any] = {}
-    if packed.forces is None:
+    if chosen.forces is None:
         prediction = predict(model, chosen)
     else:
         learned = chosen.stress is not None and bool(torch.isfinite(chosen.stress).any())
         prediction, predicted, stress = predict_stress(model, chosen, stress=learned)
-        labels = chosen.gather(torch.arange(len(chosen))).forces
-        assert labels is not None
+        labels = chosen.forces[chosen.atoms]
         of_forces = force_statistics(predicted, labels, unit)
         components |= {"forces": predicted.numpy(), "forces_target": labels.cpu().numpy()}
         if learned and chosen.stress is not None:

@@ -287,7 +287,7 @@ class PackedMolecules:
     def sha256(self) -> str:
         """Of the molecules in their order: sizes, elements, positions, target, forces, cells,
         stress."""
-        _, _, atoms = rows_of(torch.arange(len(self)), self.counts, self.start)
+        atoms = self.atoms
         parts = [self.counts, self.z[atoms], self.pos[atoms], self.target]
         parts += [] if self.forces is None else [self.forces[atoms]]
         parts += [] if self.cells is None else [self.cells.cell, self.cells.pbc]
@@ -337,10 +337,14 @@ class PackedMolecules:
         """Where the atoms are."""
         return self.z.device
 
+    @property
+    def atoms(self) -> Tensor:
+        """Where the atoms of these molecules stand in ``z``, ``pos`` and ``forces``, ``[N]``."""
+        return rows_of(torch.arange(len(self)), self.counts, self.start)[2]
+
     def atomic_numbers(self) -> Tensor:
         """Z of the atoms of these molecules, ``[N]``; of a subset :attr:`z` holds others, too."""
-        _, _, atoms = rows_of(torch.arange(len(self)), self.counts, self.start)
-        return self.z[atoms]
+        return self.z[self.atoms]
 
     def to(self, device: torch.device | str) -> PackedMolecules:
         """The same molecules on another device (the counts stay on the CPU)."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hipnn_pyg.checks import StructureError, check_species
 from hipnn_pyg.data.packed import PackedMolecules
-from hipnn_pyg.data.ragged import rows_of
 from hipnn_pyg.data.targets import Target
 
 
@@ -27,8 +26,8 @@ def composition(molecules: PackedMolecules, species: Sequence[int]) -> Tensor:
     Raises:
         StructureError: a species outside the list.
     """
-    _, molecule, atoms = rows_of(torch.arange(len(molecules)), molecules.counts, molecules.start)
-    z = molecules.z[atoms]
+    z = molecules.atomic_numbers()
+    molecule = torch.repeat_interleave(molecules.counts).to(z.device)
     matches = z.unsqueeze(1) == torch.tensor(list(species), device=z.device)
     check_species(z, matches.any(1), species)
     counts = torch.zeros(len(molecules), len(species), dtype=torch.float64, device=z.device)

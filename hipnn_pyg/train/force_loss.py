@@ -71,8 +71,7 @@ def force_scale(molecules: PackedMolecules) -> float:
     """
     if molecules.forces is None:
         raise StructureError("these molecules have no force labels: pack them with forces=...")
-    forces = molecules.gather(torch.arange(len(molecules))).forces
-    assert forces is not None
+    forces = molecules.forces[molecules.atoms]
     sigma_f = float(forces.double().square().mean().sqrt())
     if not sigma_f > 0:
         raise StructureError(

@@ -78,8 +78,8 @@ def validation_sums(
     if not forces:
         return statistics_sums(predict(model, molecules).energy, target, unit)
     prediction, predicted, of_cells = predict_stress(model, molecules, stress=stress)
-    labels = molecules.gather(torch.arange(len(molecules))).forces
-    assert labels is not None
+    assert molecules.forces is not None
+    labels = molecules.forces[molecules.atoms]
     sums = [statistics_sums(prediction.energy, target, unit)]
     sums.append(force_statistics_sums(predicted, labels, unit))
     if stress:

@@ -386,6 +386,18 @@ def test_what_a_sampler_draws_is_packed(items: list[Data]) -> None:
     assert torch.equal(everything.target, whole)  # control
 
 
+def test_atoms_of_a_subset(items: list[Data]) -> None:
+    for item in items:
+        item.force = torch.randn_like(item.pos)
+    index = torch.tensor([7, 2, 2, 9])
+    part = PackedMolecules.pack(items, ENERGY, forces=ASE_FORCES).subset(index)
+    assert part.forces is not None
+    batch = part.gather(torch.arange(4))
+    for stored, drawn in ((part.z, batch.z), (part.pos, batch.pos), (part.forces, batch.forces)):
+        assert torch.equal(stored[part.atoms], drawn)
+        assert len(stored) > len(drawn)  # control: of a subset they hold others, too
+
+
 def test_a_hash_tells_molecules_apart(items: list[Data]) -> None:
     packed = PackedMolecules.pack(items, ENERGY)
     assert PackedMolecules.pack(InMemory(items), ENERGY).sha256 == packed.sha256

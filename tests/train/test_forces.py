@@ -33,7 +33,7 @@ from hipnn_pyg.train.force_loss import HIPNNForceLoss, force_scale, terms_and_fo
 from hipnn_pyg.train.graphs import COMPILE_PAYS_AFTER, FORCES_PAY_AFTER, compile_wanted
 from hipnn_pyg.train.metrics import force_statistics, predict_forces
 from hipnn_pyg.train.step import TrainingStep
-from hipnn_pyg.train.validation import score
+from hipnn_pyg.train.validation import score, validation_sums
 
 KERNELS = ("reference", "padded", "fused")
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS)
@@ -177,6 +177,24 @@ def test_scale_is_the_root_mean_square() -> None:
         force_scale(replace(packed, forces=torch.zeros_like(packed.forces)))
     with pytest.raises(StructureError, match="no force labels"):
         force_scale(replace(packed, forces=None))
+
+
+def test_labels_are_read_without_a_mini_batch_of_everything(
+    small_model: Callable[..., HIPNN], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has all pairs, and in periodic structures all edges."""
+    packed = PackedMolecules.pack(distorted(("H2O", "CH4")), ASE_ENERGY, forces=ASE_FORCES)
+    gather, drawn = PackedMolecules.gather, []
+
+    def count(self: PackedMolecules, index: Tensor) -> MoleculeBatch:
+        drawn.append(index.tolist())
+        return gather(self, index)
+
+    monkeypatch.setattr(PackedMolecules, "gather", count)
+    force_scale(packed)
+    assert not drawn
+    sums = validation_sums(small_model(), packed, forces=True)
+    assert drawn == [[0, 1]] and sums[6] == 3 * 8  # control: to predict, in one batch
 
 
 @pytest.mark.parametrize("weights", [(-1.0, 1.0), (1.0, -0.1), (0.0, 0.0)])
