@@ -59,7 +59,7 @@ class Validation(NamedTuple):
 
 
 def validation_sums(
-    model: HIPNN | None, molecules: PackedMolecules | None, forces: bool, stress: bool = False
+    model: HIPNN, molecules: PackedMolecules | None, forces: bool, stress: bool = False
 ) -> Tensor:
     """What :func:`summed_validation` needs; adds up over parts of the molecules.
 
@@ -72,7 +72,7 @@ def validation_sums(
     Returns:
         Float64, ``[4]``; ``[7]`` with forces, ``[10]`` with stress.
     """
-    if model is None or molecules is None:
+    if molecules is None:
         return torch.zeros(4 + 3 * forces + 3 * stress, dtype=torch.float64)
     unit, target = molecules.spec.unit, molecules.target
     if not forces:
