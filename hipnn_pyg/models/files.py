@@ -78,7 +78,7 @@ def save_model(model: HIPNN, folder: str | Path, **provenance: Any) -> Path:
     """Write a model.
 
     Args:
-        model: the model.
+        model: the model; of a compiled one, what was compiled.
         folder: where ``model.safetensors`` and ``model.json`` go.
         **provenance: JSON values to keep with it (data set, target, seed, statistics ...).
 
@@ -88,6 +88,7 @@ def save_model(model: HIPNN, folder: str | Path, **provenance: Any) -> Path:
     Raises:
         OSError: the disk is full or not writable; older files stay intact.
     """
+    model = getattr(model, "_orig_mod", model)  # torch.compile's name for it
     return write_model(model, model.state_dict(), folder, provenance)
 
 

@@ -75,6 +75,15 @@ def test_either_file_names_the_model(saved: Path) -> None:
             assert torch.equal(tensor, expected[name])
 
 
+def test_a_compiled_model_is_saved_as_itself(small_model: Build, tmp_path: Path) -> None:
+    model = small_model()
+    compiled = torch.compile(model)
+    loaded = load_model(save_model(compiled, tmp_path)).state_dict()  # type: ignore[arg-type]
+    assert list(compiled.state_dict()) != list(loaded)  # control: with the prefix of its wrapper
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name], tensor)
+
+
 def test_saving_leaves_no_other_files_and_the_model_alone(
     small_model: Build, tmp_path: Path
 ) -> None:
