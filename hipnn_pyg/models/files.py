@@ -287,4 +287,5 @@ def check_alike(
 
 def _folder(path: str | Path) -> Path:
     path = Path(path)
-    return path.parent if path.suffix in (".json", ".safetensors") else path
+    is_file = path.suffix in (".json", ".safetensors") and not path.is_dir()
+    return path.parent if is_file else path

@@ -84,6 +84,14 @@ def test_a_compiled_model_is_saved_as_itself(small_model: Build, tmp_path: Path)
         assert torch.equal(loaded[name], tensor)
 
 
+@pytest.mark.parametrize("name", ["best.safetensors", "best.json"])
+def test_a_folder_may_be_called_like_a_file(small_model: Build, tmp_path: Path, name: str) -> None:
+    folder = save_model(small_model(), tmp_path / name)
+    save_model(small_model(hidden_channels=7), tmp_path)  # control: not that one
+    for path in (folder, folder / "model.json"):
+        assert load_model(path).hyperparameters["hidden_channels"] == 6
+
+
 def test_saving_leaves_no_other_files_and_the_model_alone(
     small_model: Build, tmp_path: Path
 ) -> None:
