@@ -62,7 +62,7 @@ def look_at(path: Path) -> Run:
     folder = RunFolder(path)
     settings = folder.read_config()
     if folder.checkpoint.exists():
-        progress = load_checkpoint(folder.checkpoint, "cpu")["progress"]
+        progress = load_checkpoint(folder.checkpoint)["progress"]
         finished = progress["epoch"] >= settings["epochs"] or progress["stopped"]
         best = progress["best_mae"] if progress["best_epoch"] else None
         return Run(folder, completed(settings), progress["epoch"], best, True, finished)

@@ -129,19 +129,22 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     atomic_write({path: buffer.getvalue()})
 
 
-def load_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """Read a checkpoint; :func:`restore_rng` is for the end of resuming.
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, all of it on the CPU; :func:`restore_rng` is for the end of resuming.
 
     Raises:
         ModelFileError: missing, truncated or foreign.
+        OSError: it cannot be read.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        state["rng"]["cpu"], state["progress"]
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise ModelFileError(
             f"{path} does not exist: nothing to resume; leave --resume out to start this run"
         ) from error
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state["rng"]["cpu"], state["progress"]
     except Exception as error:  # torch.load raises many kinds on damaged files
         raise ModelFileError(
             f"{path} is truncated or not a checkpoint ({type(error).__name__}): start the run anew "
@@ -174,7 +177,6 @@ def rng_state() -> dict[str, Any]:
 
 def restore_rng(rng: dict[str, Any]) -> None:
     """Go on from ``rng_state()``; last of all, since building a model draws numbers too."""
-    torch.set_rng_state(rng["cpu"].cpu())
-    if torch.cuda.is_available():
-        here = rng["cuda"][: torch.cuda.device_count()]  # there may have been more GPUs
-        torch.cuda.set_rng_state_all([cuda.cpu() for cuda in here])
+    torch.set_rng_state(rng["cpu"])
+    if torch.cuda.is_available():  # there may have been more GPUs
+        torch.cuda.set_rng_state_all(rng["cuda"][: torch.cuda.device_count()])

@@ -496,10 +496,11 @@ class Trainer:
 
         Raises:
             ModelFileError: there is none, or it is damaged or of another configuration.
+            OSError: it cannot be read.
         """
         assert self.folder is not None
         path = self.folder / "checkpoint.pt"
-        state = load_checkpoint(path, self.device)
+        state = load_checkpoint(path)
         check_settings(path, state, self)
         restore_run(self, state)
         self.first_bad.fill_(-1)

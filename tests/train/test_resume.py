@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -191,6 +194,30 @@ def test_bad_checkpoints(
     with pytest.raises(ModelFileError, match=message) as caught:
         trainer.resume()
     assert str(path) in str(caught.value)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(
+    new_model: Models,
+    parts: Parts,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = Trainer(new_model(), *parts, settings(epochs=1), tmp_path, progress=False)
+    trainer.fit()
+    path, opened = tmp_path / "checkpoint.pt", io.open
+
+    def closed(file: Any, *arguments: Any, **options: Any) -> Any:
+        if Path(file) == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(file, *arguments, **options)
+
+    with monkeypatch.context() as patch:  # root may read everything
+        patch.setattr(io, "open", closed)
+        patch.setattr(builtins, "open", closed)
+        with pytest.raises(PermissionError, match=r"Permission denied: .*checkpoint\.pt"):
+            trainer.resume()
+    trainer.resume()  # control
 
 
 def test_compiled_training(
