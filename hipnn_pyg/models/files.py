@@ -194,8 +194,8 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> HIPNN:
             state = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ModelFileError(
-            f"{path} is missing, truncated or not a model ({error}): restore it from a copy, or "
-            "take a checkpoint of the run with `hipnn train --resume`"
+            f"{path} is missing, truncated or not a model ({error}): restore it from a copy or, if "
+            "its run is unfinished, go on with it: `hipnn train --resume`"
         ) from error
     try:
         model.load_state_dict(state)
