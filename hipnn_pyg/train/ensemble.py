@@ -146,7 +146,7 @@ class EnsembleTrainer:
         """
         self._stack = None  # it holds what the members had
         for number, member in enumerate(self.members):
-            if member.folder is not None and (member.folder / "checkpoint.pt").exists():
+            if member.has_checkpoint:
                 member.resume()
                 self.failures.pop(number, None)
 

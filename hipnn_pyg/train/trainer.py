@@ -183,8 +183,9 @@ class Trainer:
 
         Raises:
             FileExistsError: the folder holds another run.
-            TrainingStopped: on Ctrl-C or SIGTERM, after a checkpoint; on a loss that is not finite;
-                when another process of the run has failed.
+            TrainingStopped: on Ctrl-C or SIGTERM, after a checkpoint; on a loss that is not finite
+                (without a folder the model then has its best weights, if there are any); when
+                another process of the run has failed.
         """
         with self._bar() as bar, interrupts(self._ask_to_stop), self._failures():
             self.start()
@@ -203,7 +204,7 @@ class Trainer:
         Raises:
             FileExistsError: the folder holds another run.
         """
-        if not self.begun and self.folder is not None and (self.folder / "checkpoint.pt").exists():
+        if not self.begun and self.has_checkpoint:
             raise FileExistsError(
                 f"{self.folder} holds a run: call resume() to go on with it, or choose another "
                 "folder"
@@ -424,11 +425,15 @@ class Trainer:
         if not what:
             return
         self._write_best()
+        kept = "; the last checkpoint is intact" if self.has_checkpoint else ""
         start = " (hipnn train --start RUN begins with this one's best weights)"
-        raise TrainingStopped(
-            f"{what}; the last checkpoint is intact: begin a new run with a lower learning_rate"
-            f"{start if self.best_epoch else ''}"
-        )
+        if not self.best_epoch:
+            start = ""
+        elif self.folder is None:
+            self.model.load_state_dict(self.best_state)
+            kept = f"; the model has the weights of epoch {self.best_epoch}, the best ones"
+            start = ""
+        raise TrainingStopped(f"{what}{kept}: begin a new run with a lower learning_rate{start}")
 
     def _ask_to_stop(self) -> None:
         self.interrupted = True
@@ -450,8 +455,7 @@ class Trainer:
 
     def _where(self) -> str:
         at = f"stopped in epoch {self.epoch + 1} at step {self.step} of {self.steps_per_epoch}"
-        kept = self.folder is not None and (self.folder / "checkpoint.pt").exists()
-        return f"{at}; go on with --resume" if kept else at
+        return f"{at}; go on with --resume" if self.has_checkpoint else at
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -469,6 +473,11 @@ class Trainer:
                 self._raise_if_bad()
             if self.first_bad < 0:
                 self._save()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is one in the run folder."""
+        return self.folder is not None and (self.folder / "checkpoint.pt").exists()
 
     @property
     def checkpoint_due(self) -> bool:

@@ -305,6 +305,35 @@ def test_weights_that_the_last_step_spoilt(
         spoilt.fit()
 
 
+@pytest.mark.parametrize("kept", ["nothing", "the model", "a checkpoint"])
+def test_a_failure_says_what_is_left(
+    kept: str, new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    """In the first step or, where there is a best model, in the second epoch."""
+    folder = tmp_path if kept == "a checkpoint" else None
+    trainer = Trainer(new_model(), *parts, settings(), folder, progress=False)
+    begin_epoch = trainer.begin_epoch
+
+    def spoil() -> None:
+        begin_epoch()
+        if kept == "nothing" or trainer.epoch == 1:
+            with torch.no_grad():
+                trainer.objective.vector.fill_(torch.nan)
+
+    trainer.begin_epoch = spoil  # type: ignore[method-assign]
+    with pytest.raises(TrainingStopped, match=r"is not finite .*: begin a new run with") as stopped:
+        trainer.fit()
+    words = {"the model": "has the weights of epoch 1", "a checkpoint": "checkpoint is intact"}
+    for what, said in words.items():
+        assert (said in str(stopped.value)) is (what == kept)
+    assert ("--start RUN" in str(stopped.value)) is (kept == "a checkpoint")
+    weights = torch.cat([weight.flatten() for weight in trainer.model.parameters()])
+    assert bool(weights.isfinite().all()) is (kept == "the model")
+    if kept == "the model":
+        for name, weight in trainer.model.state_dict().items():
+            assert torch.equal(weight, trainer.best_state[name])
+
+
 @pytest.mark.parametrize("capture", ["off", "on"])
 def test_a_trainer_goes_on_after_a_failure(
     new_model: Models, parts: Parts, settings: Settings, tmp_path: Path, capture: str
