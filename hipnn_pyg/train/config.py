@@ -74,7 +74,7 @@ class Training:
         seed: of weights, mini-batches and, without a split_seed, of the split.
         split_seed: of the split, for several models on one split (calibrated error bars of an
             ensemble need that); null for seed.
-        device: "auto", "cpu" or "cuda".
+        device: "cpu", "cuda" or "auto" for the latter where there is one.
         devices: processes on each node, one per device; "auto" for all GPUs. The mini-batch is
             split over them: their number changes the speed, not the result.
         num_nodes: nodes, each with so many devices.

@@ -40,10 +40,13 @@ def connect(config: Training, folder: Path | None) -> Fabric:
     from lightning.fabric.loggers import TensorBoardLogger
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    device = config.device
+    if device == "auto":  # Lightning would also take Apple's GPU, which knows no float64
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = f"--device {config.device} --devices {config.devices} --num_nodes {config.num_nodes}"
     try:
         fabric = Fabric(
-            accelerator=config.device,
+            accelerator=device,
             devices=config.devices,
             num_nodes=config.num_nodes,
             loggers=[] if folder is None else [TensorBoardLogger(folder, name="logs")],

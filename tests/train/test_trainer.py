@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.accelerators import MPSAccelerator
 from torch.optim.swa_utils import AveragedModel
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
@@ -145,6 +147,17 @@ def test_a_subset_may_leave_foreign_species_out(parts: Parts, settings: Settings
     for refused in (lambda: predict(trained, train), lambda: trained.fit_e0(train)):  # control
         with pytest.raises(StructureError, match="atomic number 8"):
             refused()
+
+
+def test_an_apple_gpu_is_not_taken(
+    new_model: Models, parts: Parts, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has neither float64 nor kernels of ours."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: True)
+    assert Fabric(accelerator="auto").device.type == "mps"  # control
+    trainer = Trainer(new_model(), *parts, settings(device="auto"), progress=False)
+    assert trainer.device.type == "cpu"
 
 
 def test_energies_in_another_unit_are_refused(parts: Parts, settings: Settings) -> None:
