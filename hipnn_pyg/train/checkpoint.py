@@ -68,7 +68,6 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
         "settings": trainer.settings,
         "totals": trainer.totals,
         "model": trainer.model.state_dict(),
-        "energy_unit": trainer.model.energy_unit,
         "average": None if trainer.average is None else trainer.average.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "schedule": trainer.schedule.state_dict(),
@@ -80,7 +79,6 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
 def restore_run(trainer: Trainer, state: dict[str, Any]) -> None:
     """Bring a new trainer of the same settings to where ``run_state()`` was taken."""
     trainer.model.load_state_dict(state["model"])
-    trainer.model.energy_unit = state.get("energy_unit", trainer.model.energy_unit)
     if trainer.average is not None:
         trainer.average.load_state_dict(state["average"])
     trainer.optimizer.load_state_dict(state["optimizer"])

@@ -75,7 +75,8 @@ class Trainer:
     theirs (:func:`hipnn_pyg.train.validation.score`).
 
     Args:
-        model: with E^0 and sigma_E set (``fit_e0``); moved to the device and trained in place.
+        model: with E^0 and sigma_E set (``fit_e0``); moved to the device and trained in place, in
+            the unit of ``train``.
         train: training molecules.
         validation: validation molecules, for early stopping and the choice of the best model.
         config: settings. Forces are learned where ``train`` has force labels and
@@ -111,6 +112,7 @@ class Trainer:
         self.forces = train.forces is not None and config.force_weight != 0
         self.stress = self.forces and train.stress is not None and config.stress_weight != 0
         _check(model, train, validation, self.forces, self.stress)
+        model.energy_unit = train.spec.unit
         self.folder = None if folder is None else Path(folder)
         self.begun = False  # whether the run in the folder is this one
         self.provenance = provenance or {}
@@ -210,6 +212,7 @@ class Trainer:
                 "folder"
             )
         self.begun = True
+        self.model._warn_if_unfitted()  # only now: a checkpoint would have brought E^0
         self.model.card = {}  # what a file said of it holds no longer
         self._counted_at = time.monotonic()
         if self.sharded is not None:

@@ -6,6 +6,7 @@ import copy
 import csv
 import errno
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,15 @@ from torch.optim.swa_utils import AveragedModel
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from hipnn_pyg import HIPNN, PackedLoader, PackedMolecules, StructureError, load_model, save_model
+from hipnn_pyg import (
+    HIPNN,
+    HIPNNWarning,
+    PackedLoader,
+    PackedMolecules,
+    StructureError,
+    load_model,
+    save_model,
+)
 from hipnn_pyg.data.targets import ASE_ENERGY
 from hipnn_pyg.models.files import read_card, write_model
 from hipnn_pyg.train import Trainer, Training, TrainingStopped, error_statistics, predict
@@ -427,7 +436,7 @@ def test_what_a_failed_run_did_not_write_is_forgotten(
 def test_a_resumed_model_has_its_unit(
     new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
 ) -> None:
-    """E^0 and sigma_E come from the checkpoint, and so does what they are in."""
+    """That of the molecules, and E^0 and sigma_E of the checkpoint: nothing to be warned of."""
     Trainer(new_model(), *parts, settings(epochs=1), tmp_path, progress=False).fit()
     bare = new_model()
     bare.set_e0(None, 1.0)
@@ -435,8 +444,28 @@ def test_a_resumed_model_has_its_unit(
     trainer = Trainer(bare, *parts, settings(epochs=1), tmp_path, progress=False)
     trainer.resume()
     assert trainer.model.energy_unit == parts[0].spec.unit != "unknown"
-    assert trainer.fit().energy_unit == parts[0].spec.unit
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HIPNNWarning)
+        assert trainer.fit().energy_unit == parts[0].spec.unit
     assert read_card(tmp_path)["energy_unit"] == parts[0].spec.unit
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_model_that_was_not_fitted(
+    fitted: bool, new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    """Is warned of where training starts; its file says what its energies are in."""
+    model = new_model()
+    if not fitted:
+        model.set_e0(None, 1.0)
+        model.energy_unit = "unknown"
+    trainer = Trainer(model, *parts, settings(epochs=1), tmp_path, progress=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", HIPNNWarning)
+        trainer.fit()
+    places = [one.filename for one in caught if "E^0 is 0 and sigma_E is 1" in str(one.message)]
+    assert places == ([] if fitted else [__file__])
+    assert load_model(tmp_path).energy_unit == "eV"
 
 
 def test_an_interrupt_does_not_save_a_bad_step(
