@@ -73,7 +73,7 @@ class Training:
         average_every: fast: steps between updates of the average, at most those of an epoch.
         seed: of weights, mini-batches and, without a split_seed, of the split.
         split_seed: of the split, for several models on one split (calibrated error bars of an
-            ensemble need that); null for seed.
+            ensemble need that); null for seed. As energy_scale, `hipnn train` reads it.
         device: "cpu", "cuda" or "auto" for the latter where there is one.
         devices: processes on each node, one per device; "auto" for all GPUs. The mini-batch is
             split over them: their number changes the speed, not the result.
