@@ -64,10 +64,12 @@ class Forces(nn.Module):
         Raises:
             StructureError: no positions, wrong shapes, positions that are not finite, or a
                 periodic ``Data``, of whose cell such a model would not know.
+            ValueError: ``pos`` or ``batch`` beside a ``Data``.
             RuntimeError: the energy does not depend on positions in autograd.
         """
         num_graphs = None
         if isinstance(z, Data):
+            refuse_beside_data(pos=pos, batch=batch)
             refuse_cells(z)
             num_graphs = graphs_of(z)
             z, pos, batch = z.get("z"), z.get("pos"), z.get("batch")
@@ -86,6 +88,20 @@ class Forces(nn.Module):
                 energy = energy[0]
             (slope,) = gradient(energy, (pos,), keep, isolated=_all_single(z, batch))
             return EnergyForces(energy if keep else energy.detach(), -slope)
+
+
+def refuse_beside_data(**tensors: Any) -> None:
+    """A ``Data`` holds all: what is given beside it would not be looked at.
+
+    Raises:
+        ValueError: naming what was given.
+    """
+    given = [name for name, value in tensors.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)} given beside a Data, of which its own would be taken: set "
+            f"data.{given[0]}, or pass all of the structure as tensors"
+        )
 
 
 def refuse_cells(data: Data) -> None:

@@ -22,7 +22,15 @@ from hipnn_pyg.checks import MIN_DISTANCE, check_distances, check_graphs
 from hipnn_pyg.graph import image_shift, radius_graph_pbc
 from hipnn_pyg.graph.lattice import lattice_of, read_lattice
 from hipnn_pyg.models import direct
-from hipnn_pyg.models.forces import both, copies, gradient, graphs_of, keeps_graph, leaf
+from hipnn_pyg.models.forces import (
+    both,
+    copies,
+    gradient,
+    graphs_of,
+    keeps_graph,
+    leaf,
+    refuse_beside_data,
+)
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.neighborhood import Neighborhood, neighborhood
 from hipnn_pyg.nn import nonhierarchicality
@@ -109,11 +117,12 @@ class HIPNNPotential(nn.Module):
 
         Raises:
             StructureError: bad input, see :mod:`hipnn_pyg.checks`.
-            ValueError: stress of a structure that is not periodic in three directions, or edges
-                without their images.
+            ValueError: stress of a structure that is not periodic in three directions, edges
+                without their images, or pos, batch, cell or pbc beside a ``Data``.
         """
         num_graphs = None
         if isinstance(z, Data):
+            refuse_beside_data(pos=pos, batch=batch, cell=cell, pbc=pbc)
             cell, pbc = lattice_of(z)
             num_graphs = graphs_of(z)
             z, pos, batch = z.get("z"), z.get("pos"), z.get("batch")

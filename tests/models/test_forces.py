@@ -161,6 +161,31 @@ def test_structures_it_cannot_see_stop(molecules: Batch) -> None:
         model(Data(z=water.z))
 
 
+@pytest.mark.parametrize(
+    "wrap, names",
+    [
+        *((wrap, names) for wrap in (Forces, HIPNNPotential) for names in ("pos", "batch")),
+        *((HIPNNPotential, names) for names in ("cell", "pbc", "pos cell")),
+    ],
+)
+def test_what_a_data_holds_is_not_given_beside_it(
+    wrap: Callable[[HIPNN], nn.Module],
+    names: str,
+    small_model: Callable[..., HIPNN],
+    molecules: Batch,
+) -> None:
+    model, water = wrap(small_model()), molecules[2]
+    zeros = torch.zeros_like(water.z)
+    values = dict(pos=water.pos, batch=zeros, cell=3 * torch.eye(3).double(), pbc=True)
+    given = {name: values[name] for name in names.split()}
+    said = names.replace(" ", " and ")
+    with pytest.raises(ValueError, match=rf"^{said} given beside a Data.*: set data\.{names[:3]}"):
+        model(water, **given)
+    if "cell" in names:  # control: it means something
+        other = model(**dict(z=water.z, pos=water.pos) | given)
+        assert not torch.allclose(other.energy, model(water).energy)
+
+
 def test_one_structure_without_a_batch(molecules: Batch) -> None:
     """PyG's ViSNet needs to be told that all atoms belong to it."""
     seen = []
