@@ -78,7 +78,7 @@ class HIPNNPotential(nn.Module):
         if compile:
             from hipnn_pyg.models.compiled import compiled_gradient  # slow to import
 
-            self.compiled = compiled_gradient(_energy_and_pull)
+            self.compiled = compiled_gradient(energy_and_pull)
 
     @property
     def cutoff(self) -> float:
@@ -180,7 +180,7 @@ class HIPNNPotential(nn.Module):
             StructureError: two atoms, or periodic images of them, closer than ``min_distance``.
             RuntimeError: a compiled potential asked to keep the graph, or that cannot compile.
         """
-        run = self.compiled or _energy_and_pull
+        run = self.compiled or energy_and_pull
         terms, r, forces, virial = run(self.model, near, pos, cell is not None, create_graph)
         check_distances(r, self.min_distance, (near.i, near.j))
         energies = terms.sum(1)
@@ -192,12 +192,26 @@ class HIPNNPotential(nn.Module):
         return Prediction(energy.unsqueeze(1), forces, stress, energies, ratio)
 
 
-def _energy_and_pull(
+def energy_and_pull(
     model: HIPNN, near: Neighborhood, pos: Tensor, stress: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Terms ``[N, orders]``, distances ``[E]``, forces ``[N, 3]``, dE/d(strain) ``[G, 3, 3]``.
+    """The energies of all atoms and their one gradient, without checks.
 
     With dE/dr of every edge the rest is the chain rule: r_ij pulls at i and, oppositely, at j.
+
+    Args:
+        model: the energy model.
+        near: the pairs.
+        pos: positions in Å, ``[N, 3]``.
+        stress: whether to compute the last result.
+        keep: keep the graph.
+
+    Returns:
+        E_i^n ``[N, num_interactions + 1]``, distances ``[E]`` in Å, forces ``[N, 3]``, dE/d(strain)
+        ``[G, 3, 3]`` or None.
+
+    Raises:
+        RuntimeError: the energies do not depend on positions in autograd.
     """
     with torch.enable_grad():
         r_ij = near.vectors(pos if keep else pos.detach())

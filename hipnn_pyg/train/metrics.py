@@ -16,7 +16,10 @@ from hipnn_pyg.data.packed import PackedMolecules, edges_of
 from hipnn_pyg.data.periodic import BatchCells
 from hipnn_pyg.data.stress import StressLabels
 from hipnn_pyg.models.hipnn import HIPNN
+from hipnn_pyg.models.neighborhood import neighborhood
+from hipnn_pyg.models.potential import energy_and_pull
 from hipnn_pyg.models.self_check import self_check
+from hipnn_pyg.nn import molecule_sums
 from hipnn_pyg.train.force_loss import component_sums
 from hipnn_pyg.units import ENERGY_UNITS, convert, reported
 
@@ -70,6 +73,7 @@ def predict_forces(
 
     Raises:
         StructureError: no molecules, or species that the model does not know.
+        TypeError: a model with ``energy_terms`` of its own.
     """
     predictions, forces, _ = predict_stress(model, molecules, batch_size, stress=False)
     return predictions, forces
@@ -93,6 +97,7 @@ def predict_stress(
 
     Raises:
         StructureError: no molecules, or species that the model does not know.
+        TypeError: a model with ``energy_terms`` of its own.
     """
     energy, orders, r, forces, of_cells = _predict(model, molecules, batch_size, True, stress)
     return Predictions(energy, orders, r), forces, of_cells
@@ -104,36 +109,32 @@ def _predict(
     """Energies, orders, R, forces and stress (``[0]`` if not asked for)."""
     if not len(molecules):
         raise StructureError("there are no molecules to predict: give at least one")
+    if forces and getattr(model.energy_terms, "__func__", None) is not HIPNN.energy_terms:
+        raise TypeError(
+            f"{type(model).__name__} has energy_terms of its own, whose derivatives are not taken: "
+            "give it atom_terms of its own instead, or wrap it in hipnn_pyg.Forces"
+        )
     device = model.reference.weight.device
     self_check(model.kernel_on(device), device)
     molecules = molecules.to(device).with_edges(model.cutoff)
     z = molecules.atomic_numbers()
     check_species(z, model.species_index(z) >= 0, model.species)
     parts: list[list[Tensor]] = []
-    with _evaluating(model), torch.set_grad_enabled(forces):
+    with _evaluating(model), torch.inference_mode(False), torch.no_grad():
         for index in torch.arange(len(molecules)).split(batch_size):
-            batch = molecules.gather(index)
-            pos = batch.pos.requires_grad_(forces)
+            batch, num = molecules.gather(index), index.numel()
+            given, virial = (batch.z, batch.pos, batch.batch), None
             edge_index, shift = edges_of(batch)
-            strain = pos.new_zeros(index.numel(), 3, 3).requires_grad_(stress)
-            where, moved = pos, shift
-            if stress:
-                where = pos + torch.einsum("na,nab->nb", pos, strain[batch.batch])
-            if stress and edge_index is not None and shift is not None:
-                of_edge = strain[batch.batch[edge_index[1]]]
-                moved = shift + torch.einsum("ea,eab->eb", shift.to(pos), of_edge)
-            out = model.energy_terms(batch.z, where, batch.batch, edge_index, moved, index.numel())
-            terms = out.terms.detach()
-            orders = terms.new_zeros(index.numel(), terms.size(1)).index_add(0, batch.batch, terms)
-            pull = virial = orders.new_empty(0)
             if forces:
-                slope, virial = _slopes(out.energy, pos, strain)
-                pull = -slope
-            part = (
-                *(out.energy.detach()[:, 0], orders, out.nonhierarchicality.detach(), pull),
-                _per_volume(virial, batch.cells) if stress else orders.new_empty(0),
-            )
-            parts.append([tensor.cpu() for tensor in part])
+                near = neighborhood(model, *given, num, edge_index, shift)
+                terms, _, pull, virial = energy_and_pull(model, near, batch.pos, stress, False)
+                energy, r = molecule_sums(terms, batch.batch, num, near.pairs.pattern is not None)
+            else:
+                total, terms, r, _ = model.energy_terms(*given, edge_index, shift, num)
+                energy, pull = total[:, 0], terms.new_empty(0)
+            orders = terms.new_zeros(num, terms.size(1)).index_add(0, batch.batch, terms)
+            of_cells = pull.new_empty(0) if virial is None else _per_volume(virial, batch.cells)
+            parts.append([part.cpu() for part in (energy, orders, r, pull, of_cells)])
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
@@ -155,23 +156,13 @@ def _evaluating(model: HIPNN) -> Iterator[None]:
         model.validate = validate
 
 
-def _slopes(energy: Tensor, pos: Tensor, strain: Tensor) -> tuple[Tensor, Tensor]:
-    """dE/dpos ``[N, 3]`` and dE/d(strain) ``[G, 3, 3]``, whose gradient may not be asked for; 0
-    where autograd sees no path: no atom has a neighbour."""
-    if not energy.requires_grad:
-        return torch.zeros_like(pos), torch.zeros_like(strain)
-    inputs = (pos, strain) if strain.requires_grad else (pos,)
-    slopes = torch.autograd.grad(energy.sum(), inputs, materialize_grads=True)
-    return slopes[0], slopes[1] if strain.requires_grad else strain
-
-
 def _per_volume(virial: Tensor, cells: BatchCells | None) -> Tensor:
-    """Symmetric stress ``[G, 3, 3]``; NaN where a structure has none."""
+    """Stress ``[G, 3, 3]`` from dE/d(strain); NaN where a structure has none."""
     if cells is None:
         return torch.full_like(virial, torch.nan)
     volume = torch.linalg.det(cells.cell).abs().view(-1, 1, 1)
     full = cells.pbc.all(1).view(-1, 1, 1)
-    return torch.where(full, (virial + virial.mT) / (2 * volume), torch.nan)
+    return torch.where(full, virial / volume, torch.nan)
 
 
 class ErrorStatistics(NamedTuple):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from hipnn_pyg import HIPNN, PackedMolecules
+from hipnn_pyg import HIPNN, Forces, PackedMolecules
+from hipnn_pyg.data.targets import ASE_ENERGY
+from hipnn_pyg.graph import Pairs
+from hipnn_pyg.models.hipnn import EnergyTerms, Kernel
 from hipnn_pyg.train import error_statistics, predict
+from hipnn_pyg.train.metrics import predict_forces
 
+KERNELS = [name for name in get_args(Kernel) if name != "auto"]
 EV_IN_KCAL = 23.060547830619  # CODATA 2018: 96485.33212... J/mol over 4184 J
 
 
@@ -75,6 +82,60 @@ def test_predict_does_not_depend_on_the_batch_size(
     for batch_size in (4, 30, 1000):
         for ours, alone in zip(predict(model, parts[1], batch_size), one_by_one, strict=True):
             torch.testing.assert_close(ours, alone, rtol=1e-11, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_forces_in_inference_mode(
+    kernel: Kernel, new_model: Callable[..., HIPNN], structures: list[Data]
+) -> None:
+    """Where the molecules may have been made, too."""
+    alone = Data(z=torch.tensor([8]), pos=torch.zeros(1, 3), energy=torch.zeros(1))
+    items = [alone, *structures[:4]]
+    model, packed = new_model(kernel=kernel), PackedMolecules.pack(items, ASE_ENERGY)
+    expected, slopes = predict_forces(model, packed, batch_size=3)
+    pulls = [Forces(model.eval())(data).forces for data in structures[:4]]
+    torch.testing.assert_close(slopes[1:], torch.cat(pulls), rtol=1e-4, atol=1e-5)
+    assert not bool(slopes[0].any()) and float(slopes.abs().max()) > 1e-2
+    with torch.inference_mode():
+        again = PackedMolecules.pack(items, ASE_ENERGY)
+        assert again.pos.is_inference()
+        energies, forces = predict_forces(model, again, batch_size=3)
+        assert torch.is_inference_mode_enabled()
+        made_here = predict(new_model(kernel=kernel), again).energy
+    assert torch.equal(forces, slopes) and torch.equal(energies.energy, expected.energy)
+    torch.testing.assert_close(made_here, expected.energy)
+
+
+class Detached(HIPNN):
+    """One that knows no derivatives."""
+
+    def atom_terms(self, species: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        return super().atom_terms(species, pairs._replace(r=pairs.r.detach()))
+
+
+class Lifted(HIPNN):
+    """With a term of its own in all energies."""
+
+    def energy_terms(self, *arguments: Any) -> EnergyTerms:
+        out = super().energy_terms(*arguments)
+        return out._replace(energy=out.energy + 1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_forces_that_autograd_does_not_know_are_refused(
+    kernel: Kernel, new_model: Callable[..., HIPNN], parts: tuple[PackedMolecules, PackedMolecules]
+) -> None:
+    """They are not 0, but of lone atoms."""
+    model = new_model(kernel=kernel)
+    energies, _ = predict_forces(model, parts[1])  # control
+    model.__class__ = Detached
+    torch.testing.assert_close(predict(model, parts[1]).energy, energies.energy)
+    with pytest.raises(RuntimeError, match="does not depend on positions"):
+        predict_forces(model, parts[1])
+    model.__class__ = Lifted
+    torch.testing.assert_close(predict(model, parts[1]).energy, energies.energy + 1)
+    with pytest.raises(TypeError, match="Lifted has energy_terms of its own"):
+        predict_forces(model, parts[1])
 
 
 def test_a_failure_leaves_the_model_as_it_was(
