@@ -387,6 +387,7 @@ class Trainer:
             self.captures
             and self._judged_by_graphs
             and isinstance(self.objective.direct, GPUGradient)
+            and self.validation.cells is None
         ):
             try:
                 self._judge = self._judge or CapturedValidation(self.validation)

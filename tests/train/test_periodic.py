@@ -18,6 +18,7 @@ from hipnn_pyg.data.packed import PackedLoader, edges_of
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.graph import edge_pairs
 from hipnn_pyg.train import Trainer, Training, error_statistics, predict
+from hipnn_pyg.train.direct import GPUGradient
 from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
 from hipnn_pyg.train.force_loss import HIPNNForceLoss
 from hipnn_pyg.train.loss import HIPNNLoss
@@ -230,3 +231,29 @@ def test_what_is_not_built_says_so(cell_model: Make) -> None:
     with pytest.raises(ValueError, match="periodic structures"):
         EnsembleTrainer(members, batched=True)
     assert not EnsembleTrainer(members).batched
+
+
+def test_captured_validation_is_of_molecules_without_cells(
+    cell_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where molecules are learned and crystals validate."""
+
+    class Captured:
+        def __init__(self, molecules: PackedMolecules) -> None:
+            raise AssertionError("captured")
+
+    monkeypatch.setattr("hipnn_pyg.train.trainer.CapturedValidation", Captured)
+    cell = 9 * torch.eye(3).double().unsqueeze(0)
+    molecule = Data(z=torch.tensor([1, 8]), pos=torch.eye(2, 3).double(), energy=torch.ones(1))
+    crystal = molecule.clone().update({"cell": cell, "pbc": torch.ones(1, 3).bool()})
+
+    def validate(data: Data) -> float:
+        train, packed = (PackedMolecules.pack(one, TARGET) for one in (molecule, data))
+        config = Training(device="cpu", capture="on")
+        trainer = Trainer(cell_model(), train, packed, config, progress=False)
+        trainer.objective.direct = GPUGradient.__new__(GPUGradient)
+        return trainer._validate(trainer.model).energy.mae
+
+    assert validate(crystal) > 0
+    with pytest.raises(AssertionError, match="captured"):  # control
+        validate(molecule)
