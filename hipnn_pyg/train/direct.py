@@ -21,7 +21,7 @@ from hipnn_pyg.train.force_loss import (
     stress_errors,
     stress_sums,
 )
-from hipnn_pyg.train.loss import HIPNNLoss, LossTerms, batch_pairs
+from hipnn_pyg.train.loss import HIPNNLoss, LossTerms, batch_pairs, is_searched
 from hipnn_pyg.train.static import StaticLoss
 
 
@@ -103,9 +103,9 @@ class DirectGradient:
         z, pos = batch.z, batch.pos.detach()
         z = z if z.dtype == torch.int64 else z.long()
         pos = pos if pos.dtype == self.vector.dtype else pos.to(self.vector.dtype)
-        if batch.cells is None and batch.pairs is None:
+        if batch.cells is None and batch.pairs is None and not is_searched(batch):
             return Structures(z, batch.ptr, pos.contiguous())
-        pairs = batch_pairs("fused", pos, batch)
+        pairs = batch_pairs(self.loss.model, "fused", pos, batch)
         assert pairs.pattern is not None
         pattern = pairs.pattern
         return Structures(z, batch.ptr, None, pairs.r.contiguous(), pattern.row, pattern.j)
@@ -147,7 +147,7 @@ class DirectGradient:
 
     def _forward(self, batch: MoleculeBatch) -> tuple[Tensor, list[direct.BlockPass], Pairs]:
         model = self.loss.model
-        pairs = batch_pairs("fused", batch.pos.to(self.vector.dtype), batch)
+        pairs = batch_pairs(model, "fused", batch.pos.to(self.vector.dtype), batch)
         species = model.species_index(batch.z)
         return *direct.forward(model, species, pairs, True, self.weights), pairs
 
@@ -183,7 +183,7 @@ class GPUGradient(DirectGradient):
         from hipnn_pyg.ops import triton_step  # needs Triton
 
         model, loss = self.loss.model, self.loss
-        pairs = batch_pairs("fused", batch.pos.to(self.vector.dtype), batch)
+        pairs = batch_pairs(model, "fused", batch.pos.to(self.vector.dtype), batch)
         species = model.species_index(batch.z)
         terms, passes = direct.forward(model, species, pairs, True, self.weights)
         found, dterms = triton_step.loss(

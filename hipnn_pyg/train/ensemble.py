@@ -17,7 +17,7 @@ from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.nn.precision import matrix_products
 from hipnn_pyg.train.bar import progress_bar
 from hipnn_pyg.train.captured_stack import CapturedStack, stacks
-from hipnn_pyg.train.graphs import compiled_graphs, not_captured, recompiled
+from hipnn_pyg.train.graphs import compiled_graphs, mostly_large, not_captured, recompiled
 from hipnn_pyg.train.interrupts import interrupts
 from hipnn_pyg.train.loss import LossTerms
 from hipnn_pyg.train.stack import StackedGradient, adam_steps, gather_padded, stacked_gradient
@@ -100,8 +100,8 @@ class EnsembleTrainer:
 
     Args:
         members: the models, with equal networks, loss weights and devices.
-        batched: steps together; "auto" for on a GPU, unless they are captured, or forces or
-            periodic structures learned.
+        batched: steps together; "auto" for on a GPU, unless they are captured, or forces,
+            periodic structures or mostly large ones learned.
         progress: show one progress bar for all.
 
     Raises:
@@ -120,7 +120,8 @@ class EnsembleTrainer:
             raise ValueError("an ensemble needs at least one member")
         first = self.members[0]
         unfit = first.forces or first.train.cells is not None
-        alone = first.device.type != "cuda" or unfit or first.captures
+        large = any(mostly_large(member.train) for member in self.members)
+        alone = first.device.type != "cuda" or unfit or first.captures or large
         self.batched = not alone if batched == "auto" else batched
         if self.batched and unfit:
             raise ValueError(

@@ -179,7 +179,7 @@ def terms_and_forces(
     pos = batch.pos.to(model.blocks[0].interaction.V.dtype)
     if batch.cells is not None and kernel == "padded":
         kernel = "reference"  # forces need the shift of each edge
-    pairs = batch_pairs(kernel, pos, batch)
+    pairs = batch_pairs(model, kernel, pos, batch)
     r = pairs.r.detach().requires_grad_()
     terms, _ = model.atom_terms(model.species_index(batch.z), pairs._replace(r=r))
     (slope,) = torch.autograd.grad(terms.sum(), (r,), create_graph=True, materialize_grads=True)

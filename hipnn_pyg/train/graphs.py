@@ -7,6 +7,8 @@ import warnings
 
 import torch
 
+from hipnn_pyg.data.packed import PackedMolecules
+from hipnn_pyg.graph.neighbors import ALL_PAIRS_LIMIT
 from hipnn_pyg.ops import available
 from hipnn_pyg.train.config import Training
 
@@ -20,6 +22,13 @@ COMPILES_FROM = (2, 13)
 """Release of PyTorch whose compiler takes a gradient within the function that it compiles."""
 
 
+def mostly_large(molecules: PackedMolecules) -> bool:
+    """Whether most pairs are in molecules whose neighbours an ordinary step searches
+    (:func:`hipnn_pyg.train.loss.is_searched`); captured and compiled ones compute all pairs."""
+    pairs = molecules.counts * (molecules.counts - 1)
+    return bool(2 * pairs[molecules.counts > ALL_PAIRS_LIMIT].sum() > pairs.sum())
+
+
 def compile_wanted(
     config: Training,
     device: torch.device,
@@ -28,6 +37,7 @@ def compile_wanted(
     forces: bool = False,
     periodic: bool = False,
     processes: int = 1,
+    large: bool = False,
 ) -> bool:
     """Whether to run the step through ``torch.compile``.
 
@@ -43,6 +53,7 @@ def compile_wanted(
         forces: whether forces are learned.
         periodic: whether structures have cells: such steps are not compiled.
         processes: of the run; where several learn forces, steps are not compiled.
+        large: as :func:`mostly_large` says; then ``"auto"`` does not compile.
 
     Raises:
         ValueError: ``compile="on"`` with cells, or with forces on several processes.
@@ -67,6 +78,8 @@ def compile_wanted(
             f"{available(device.type)}: training runs in plain PyTorch, about a third as fast",
             stacklevel=3,
         )
+    if config.compile == "auto" and large:
+        return False
     if config.compile == "auto" and forces and device.type == "cpu":
         return compiler and kernel == "padded" and total_steps >= FORCES_PAY_AFTER
     if config.compile == "auto":
@@ -79,6 +92,7 @@ def capture_wanted(
     device: torch.device,
     processes: int,
     periodic: bool = False,
+    large: bool = False,
 ) -> bool:
     """Whether to run the step as one CUDA graph (:mod:`hipnn_pyg.train.capture`).
 
@@ -87,6 +101,7 @@ def capture_wanted(
         device: that trains.
         processes: of the run.
         periodic: whether structures have cells: such steps are not captured.
+        large: as :func:`mostly_large` says; then ``"auto"`` does not capture.
 
     Raises:
         ValueError: ``capture="on"`` with several processes, with cells or ``compile="on"``.
@@ -106,7 +121,8 @@ def capture_wanted(
                 "step is drawn on one device; use --capture off"
             )
         return False
-    return config.capture == "on" or (config.capture == "auto" and device.type == "cuda")
+    auto = device.type == "cuda" and not large
+    return config.capture == "on" or (config.capture == "auto" and auto)
 
 
 def not_captured(error: RuntimeError, what: str = "training step") -> str:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hipnn_pyg.data.packed import MoleculeBatch, edges_of
-from hipnn_pyg.graph import Pairs, all_pairs, edge_pairs, laid_out
+from hipnn_pyg.graph import Pairs, all_pairs, edge_pairs, laid_out, radius_graph
+from hipnn_pyg.graph.neighbors import ALL_PAIRS_LIMIT
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.nn import nonhierarchicality
 
@@ -57,10 +58,17 @@ def is_penalised(name: str) -> bool:
     return name.rpartition(".")[2] not in ("bias", "mu", "sigma")
 
 
-def batch_pairs(kernel: str, pos: Tensor, batch: MoleculeBatch) -> Pairs:
+def is_searched(batch: MoleculeBatch) -> bool:
+    """Whether a mini-batch has a molecule so large that its neighbours are sooner found than all
+    its pairs computed; not in a compiled step, whose sizes do not depend on positions."""
+    return batch.max_atoms > ALL_PAIRS_LIMIT and not torch.compiler.is_compiling()
+
+
+def batch_pairs(model: HIPNN, kernel: str, pos: Tensor, batch: MoleculeBatch) -> Pairs:
     """The pairs of a mini-batch, in the layout that a kernel takes.
 
     Args:
+        model: whose cutoff counts where neighbours are searched, see :func:`is_searched`.
         kernel: as :meth:`HIPNN.kernel_on` gives it.
         pos: positions in Å, in the dtype of the distances, ``[N, 3]``.
         batch: packed molecules, or periodic structures with their edges.
@@ -71,9 +79,12 @@ def batch_pairs(kernel: str, pos: Tensor, batch: MoleculeBatch) -> Pairs:
     if batch.pairs is not None:
         return batch.pairs
     edge_index, shift = edges_of(batch)
-    if edge_index is None or shift is None:
-        return all_pairs(kernel, pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges)
-    return laid_out(kernel, edge_pairs(pos, edge_index, shift.to(pos)), pos.size(0))
+    if edge_index is None:
+        if not is_searched(batch):
+            return all_pairs(kernel, pos, batch.batch, batch.ptr, batch.max_atoms, batch.num_edges)
+        edge_index = radius_graph(pos, model.cutoff, batch.batch, model.backend)
+    shift = None if shift is None else shift.to(pos)
+    return laid_out(kernel, edge_pairs(pos, edge_index, shift), pos.size(0))
 
 
 def error_sums(model: HIPNN, kernel: str, batch: MoleculeBatch) -> Tensor:
@@ -88,7 +99,8 @@ def error_sums(model: HIPNN, kernel: str, batch: MoleculeBatch) -> Tensor:
         Sums of abs(e), e^2 and R, and the number of molecules; float64, ``[4]``. The error
         e = E - target is formed on E - E^0.
     """
-    pairs = batch_pairs(kernel, batch.pos.to(model.blocks[0].interaction.V.dtype), batch)
+    pos = batch.pos.to(model.blocks[0].interaction.V.dtype)
+    pairs = batch_pairs(model, kernel, pos, batch)
     terms, _ = model.atom_terms(model.species_index(batch.z), pairs)
     return sums_of_terms(terms, batch)
 

@@ -42,6 +42,7 @@ from hipnn_pyg.train.graphs import (
     capture_wanted,
     compile_wanted,
     compiled_graphs,
+    mostly_large,
     not_captured,
     recompiled,
 )
@@ -164,16 +165,16 @@ class Trainer:
     def _choose_path(self, total_steps: int) -> None:
         """How steps are computed: by which kernel, captured, compiled or neither."""
         config, device, periodic = self.config, self.device, self.train.cells is not None
-        processes = self.fabric.world_size
+        processes, large = self.fabric.world_size, mostly_large(self.train)
         kernel = self.model.kernel_on(device)
         direct = device.type == "cpu" and config.precision != "bf16"
         if self.forces and not direct:
             kernel = force_kernel(self.model, device)
         self_check(kernel, device, config.self_check)
         self.captures = (self.alone or device.type == "cuda") and capture_wanted(
-            config, device, processes, periodic
+            config, device, processes, periodic, large
         )
-        compile = (config, device, kernel, total_steps, self.forces, periodic, processes)
+        compile = (config, device, kernel, total_steps, self.forces, periodic, processes, large)
         if self.captures and self.forces and config.capture == "auto":
             self.captures = not compile_wanted(*compile)  # it has fewer kernels
         self.compiled = not self.captures and compile_wanted(*compile)
@@ -386,8 +387,8 @@ class Trainer:
         if (
             self.captures
             and self._judged_by_graphs
-            and isinstance(self.objective.direct, GPUGradient)
             and self.validation.cells is None
+            and isinstance(self.objective.direct, GPUGradient)
         ):
             try:
                 self._judge = self._judge or CapturedValidation(self.validation)
