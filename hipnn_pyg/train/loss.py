@@ -61,7 +61,7 @@ def is_penalised(name: str) -> bool:
 def is_searched(batch: MoleculeBatch) -> bool:
     """Whether a mini-batch has a molecule so large that its neighbours are sooner found than all
     its pairs computed; not in a compiled step, whose sizes do not depend on positions."""
-    return batch.max_atoms > ALL_PAIRS_LIMIT and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and batch.max_atoms > ALL_PAIRS_LIMIT
 
 
 def batch_pairs(model: HIPNN, kernel: str, pos: Tensor, batch: MoleculeBatch) -> Pairs:
