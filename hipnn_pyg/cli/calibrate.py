@@ -37,7 +37,7 @@ from hipnn_pyg.models.files import (
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.uncertainty import CalibratedModel, ErrorBars, FeatureStatistics, take_sample
 from hipnn_pyg.uncertainty.assess import assess, compare, foreign_classes
-from hipnn_pyg.uncertainty.conformal import LEVELS, fewest
+from hipnn_pyg.uncertainty.conformal import fewest
 from hipnn_pyg.uncertainty.error_bars import Geometry
 from hipnn_pyg.uncertainty.sample import Sample
 from hipnn_pyg.uncertainty.scores import CRPS_LEVELS
@@ -135,7 +135,7 @@ def calibrate(
     halves = take_halves(members, num_calibration, seed, root)
     order = torch.randperm(len(halves.test), generator=torch.Generator().manual_seed(seed))
     halves = halves._replace(test=halves.test[order])
-    least = fewest(max(LEVELS), len(members) > 1)
+    least = fewest(max(CRPS_LEVELS), len(members) > 1)
     embedded = len(_some(halves.calibration, num_smiles))
     if halves.smiles is not None and 0 < embedded < least:
         raise ValueError(

@@ -218,13 +218,13 @@ def test_too_few_smiles_that_rdkit_can_make(
     """Whatever RDKit fails at, the work done for geometries as given is kept."""
 
     def few(smiles: list[str], molecules: PackedMolecules, index: torch.Tensor, **_: Any) -> Any:
-        return Embedded(molecules.subset(index[:18]), index[:18], len(index) - 18)
+        return Embedded(molecules.subset(index[:38]), index[:38], len(index) - 38)
 
     run = Path(shutil.copytree(uncalibrated, tmp_path / "run"))
     monkeypatch.setattr(calibrate, "take_halves", with_smiles)
     monkeypatch.setattr(calibrate, "embed", few)
     assert main(["calibrate", str(run), "--num_calibration", "160"]) == 0
-    assert "no error bars for RDKit's geometries: of 18 molecules" in capsys.readouterr().err
+    assert "no error bars for RDKit's geometries: of 38 molecules" in capsys.readouterr().err
     bars = CalibratedModel.load(run).error_bars
     assert bars is not None and [*bars.calibrations] == ["given"]
 
@@ -234,8 +234,8 @@ def test_too_few_smiles(
 ) -> None:
     monkeypatch.setattr(calibrate, "take_halves", with_smiles)
     options = ["--num_calibration", "41", "--num_smiles"]
-    assert main(["calibrate", str(uncalibrated), *options, "18"]) == 1
-    assert "num_smiles = 18 is not enough: 19 or more" in one_line(capsys, "calibrate")
+    assert main(["calibrate", str(uncalibrated), *options, "38"]) == 1
+    assert "num_smiles = 38 is not enough: 39 or more" in one_line(capsys, "calibrate")
     assert main(["calibrate", str(uncalibrated), *options, "0"]) == 0  # control
     (uncalibrated / "error_bars.json").unlink()
 
