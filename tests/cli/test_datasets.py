@@ -14,14 +14,21 @@ import pytest
 import torch
 import yaml
 from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.datasets import QM9
 
 from hipnn_pyg.cli import main
 from hipnn_pyg.cli.evaluate import paper_figures
+from hipnn_pyg.data import qm9_raw
 from hipnn_pyg.data.qm9 import HARD_TO_CONVERGE
+from hipnn_pyg.data.qm9_records import PROPERTIES, QM9Records
 from hipnn_pyg.data.sets import FileSet, MD17Set, MoleculeSet, QM9RDKitSet, QM9Set
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.paper import TABLE_1, TABLE_2, TABLE_3
 from hipnn_pyg.train.config import Network
+from hipnn_pyg.uncertainty import CalibratedModel
+from hipnn_pyg.uncertainty.structures import drugs
+
+from .conftest import SMILES
 
 FAST = "--compile off --device cpu --epochs 2 --num_sensitivities 6".split()
 HARD = HARD_TO_CONVERGE[0] - 1
@@ -29,11 +36,10 @@ HARD = HARD_TO_CONVERGE[0] - 1
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def qm9_root(tmp_path: Path) -> Path:
-    """A saved QM9 pack of 100 molecules, one of which is hard to converge."""
-    names, items = ("CH4", "NH3", "H2O", "CH3OH", "CH3Cl"), []
-    for index in range(100):
+def write_qm9(root: Path, number: int = 100) -> Path:
+    """A saved QM9 pack of methane, ammonia, water and methanol; the last is hard to converge."""
+    names, items = ("CH4", "NH3", "H2O", "CH3OH"), []
+    for index in range(number):
         atoms = ase.build.molecule(names[index % 4])
         atoms.rattle(0.1, seed=index)
         y = torch.zeros(1, 19)
@@ -44,18 +50,24 @@ def qm9_root(tmp_path: Path) -> Path:
                 z=torch.tensor(atoms.numbers),
                 pos=torch.tensor(atoms.positions).float(),
                 y=y,
-                idx=torch.tensor([HARD if index == 99 else index]),
+                idx=torch.tensor([HARD if index == number - 1 else index]),
                 name=f"gdb_{index + 1}",
-                smiles="",
+                smiles=SMILES[index % 4],
             )
         )
-    folder = tmp_path / "qm9" / "qm9pack" / "processed"
+    folder = root / "qm9pack" / "processed"
     folder.mkdir(parents=True)
     InMemoryDataset.save(items, str(folder / "qm9pack_v1.pt"))
     # what PyG checks before it takes a processed file
     torch.save("None", folder / "pre_transform.pt")
     torch.save("None", folder / "pre_filter.pt")
-    return tmp_path / "qm9"
+    return root
+
+
+@pytest.fixture
+def qm9_root(tmp_path: Path) -> Path:
+    """Of 100 molecules."""
+    return write_qm9(tmp_path / "qm9")
 
 
 @pytest.fixture
@@ -101,6 +113,50 @@ def test_qm9(qm9_root: Path, tmp_path: Path, capsys: Capture) -> None:
     # a copy of the data elsewhere
     moved = qm9_root.rename(tmp_path / "moved")
     assert main(["evaluate", str(run), "--root", str(moved)]) == 0
+
+
+def test_error_bars_of_qm9(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both kinds of geometry; SMILES of other molecules would fail."""
+    monkeypatch.setattr("hipnn_pyg.uncertainty.assess.drugs", lambda: drugs()[4:8])
+    root, run = write_qm9(tmp_path / "qm9", 150), tmp_path / "run"
+    line = ["train", "qm9", "--root", str(root), "--run", str(run), "--hidden_channels", "4"]
+    assert main([*line, *FAST, "--num_train", "40", "--num_validation", "20"]) == 0
+    assert main(["calibrate", str(run), "--num_calibration", "41", "--num_smiles", "41"]) == 0
+    report = json.loads((run / "calibration.json").read_text())
+    assert report["geometries"].keys() == {"given", "rdkit"} and report["rdkit_failed"] == 0
+    assert report["num_test"] == 149 - 40 - 20 - 41
+    assert main(["ship", str(run), "tiny", "--output", str(tmp_path / "out")]) == 0
+    assert CalibratedModel.load(tmp_path / "out" / "tiny").error_bars is not None
+
+
+def test_qm9_on_rdkit_geometries(qm9_root: Path, capsys: Capture) -> None:
+    assert main(["data", "qm9", "--root", str(qm9_root)]) == 0
+    assert not (qm9_root / "rdkit").exists()  # control
+    assert main(["data", "qm9-rdkit", "--root", str(qm9_root)]) == 0
+    assert capsys.readouterr().out.count("100 molecules, 99 after exclusions") == 2
+    assert [*(qm9_root / "rdkit").glob("*/000000-*")]
+
+
+def test_raw_files_of_qm9(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """Of the first three molecules."""
+    atoms = [ase.build.molecule(name) for name in ("CH4", "NH3", "H2O")]
+    records = QM9Records(
+        index=np.arange(1, 4),
+        smiles=["C", "N", "O"],
+        ptr=np.cumsum([0, *map(len, atoms)]),
+        z=np.concatenate([each.numbers for each in atoms]),
+        pos=np.concatenate([each.positions for each in atoms]),
+        properties=np.zeros((3, len(PROPERTIES))),
+    )
+    monkeypatch.setattr(qm9_raw, "read_qm9pack", lambda: records)
+    monkeypatch.setattr(qm9_raw, "NUM_QM9", 3)
+    line = ["data", "qm9-raw", str(tmp_path)]
+    assert main(line) == 0
+    assert "wrote 3 molecules and 0 placeholders" in capsys.readouterr().out
+    assert [data.name for data in QM9(str(tmp_path))] == ["gdb_1", "gdb_2", "gdb_3"]
+    assert main(line) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*line, "--overwrite"]) == 0
 
 
 def test_qm9_target_that_is_no_energy(qm9_root: Path, tmp_path: Path, capsys: Capture) -> None:
