@@ -19,9 +19,9 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from hipnn_pyg import HIPNN, StructureError, save_model
-from hipnn_pyg.cli import main
+from hipnn_pyg.cli import main, parser
 from hipnn_pyg.cli.md import number_of_steps
-from hipnn_pyg.cli.system import read_structure
+from hipnn_pyg.cli.system import load, read_structure
 from hipnn_pyg.models.self_check import SelfCheckError
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -55,6 +55,8 @@ def test_a_simulation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ns/day" in shown.err and "drift" in shown.err  # the progress bar
     report = json.loads((folder / "nve" / "report.json").read_text())
     assert report["steps"] == 100 and abs(report["drift"]) < 1 and report["fluctuation"] > 0
+    drift = f"drift {report['drift']:.5f} meV/atom/ps, fluctuation {report['fluctuation']:.4f} meV"
+    assert drift in shown.out
     assert (folder / "nve" / "energy.png").read_bytes().startswith(b"\x89PNG")
     assert len(ase.io.read(folder / "nve" / "trajectory.extxyz", index=":")) == 2
     assert main(md(folder, "nve", "--time", "0.05")) == 1
@@ -268,3 +270,18 @@ def test_number_of_steps() -> None:
     assert number_of_steps(None, 50.0, 0.5) == 100_000
     assert number_of_steps(None, 0.3, 0.1) == 3_000
     assert number_of_steps(7, None, 0.5) == 7
+
+
+def test_small_structures_take_one_thread(folder: Path, threads: Callable[[int], None]) -> None:
+    for repeats, expected in ((1, 1), (4, 2)):  # 9 atoms, and 36 as control
+        atoms = ase.build.molecule("CH3CH2OH", cell=(9, 9, 9)).repeat((repeats, 1, 1))
+        ase.io.write(folder / "ethanol.xyz", atoms, format="xyz")
+        threads(2)
+        load(parser().parse_args(md(folder, "run", "--steps", "1"))["md"])
+        assert torch.get_num_threads() == expected
+
+
+def test_the_skin_is_that_of_the_neighbour_list(folder: Path) -> None:
+    for options, skin in ((["--skin", "0.25"], 0.25), ([], 0.5)):
+        atoms = load(parser().parse_args(md(folder, "run", "--steps", "1", *options))["md"])
+        assert atoms.calc.neighbors.skin == skin
