@@ -781,11 +781,10 @@ def test_an_element_without_training_structures_is_named(tmp_path: Path, capsys:
     images = ase.io.read(write_molecules(tmp_path / "some.extxyz"), index=":")
     rare = molecule("CH3SH")
     rare.calc = SinglePointCalculator(rare, energy=-11_000.0)
-    for place, warns in ((random_split(201, 160, 20, seed=0).test[0], True), (0, False)):
+    split = random_split(201, 160, 20, seed=0)
+    for part, warns in ((split.test, True), (split.train, False)):
         frames = [*images]
-        frames.insert(int(place) if warns else 0, rare)
-        if not warns:
-            frames = images
+        frames.insert(int(part[0]), rare)
         path = tmp_path / f"rare{warns}.extxyz"
         ase.io.write(path, frames)
         run = tmp_path / f"run{warns}"
