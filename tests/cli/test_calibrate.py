@@ -41,7 +41,7 @@ from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.models import files, pretrained, pretrained_models
 from hipnn_pyg.models.files import member_folders, read_card
 from hipnn_pyg.train import Network, Training
-from hipnn_pyg.uncertainty import CalibratedModel, FeatureStatistics
+from hipnn_pyg.uncertainty import CalibratedModel, ConformalIntervals, FeatureStatistics
 from hipnn_pyg.uncertainty.structures import drugs
 from hipnn_pyg.units import convert
 
@@ -173,6 +173,12 @@ def test_what_calibrate_prints(calibrated: Path, tmp_path: Path, capsys: Capture
     for phrase in ("50 %", "90 %", "95 %", "quartile 4 of R", "CRPS", "AUC", "one bond"):
         assert phrase in out
     assert "kcal/mol" in out and "RDKit" not in out
+    line = ["calibrate", str(run), "--num_calibration", "160"]
+    assert main([*line, "--seed", "1", "--num_smiles", "0"]) == 0
+    report = json.loads((run / "calibration.json").read_text())
+    assert report["calibration_split_sha256"] == TAKE([run], 160, 1, None).checksum
+    assert main([*line, "--root", str(tmp_path / "none.extxyz")]) == 1
+    assert "none.extxyz" in one_line_of(capsys)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +385,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_predict_prints_the_error_bar_that_applies(
-    calibrated: Path, tmp_path: Path, capsys: Capture
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     xyz, output = tmp_path / "methanol.xyz", tmp_path / "out.csv"
     ase.io.write(xyz, ase.build.molecule("CH3OH"))
@@ -393,6 +399,11 @@ def test_predict_prints_the_error_bar_that_applies(
     embedded = model.predict(from_smiles("CO"), "rdkit")
     assert f"{float(embedded.energy):.4f} ± {float(embedded.q90):.4f}" in printed
     assert "errors" in printed and "grow" not in printed  # one bin of R: not known
+    for grows, words in ((True, "errors grow with it"), (False, "errors do not grow with it")):
+        monkeypatch.setattr(ConformalIntervals, "grows_with_r", lambda _, grows=grows: grows)
+        assert main(command) == 0
+        assert " ".join(capsys.readouterr().out.split()).count(words) == 2
+    monkeypatch.undo()
 
     assert main([*command, "--output", str(output), "--unit", "kcal/mol"]) == 0
     smiles, file = rows_of(output)

@@ -22,7 +22,7 @@ import hipnn_pyg.explain
 from hipnn_pyg import HIPNN, load_model
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.cli import inputs, main
-from hipnn_pyg.data.molecules import read_structures
+from hipnn_pyg.data.molecules import from_smiles, read_structures
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.targets import ASE_ENERGY
 from hipnn_pyg.explain import (
@@ -33,6 +33,7 @@ from hipnn_pyg.explain import (
     known_r,
     render,
     stand,
+    summary,
     tables,
 )
 from hipnn_pyg.explain.colours import colourings
@@ -373,6 +374,17 @@ def test_error_bar_and_flag_in_the_page() -> None:
     assert "not calibrated." in bare and "±" not in without_viewer(bare)
 
 
+@pytest.mark.parametrize("grows, words", [(True, "grow"), (False, "do not grow")])
+def test_it_says_whether_errors_grow_with_r(grows: bool, words: str) -> None:
+    trust = Trust({0.9: 0.25}, "geometry as given", grows=grows)
+    report = Report("water", made_up({}), trust, None, "made-up", {})
+    for text in (" ".join(summary(report)), without_viewer(render(report))):
+        assert f"rrors of this model {words} with R" in text
+    unknown = report._replace(trust=trust._replace(grows=None))  # control
+    for text in (" ".join(summary(unknown)), without_viewer(render(unknown))):
+        assert "rrors of this model" not in text
+
+
 def test_the_viewer_is_the_one_on_record() -> None:
     content = (VIEWER / "3Dmol-min.js").read_bytes()
     assert hashlib.sha256(content).hexdigest() in (VIEWER / "README.md").read_text()
@@ -408,6 +420,17 @@ def test_text(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     expected = [float(predicted[name]) for name in ("E0", "E1", "E2", "energy", "R")]
     np.testing.assert_allclose(shown, expected, atol=6e-5)
     assert not list(Path().glob("explain.html"))
+
+
+def test_the_conformer_is_the_one_asked_for(copy: Path, capsys: Capture) -> None:
+    model, found = load_model(copy), []
+    for seed, optimize in ((0, True), (2, True), (0, False)):
+        data = from_smiles("NCCO", seed, optimize)
+        found.append(f"E = {model.energy_terms(data.z, data.pos).energy.item():.4f} eV")
+        line = ["explain", "NCCO", "--model", str(copy), "--text", "--seed", str(seed)]
+        assert main([*line, "--optimize", str(optimize).lower()]) == 0
+        assert found[-1] in capsys.readouterr().out
+    assert len({*found}) == 3  # control
 
 
 def test_page_of_a_run_that_was_evaluated(copy: Path, molecule_file: Path) -> None:

@@ -29,15 +29,26 @@ from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg import HIPNN, load_model
 from hipnn_pyg.cli import main
-from hipnn_pyg.cli.inputs import Named, embedded, listed
-from hipnn_pyg.cli.plot import _errors
+from hipnn_pyg.cli.inputs import Named, Refused, embedded, listed
+from hipnn_pyg.cli.plot import (
+    _errors,
+    draw_learning,
+    draw_parity,
+    draw_quantiles,
+    draw_sensitivities,
+)
+from hipnn_pyg.cli.predict import complaint
 from hipnn_pyg.cli.prepare import _check_start
 from hipnn_pyg.cli.run_folder import RunFolder
+from hipnn_pyg.data.molecules import from_smiles
 from hipnn_pyg.data.sets import FileSet
 from hipnn_pyg.data.splits import Split, random_split
 from hipnn_pyg.data.targets import MD17_ENERGY, QM9_TARGETS
+from hipnn_pyg.nn import Sensitivity
 from hipnn_pyg.ops import KernelUnavailableError
+from hipnn_pyg.plots import ErrorQuantiles, error_quantiles, plot_error_quantiles
 from hipnn_pyg.train import Network
+from hipnn_pyg.units import convert
 
 from .conftest import train_options, write_molecules
 
@@ -408,6 +419,65 @@ def test_evaluate_a_model_of_before_a_size_was_a_setting(copy: Path) -> None:
     assert json.loads((copy / "results.json").read_text())["model"] == card
 
 
+def test_the_papers_figures_stand_beside_those_of_the_test_set(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """And nothing beside those of other molecules, which is the control."""
+    run, copy = tmp_path / "run", tmp_path / "copy.json"
+    shutil.copytree(trained, run)
+    figures = {"mae": "0.256 ± 0.003", "rmse": "0.527 ± 0.020", "above_1_kcal": "2.26 ± 0.07"}
+    monkeypatch.setattr("hipnn_pyg.cli.evaluate.paper_figures", lambda *_: figures)
+    for part, paper in (("test", figures), ("train", {})):
+        assert main(["evaluate", str(run), "--part", part, "--json", str(copy)]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+        rows = [[cell.strip() for cell in line.split("│")[2:-1]] for line in lines]
+        found = json.loads(copy.read_text())
+        assert copy.read_text() == (run / "results.json").read_text() and found["paper"] == paper
+        assert rows == [
+            [f"{found['mae']:.3f}", paper.get("mae", "-")],
+            [f"{found['rmse']:.3f}", paper.get("rmse", "-")],
+            [f"{found['above_1_kcal']:.2f}", paper.get("above_1_kcal", "-")],
+            [f"{convert(found['mae'], 'kcal/mol', 'meV'):.2f}", "-"],
+            [f"{convert(found['rmse'], 'kcal/mol', 'meV'):.2f}", "-"],
+        ]
+        labels = [str(line.get_label()) for line in draw_learning(RunFolder(run)).axes[0].lines]
+        assert ("paper" in " ".join(labels)) == bool(paper)
+
+
+def test_pictures_show_what_the_run_holds(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert main(["evaluate", str(run), "--part", "train"]) == 0
+    folder, found = RunFolder(run), json.loads((run / "results.json").read_text())
+    assert f"MAE {found['mae']:.3g} kcal/mol" in draw_parity(folder).axes[0].texts[0].get_text()
+    drawn = [list(line.get_ydata()) for line in draw_learning(folder).axes[0].lines]
+    for name in ("validation_mae", "validation_rmse"):
+        assert [float(row[name]) for row in read_csv(run / "metrics.csv")] in drawn
+    own = load_model(run).blocks[0].interaction.sensitivity
+    assert isinstance(own, Sensitivity)
+    new = Sensitivity(own.mu.numel(), own.r_low, own.r_high, own.cutoff)
+    curves = [np.asarray(line.get_ydata()) for line in draw_sensitivities(folder).axes[0].lines]
+    curves = [curve for curve in curves if len(curve) == 600]
+    for functions in (own, new):
+        for curve in functions(torch.linspace(0.5, own.cutoff, 600)).detach().numpy().T:
+            assert any(np.allclose(curve, each) for each in curves)
+    with np.load(run / "predictions.npz") as stored:
+        error = convert(np.abs(stored["prediction"] - stored["target"]), "eV", "kcal/mol")
+        expected = error_quantiles(stored["nonhierarchicality"], error)
+    given: list[ErrorQuantiles] = []
+    monkeypatch.setattr(
+        "hipnn_pyg.cli.plot.plot_error_quantiles",
+        lambda quantiles, **rest: (
+            given.append(quantiles) or plot_error_quantiles(quantiles, **rest)
+        ),
+    )
+    draw_quantiles(folder)
+    for name in ("log10_R", "quantiles"):
+        np.testing.assert_allclose(getattr(given[0], name), getattr(expected, name), rtol=1e-6)
+
+
 def test_evaluate_with_the_data_elsewhere(
     trained: Path, molecule_file: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -514,6 +584,36 @@ def test_predict_smiles(trained: Path, tmp_path: Path, capsys: Capture) -> None:
             assert orders == pytest.approx(float(row["energy"]), rel=1e-9)
             assert 0 < float(row["R"])
     assert float(rows[0]["R"]) != float(rows[1]["R"])
+    found = []
+    for seed in (0, 2):  # to RDKit 0 and 1 are the same
+        line = ["predict", "--model", str(trained), "NCCO", "--output", str(output)]
+        assert main([*line, "--seed", str(seed)]) == 0
+        data = from_smiles("NCCO", seed)
+        found.append(load_model(trained).energy_terms(data.z, data.pos).energy.item())
+        assert float(read_csv(output)[0]["energy"]) == pytest.approx(found[-1], rel=1e-6)
+    assert found[0] != pytest.approx(found[1], rel=1e-5)  # control
+
+
+def test_a_terminal_gets_the_first_rows(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    library = tmp_path / "library.smi"
+    for number, more in ((42, True), (40, False)):
+        library.write_text("".join(f"C one{k}\n" for k in range(number)))
+        assert main(["predict", "--model", str(trained), str(library)]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert len(re.findall(r"one\d+ ", printed)) == 40
+        assert ("2 more rows: write them all with --output FILE.csv" in printed) == more
+        assert ("more rows" in printed) == more
+
+
+def test_so_many_reasons_are_listed() -> None:
+    refused = [Refused(f"name{k}", f"reason {k}") for k in range(42)]
+    told = complaint(refused, 50).splitlines()
+    assert told == [
+        "42 of 50 structures have no energy:",
+        *(f"  reason {k}" for k in range(40)),
+        "  and 2 more",
+    ]
+    assert complaint(refused[:40], 50).splitlines()[-1] == "  reason 39"  # control
 
 
 def test_predict_file_to_extxyz(trained: Path, xyz: Path, tmp_path: Path) -> None:
