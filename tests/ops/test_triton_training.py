@@ -20,7 +20,7 @@ from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.data.targets import Target
 from hipnn_pyg.models import direct
 from hipnn_pyg.models.self_check import self_check
-from hipnn_pyg.train import Trainer, Training, TrainingStopped, static
+from hipnn_pyg.train import Trainer, Training, TrainingStopped
 from hipnn_pyg.train import step as training_step
 from hipnn_pyg.train.captured_stack import StackedBatches, stacks
 from hipnn_pyg.train.direct import GPUGradient
@@ -135,18 +135,23 @@ def test_a_validation_that_cannot_be_captured_is_an_ordinary_one(
     def fail(self: CapturedValidation, model: HIPNN) -> Tensor:
         raise torch.OutOfMemoryError("no memory for a graph")
 
-    theirs = trained("cpu", epochs=2)
+    data = (molecules(4, 1), molecules(4, 2))  # an epoch is one step
+
+    def new(where: str, **options: Any) -> Trainer:
+        return new_trainer(Trainer, where, data, epochs=2, **options)
+
+    theirs = new("cpu")
+    theirs.fit()
     by_kernels()
     monkeypatch.setattr(CapturedValidation, "sums", fail)
-    data = (molecules(9, 1), molecules(4, 2))
-    ours = new_trainer(Trainer, device.type, data, epochs=2, capture="on")
+    ours = new(device.type, capture="on")
     ours.config = replace(ours.config, capture="auto")
     with pytest.warns(HIPNNWarning, match="validation could not be captured.*no memory") as seen:
         ours.fit()
     assert len([w for w in seen if "validation" in str(w.message)]) == 1
     assert_same_training(ours, theirs)
     with pytest.raises(torch.OutOfMemoryError, match="no memory"):
-        trained(device.type, epochs=2, capture="on")
+        new(device.type, capture="on").fit()
 
 
 def assert_same_training(ours: Trainer, theirs: Trainer) -> None:
@@ -181,7 +186,6 @@ def stacked(
     """``stacked(options of each member)``: captured steps in one launch, off a GPU interpreted."""
     by_kernels()
     monkeypatch.setattr(Member, "alone", True)  # else members on a CPU take no captured steps
-    monkeypatch.setattr(static, "ROUND", 16)  # fewer atoms to interpret
 
     def build(*members: dict[str, Any]) -> EnsembleTrainer:
         made = [member(Member, device.type, **options, capture="on") for options in members]
