@@ -695,16 +695,3 @@ def test_stress_of_a_molecule_leaves_the_results(model: HIPNN) -> None:
     with pytest.raises(PropertyNotImplementedError):
         atoms.get_stress()
     assert np.array_equal(atoms.calc.results["forces"], forces)
-
-
-def test_float32_compiles(small_model: Build) -> None:
-    """By code that is generated: its rounding shows in forces as large as these."""
-    model = small_model(torch.float32, num_interactions=1, num_onsite=0, energy_unit="eV")
-    with torch.no_grad():
-        model.blocks[0].readout.weight.mul_(100)
-    forces = []
-    for compile in (False, True):
-        atoms = molecule("CH3OH")
-        atoms.calc = HIPNNCalculator(model, compile=compile)
-        forces.append(atoms.get_forces())
-    np.testing.assert_allclose(forces[1], forces[0], rtol=0, atol=1e-5 * np.abs(forces[0]).max())
