@@ -91,3 +91,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit.value.code == 0
     version = f"hipnn {hipnn_pyg.__version__}, torch {torch.__version__}"
     assert capsys.readouterr().out.strip() == version
+
+
+def test_commands_flush_denormal_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = torch.tensor([1e-40])
+    assert float(tiny * 1.0) > 0.0  # control
+    assert main(["evaluate", "nowhere"]) == 1
+    assert float(tiny * 1.0) == 0.0 and "nowhere" in capsys.readouterr().err

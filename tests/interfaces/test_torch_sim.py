@@ -14,6 +14,7 @@ import torch_sim
 from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.md.verlet import VelocityVerlet
+from torch_geometric.data import Data
 from torch_sim.integrators.nve import nve
 from torch_sim.models.interface import validate_model_outputs
 from torch_sim.optimizers import fire, frechet_cell_fire
@@ -23,6 +24,7 @@ from hipnn_pyg import HIPNN, StructureError, save_model
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.interfaces.loading import NotAPotentialError
 from hipnn_pyg.interfaces.torch_sim import TorchSimModel
+from hipnn_pyg.models.potential import HIPNNPotential
 from hipnn_pyg.models.self_check import SelfCheckError
 from hipnn_pyg.units import kcal_per_mol
 
@@ -103,6 +105,22 @@ def test_the_same_as_the_calculator(model: HIPNN, make: Callable[[], list[Atoms]
     if periodic:
         stress = [a.get_stress(voigt=False) for a in expected]
         np.testing.assert_allclose(batched["stress"], stress, **close)
+
+
+def test_float32_networks_far_from_the_origin(small_model: Build) -> None:
+    """Distances are formed in float64 by all that take positions in float64: nothing is lost."""
+    model, found = small_model(torch.float32, energy_unit="eV"), []
+    for where in (0.0, 1e5):
+        atoms = molecules()[0]
+        atoms.positions += where
+        atoms.calc = HIPNNCalculator(model)
+        data = Data(z=torch.tensor(atoms.numbers), pos=torch.tensor(atoms.positions))
+        forces = HIPNNPotential(model)(data).forces, TorchSimModel(model)(state([atoms]))["forces"]
+        found.append([*(each.numpy() for each in forces), atoms.get_forces()])
+    for near, far in zip(*found, strict=True):
+        np.testing.assert_allclose(far, near, rtol=0, atol=1e-5 * np.abs(near).max())
+    data.pos = data.pos.float()  # control
+    assert np.abs(HIPNNPotential(model)(data).forces.numpy() - near).max() > 1e-3
 
 
 def test_units_and_files(small_model: Build, tmp_path: Path) -> None:
