@@ -38,6 +38,12 @@ def test_right_kernels_pass_and_are_remembered(kernel: str, own_cache: Path) -> 
     assert self_check(kernel, force=True)  # type: ignore[arg-type]
 
 
+def test_other_kernels_are_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert self_check("padded") and not in_another_process("padded")
+    monkeypatch.setattr("hipnn_pyg.models.self_check._source", lambda: b"other kernels")
+    assert in_another_process("padded")
+
+
 def test_without_a_cache_it_is_compared_once_in_each_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

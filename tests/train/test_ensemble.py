@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,8 +131,9 @@ def test_each_member_is_the_model_trained_alone(
     tmp_path: Path,
 ) -> None:
     """Weights, losses, optimizer, schedule and average after 100 steps and more, in float64."""
-    together = ensemble(tmp_path, batched, **RECIPES[recipe])
+    together, began = ensemble(tmp_path, batched, **RECIPES[recipe]), time.monotonic()
     models = together.fit()
+    assert sum(member.seconds for member in together.members) <= time.monotonic() - began
     states = []
     for member, model, seed in zip(together.members, models, SEEDS, strict=True):
         folder = alone[recipe] / str(seed)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.accelerators import MPSAccelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.swa_utils import AveragedModel
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
@@ -68,6 +69,11 @@ def test_training_learns(
         row["validation_mae"] for row in trainer.history
     ]
     assert [int(row["epoch"]) for row in rows] == list(range(1, 16))
+    events = EventAccumulator(str(tmp_path / "run" / "logs" / "version_0")).Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("validation_mae")]
+    assert logged == [
+        (row["epoch"], pytest.approx(row["validation_mae"], rel=1e-6)) for row in trainer.history
+    ]
     stored = load_model(tmp_path / "run")  # the best one, not the last one
     assert torch.equal(predict(stored, parts[1]).energy, predict(best, parts[1]).energy)
     card = read_card(tmp_path / "run")
@@ -98,6 +104,20 @@ def test_train_columns_are_means_over_the_epoch(
         assert trainer.history[0][name] == pytest.approx(mean, rel=1e-9), name
         assert abs(values[0] - mean) > 1e-3 * mean  # control: the mini-batches are not alike
     assert trainer.history[0]["learning_rate"] == 1e-30
+
+
+def test_what_training_leaves_of_what_was(
+    new_model: Models, parts: Parts, settings: Settings
+) -> None:
+    """Nothing of what a file said of the model; no denormal numbers on a CPU."""
+    model, tiny = new_model(), torch.tensor([1e-40])
+    model.card = {"target": "zpve"}
+    trainer = Trainer(model, *parts, settings(epochs=1), progress=False)
+    trainer.fit()
+    assert model.card == {}
+    assert float(tiny * 1.0) == 0.0
+    torch.set_flush_denormal(False)
+    assert float(tiny * 1.0) > 0.0  # control
 
 
 def test_e0_stays_exactly(new_model: Models, parts: Parts, settings: Settings) -> None:
