@@ -23,6 +23,7 @@ from hipnn_pyg.cli import main, parser
 from hipnn_pyg.cli.md import number_of_steps
 from hipnn_pyg.cli.system import load, read_structure
 from hipnn_pyg.models.self_check import SelfCheckError
+from hipnn_pyg.plots import energy_against_time
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -48,7 +49,14 @@ def md(folder: Path, run: str, *options: str, model: str = "model") -> list[str]
     return [*structure, "--run", str(folder / run), "--min_distance", "0.05", *options]
 
 
-def test_a_simulation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_simulation(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: list[float | None] = []
+    monkeypatch.setattr(
+        "hipnn_pyg.cli.md.energy_against_time",
+        lambda *given: drawn.append(given[4]) or energy_against_time(*given),
+    )
     assert main(md(folder, "nve", "--time", "0.05")) == 0
     shown = capsys.readouterr()
     assert "100 steps, 0.05 ps" in shown.out and "meV/atom/ps" in shown.out
@@ -56,7 +64,7 @@ def test_a_simulation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads((folder / "nve" / "report.json").read_text())
     assert report["steps"] == 100 and abs(report["drift"]) < 1 and report["fluctuation"] > 0
     drift = f"drift {report['drift']:.5f} meV/atom/ps, fluctuation {report['fluctuation']:.4f} meV"
-    assert drift in shown.out
+    assert drift in shown.out and drawn == [report["drift"]]  # a line in the picture
     assert (folder / "nve" / "energy.png").read_bytes().startswith(b"\x89PNG")
     assert len(ase.io.read(folder / "nve" / "trajectory.extxyz", index=":")) == 2
     assert main(md(folder, "nve", "--time", "0.05")) == 1
@@ -70,6 +78,10 @@ def test_a_simulation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (last, first) = ((folder / name / "log.csv").read_text().split() for name in ("nve", "on"))
     total = [float(text.split(",")[4]) for text in (last[-1], first[1])]
     assert total[0] == pytest.approx(total[1], abs=1e-6)
+    options = ("--ensemble", "nvt", "--steps", "3", "--log_every", "1")  # control: no line
+    capsys.readouterr()
+    assert main(md(folder, "nvt", *options)) == 0
+    assert drawn[-1] is None and "drift" not in capsys.readouterr().out
 
 
 def test_a_killed_simulation_goes_on(folder: Path, hipnn: Start) -> None:
