@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from os import environ
 from pathlib import Path
+from typing import Any
 
 import ase.build
 import ase.io
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.singlepoint import SinglePointCalculator
+from torch import Tensor
 from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg.cli import main
@@ -98,6 +100,27 @@ def trained(molecule_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     options = ("--epochs", "8", "--batch_size", "8", "--learning_rate", "0.01")
     assert main(train_options(molecule_file, run, *options)) == 0
     return run
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    """What the last checkpoint holds, without the times."""
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    del state["progress"]["seconds"]
+    for row in state["history"]:
+        del row["seconds"]
+    return state
+
+
+def different(ours: Any, theirs: Any, where: str = "") -> list[str]:
+    """Names of the entries of two checkpoints that are not equal to the last bit."""
+    if isinstance(ours, dict):
+        if ours.keys() != theirs.keys():
+            return [where]
+        return [x for key in ours for x in different(ours[key], theirs[key], f"{where}/{key}")]
+    if isinstance(ours, list):
+        return different(dict(enumerate(ours)), dict(enumerate(theirs)), where)
+    same = torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
+    return [] if same else [where]
 
 
 @pytest.fixture

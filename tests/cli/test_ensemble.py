@@ -11,15 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from rich.console import Console
-from torch import Tensor
 
 from hipnn_pyg.cli import main
 from hipnn_pyg.cli.ensemble import report
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
+
+from .conftest import checkpoint, different
 
 Training = Callable[..., list[str]]
 OPTIONS = ("--epochs", "2", "--batch_size", "8", "--learning_rate", "0.01")
@@ -42,23 +42,10 @@ def whole(runs: Path, training: Training) -> Path:
 
 def differing(ours: Path, theirs: Path) -> list[str]:
     """What is not equal to the last bit in two checkpoints, times and random numbers apart."""
-    states = [torch.load(run / "checkpoint.pt", weights_only=True) for run in (ours, theirs)]
+    states = [checkpoint(run) for run in (ours, theirs)]
     for state in states:
-        del state["progress"]["seconds"], state["rng"]
-        for row in state["history"]:
-            del row["seconds"]
+        del state["rng"]
     return different(*states)
-
-
-def different(ours: Any, theirs: Any, where: str = "") -> list[str]:
-    if isinstance(ours, dict):
-        if ours.keys() != theirs.keys():
-            return [where]
-        return [x for key in ours for x in different(ours[key], theirs[key], f"{where}/{key}")]
-    if isinstance(ours, list):
-        return different(dict(enumerate(ours)), dict(enumerate(theirs)), where)
-    same = torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
-    return [] if same else [where]
 
 
 def test_each_member_is_a_run_of_its_own(

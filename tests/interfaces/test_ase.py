@@ -19,9 +19,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.mixing import SumCalculator
 from ase.eos import EquationOfState
-from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
-from ase.optimize import BFGS, FIRE, LBFGS
 from ase.vibrations import Vibrations
 from torch._dynamo.utils import counters
 from torch_geometric.data import Data
@@ -279,15 +277,6 @@ def test_the_folder_of_an_ensemble_is_averaged() -> None:
 # -- what ASE does with it ---------------------------------------------------------------------
 
 
-def test_relaxation(model: HIPNN) -> None:
-    atoms = ethanol()
-    atoms.calc = HIPNNCalculator(model)
-    before = atoms.get_potential_energy()
-    assert BFGS(atoms, logfile=None).run(fmax=0.01, steps=300)
-    assert atoms.get_potential_energy() < before - 0.1
-    assert np.abs(atoms.get_forces()).max() < 0.01
-
-
 def cesium_chloride(a: float) -> Atoms:
     """At a = 1.78 Å the model has a minimum of this (else meaningless) crystal."""
     atoms = bulk("NaCl", "cesiumchloride", a)
@@ -309,16 +298,6 @@ def test_equation_of_state_agrees_with_stress(model: HIPNN) -> None:
     assert np.interp(0.0, pressures[::-1], volumes[::-1]) == pytest.approx(v0, rel=2e-3)
     slope = np.gradient(energies, volumes)[1:-1]
     np.testing.assert_allclose(pressures[1:-1], -slope, rtol=0, atol=0.05 * np.ptp(pressures))
-
-
-def test_relaxation_of_a_cell(model: HIPNN) -> None:
-    atoms = cesium_chloride(1.85)
-    atoms.calc = HIPNNCalculator(model)
-    before = atoms.get_potential_energy()
-    assert BFGS(FrechetCellFilter(atoms, hydrostatic_strain=True), logfile=None).run(0.01, 100)
-    assert atoms.get_potential_energy() < before
-    assert abs(atoms.get_stress()[:3].mean()) * atoms.get_volume() < 0.01
-    assert atoms.cell.lengths()[0] != pytest.approx(1.85, abs=1e-3)
 
 
 def test_vibrations(model: HIPNN, tmp_path: Path) -> None:
@@ -376,16 +355,6 @@ def test_what_else_ase_asks_for(model: HIPNN) -> None:
     assert not calculator.results
     same(atoms, other)
     assert calculator.neighbors.searches == searches + 1
-
-
-@pytest.mark.parametrize("optimizer", [FIRE, LBFGS])
-def test_other_optimizers(model: HIPNN, optimizer: Any) -> None:
-    atoms = molecule("H2O")
-    atoms.calc = HIPNNCalculator(model)
-    before = atoms.get_potential_energy()
-    assert optimizer(atoms, logfile=None).run(fmax=0.01, steps=500)
-    assert np.abs(atoms.get_forces()).max() < 0.01
-    assert atoms.get_potential_energy() < before - 0.01
 
 
 # -- dynamics ----------------------------------------------------------------------------------
