@@ -39,14 +39,6 @@ def on_the_path() -> Iterator[None]:
     sys.path.remove(BENCHMARKS)
 
 
-@pytest.fixture(autouse=True)
-def process_settings() -> Iterator[None]:
-    """The trainer flushes denormals for its whole process."""
-    torch.set_flush_denormal(False)
-    yield
-    torch.set_flush_denormal(False)
-
-
 def module(name: str) -> Any:
     return importlib.import_module(name)
 

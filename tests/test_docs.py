@@ -75,7 +75,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setattr(torch_geometric.datasets, "QM9", FewMolecules)
     with torch.random.fork_rng(devices=[]):
         yield
-    torch.set_flush_denormal(False)
 
 
 def run_page(name: str, codes: list[str]) -> dict[str, Any]:

@@ -28,10 +28,9 @@ Main = Callable[[Sequence[str]], dict[str, Any]]
 
 @pytest.fixture(autouse=True)
 def process_settings() -> Any:
-    """Examples are scripts: they seed torch and flush denormals for their whole process."""
+    """Examples are scripts: they seed torch for their whole process."""
     with torch.random.fork_rng(devices=[]):
         yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
