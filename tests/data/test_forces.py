@@ -12,8 +12,9 @@ import pytest
 import torch
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import Bohr, Hartree, kcal, mol
+from in_memory import InMemory
 from torch import Tensor
-from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from hipnn_pyg import PackedLoader, PackedMolecules
@@ -21,13 +22,6 @@ from hipnn_pyg.checks import StructureError
 from hipnn_pyg.data.forces import ASE_FORCES, FORCE_UNITS, MD17_FORCES, ForceLabels
 from hipnn_pyg.data.sets import FileSet
 from hipnn_pyg.data.targets import ASE_ENERGY, MD17_ENERGY, Target
-
-
-class InMemory(InMemoryDataset):
-    def __init__(self, items: list[Data]) -> None:
-        super().__init__(None)
-        self.data, self.slices = self.collate(items)
-
 
 SOURCES = {
     "list": lambda items: items,

@@ -9,9 +9,10 @@ from dataclasses import replace
 import ase.build
 import pytest
 import torch
+from in_memory import InMemory
 from torch import Tensor
 from torch.utils.data import BatchSampler, SequentialSampler, SubsetRandomSampler
-from torch_geometric.data import Batch, Data, InMemoryDataset
+from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
 from hipnn_pyg import HIPNNWarning, PackedLoader, PackedMolecules, StructureError, Target
@@ -20,14 +21,6 @@ from hipnn_pyg.data.stress import ASE_STRESS
 from hipnn_pyg.ops import cpu
 
 ENERGY = Target("energy", "eV", "energy")
-
-
-class InMemory(InMemoryDataset):
-    """What PyG's own datasets are after processing."""
-
-    def __init__(self, items: list[Data], transform: object = None) -> None:
-        super().__init__(transform=transform)
-        self.data, self.slices = self.collate(items)
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Data, InMemoryDataset
+from in_memory import InMemory
+from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from hipnn_pyg import HIPNN, PackedLoader, PackedMolecules, StructureError, Target
@@ -15,14 +16,6 @@ from hipnn_pyg.data.targets import MD17_ENERGY
 
 SPECIES = (1, 6, 7, 8)
 ENERGY = Target("energy", "eV", "energy")
-
-
-class InMemory(InMemoryDataset):
-    """What PyG's own datasets are after processing."""
-
-    def __init__(self, items: list[Data], transform: object = None) -> None:
-        super().__init__(transform=transform)
-        self.data, self.slices = self.collate(items)
 
 
 def molecule(counts: list[int], energy: float) -> Data:

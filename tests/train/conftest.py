@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data import Data
 
 from hipnn_pyg import HIPNN, PackedMolecules
 from hipnn_pyg.data.packed import MoleculeBatch
@@ -103,20 +103,6 @@ def cell_model() -> Callable[..., HIPNN]:
         return model
 
     return build
-
-
-class InMemory(InMemoryDataset):
-    """A PyG data set in memory."""
-
-    def __init__(self, items: list[Data]) -> None:
-        super().__init__()
-        self.data, self.slices = self.collate(items)
-
-
-@pytest.fixture
-def in_memory() -> type[InMemory]:
-    """``in_memory(items)``: a PyG data set of them."""
-    return InMemory
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_memory import InMemory
 from torch import Tensor
-from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data import Data
 
 from hipnn_pyg import HIPNN, HIPNNPotential, PackedMolecules, radius_graph_pbc
 from hipnn_pyg.checks import StructureError
@@ -174,14 +175,12 @@ def test_plain_loops_get_the_cells(cell_model: Make) -> None:
 
 
 @pytest.mark.parametrize("with_pbc", [True, False])
-def test_data_sets_in_memory(
-    with_pbc: bool, cell_model: Make, in_memory: type[InMemoryDataset]
-) -> None:
+def test_data_sets_in_memory(with_pbc: bool, cell_model: Make) -> None:
     items = structures(12)[::3]  # crystals
     expected = predict(cell_model(), pack(items)).energy
     for data in () if with_pbc else items:
         del data.pbc
-    found = predict(cell_model(), pack(in_memory(items))).energy  # type: ignore[arg-type]
+    found = predict(cell_model(), pack(InMemory(items))).energy  # type: ignore[arg-type]
     torch.testing.assert_close(found, expected)
 
 
