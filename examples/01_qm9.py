@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     train_loader = DataLoader(train, batch_size=30, shuffle=True)
     validation_loader = DataLoader(dataset[split.validation], batch_size=256)
 
-    model = HIPNN(hidden_channels=options.channels)
-    model = model.fit_e0(train, target="U0_atom", scale="residual").to(options.device)
+    model = HIPNN(hidden_channels=options.channels).fit_e0(train, "U0_atom", scale="residual")
+    model = model.to(options.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     losses, errors = [], []
@@ -86,7 +86,7 @@ def parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--quick", action="store_true", help="a small model for a few seconds")
     options = parser.parse_args(argv)
     if options.quick:
-        options.epochs, options.num_train, options.channels = 5, 300, 16
+        options.epochs, options.num_train, options.channels = 8, 900, 16
     return options
 
 

@@ -94,7 +94,7 @@ def parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--quick", action="store_true", help="a small model for a few seconds")
     options = parser.parse_args(argv)
     if options.quick:
-        options.epochs, options.num_train, options.channels = 5, 300, 16
+        options.epochs, options.num_train, options.channels = 8, 900, 16
     return options
 
 

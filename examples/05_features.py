@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     train = dataset[split.train]
     loader = DataLoader(train, batch_size=30, shuffle=True)
 
-    hipnn = HIPNN(hidden_channels=options.channels).fit_e0(
-        train, target="U0_atom", scale="residual"
-    )
+    hipnn = HIPNN(hidden_channels=options.channels).fit_e0(train, "U0_atom", scale="residual")
     model = EnergyAndGap(hipnn, options.channels).to(options.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
@@ -95,7 +93,7 @@ def parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--quick", action="store_true", help="a small model for a few seconds")
     options = parser.parse_args(argv)
     if options.quick:
-        options.epochs, options.num_train, options.channels = 4, 300, 16
+        options.epochs, options.num_train, options.channels = 8, 900, 16
     return options
 
 
