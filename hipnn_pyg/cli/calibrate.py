@@ -135,7 +135,7 @@ def calibrate(
     halves = take_halves(members, num_calibration, seed, root)
     order = torch.randperm(len(halves.test), generator=torch.Generator().manual_seed(seed))
     halves = halves._replace(test=halves.test[order])
-    least = fewest(max(CRPS_LEVELS), len(members) > 1)
+    least = _fewest(members)
     embedded = len(_some(halves.calibration, num_smiles))
     if halves.smiles is not None and 0 < embedded < least:
         raise ValueError(
@@ -250,7 +250,7 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
     shared = first.test.numpy()
     for member in members[1:]:
         shared = np.intersect1d(shared, Split.load(RunFolder(member).split).test.numpy())
-    least = fewest(max(CRPS_LEVELS), len(members) > 1)
+    least = _fewest(members)
     if not least <= number <= len(shared) - FEWEST_TEST:
         whose, way_out = "the run's test set has", ""
         if len(shared) < len(first.test):
@@ -267,6 +267,11 @@ def take_halves(members: list[Path], number: int, seed: int, root: str | None) -
         packed, _, dataset = chosen.load_with_dataset()  # also of who learned RDKit's geometries
         smiles, names = [*dataset._data.smiles], [*dataset._data.name]
     return Halves(packed, smiles, names, learned, split.train, split.test, split.checksum)
+
+
+def _fewest(members: list[Path]) -> int:
+    """Molecules that must calibrate, for all intervals that :func:`compare` fits."""
+    return fewest(max(CRPS_LEVELS), len(members) > 1)
 
 
 def _source(member: Path) -> str:
