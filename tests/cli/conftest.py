@@ -71,6 +71,11 @@ def qm9_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         z, pos = torch.tensor(atoms.numbers), torch.tensor(atoms.positions).float()
         idx, name = torch.tensor([index]), f"gdb_{index + 1}"
         items.append(Data(z=z, pos=pos, y=y, idx=idx, name=name, smiles=SMILES[index % 4]))
+    return save_qm9(items, root)
+
+
+def save_qm9(items: list[Data], root: Path) -> Path:
+    """Molecules as a saved QM9 pack."""
     folder = root / "qm9pack" / "processed"
     folder.mkdir(parents=True)
     InMemoryDataset.save(items, str(folder / "qm9pack_v1.pt"))

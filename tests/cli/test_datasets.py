@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data import Data
 from torch_geometric.datasets import QM9
 
 from hipnn_pyg.cli import main
@@ -28,7 +28,7 @@ from hipnn_pyg.train.config import Network
 from hipnn_pyg.uncertainty import CalibratedModel
 from hipnn_pyg.uncertainty.structures import drugs
 
-from .conftest import SMILES
+from .conftest import SMILES, save_qm9
 
 FAST = "--compile off --device cpu --epochs 2 --num_sensitivities 6".split()
 HARD = HARD_TO_CONVERGE[0] - 1
@@ -55,13 +55,7 @@ def write_qm9(root: Path, number: int = 100) -> Path:
                 smiles=SMILES[index % 4],
             )
         )
-    folder = root / "qm9pack" / "processed"
-    folder.mkdir(parents=True)
-    InMemoryDataset.save(items, str(folder / "qm9pack_v1.pt"))
-    # what PyG checks before it takes a processed file
-    torch.save("None", folder / "pre_transform.pt")
-    torch.save("None", folder / "pre_filter.pt")
-    return root
+    return save_qm9(items, root)
 
 
 @pytest.fixture
