@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ class Member(Trainer):
     """
 
     alone = False
+    time_share = 0.0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -85,8 +86,10 @@ class Member(Trainer):
             self._drawn = {**later, epoch: super().order(ahead)}
         return self._drawn[epoch]
 
-    def _count_time(self) -> None:
-        """The ensemble counts: a step's time belongs to the members that took it."""
+    def take_time(self, share: float) -> None:
+        """From now on this part of the time that passes is its own."""
+        self._count_time()
+        self.time_share = share
 
 
 class EnsembleTrainer:
@@ -165,15 +168,12 @@ class EnsembleTrainer:
                 member.start()
             self._each(self.members, Member.settle)
             while front := self._front():
-                began = time.monotonic()
-                done = sum(self._take_step(front))
-                for member in front:
-                    member.seconds += (time.monotonic() - began) / len(front)
-                bar.update(done)
-                if any(member.step == 0 for member in front):
-                    self._show(bar)
-                if self.interrupted and self.live:
-                    self._stop()
+                with _clock(front):
+                    for done in self._turn(front):
+                        bar.update(done)
+                        if self.interrupted and self.live:
+                            self._stop()
+                self._show(bar)
         if self.graphs > 1:
             warnings.warn(recompiled(self.graphs), HIPNNWarning, stacklevel=2)
         if self.failures:
@@ -194,16 +194,25 @@ class EnsembleTrainer:
         ]
 
     def _front(self) -> list[Member]:
-        """Members that take the next step: of those furthest behind one, or all together."""
+        """Members whose turn it is: of those furthest behind one, or all together."""
         live = self.live
         if self.batched or self.stacked:
             least = min((member.place for member in live), default=None)
             return [member for member in live if member.place == least]
         return [min(live, key=lambda member: member.epoch)] if live else []
 
-    def _take_step(self, front: list[Member]) -> list[int]:
-        """One step of some members; returns the sizes of their mini-batches."""
-        sizes = [member.next_size() for member in front]
+    def _turn(self, front: list[Member]) -> Iterator[int]:
+        """Steps of some members until their epoch ends, they have caught up with others or one
+        fails; gives the molecules of each."""
+        waiting, failed = {member.place for member in self.live}, len(self.failures)
+        while True:
+            yield self._take_step(front)
+            if not front[0].step or front[0].place in waiting or len(self.failures) > failed:
+                return
+
+    def _take_step(self, front: list[Member]) -> int:
+        """One step of some members; returns how many molecules they saw."""
+        molecules = sum(member.next_size() for member in front)
         if self.stacked and (stack := self._stack_of(front)):
             stack()
             for member in front:
@@ -218,7 +227,7 @@ class EnsembleTrainer:
             elif any(member.checkpoint_due for member in front):
                 stack.store()
                 self._each(front, Member.save)
-            return sizes
+            return molecules
         indices = [member.next_batch() for member in front]
         if front[0].captures:
             for member, index in zip(front, indices, strict=True):
@@ -226,7 +235,7 @@ class EnsembleTrainer:
         else:
             for member, terms in zip(front, self._gradients(front, indices), strict=True):
                 self._each([member], Member.advance, terms)
-        return sizes
+        return molecules
 
     def _each(self, members: list[Member], act: Callable[..., None], *arguments: Any) -> None:
         """Let members act; who fails leaves."""
@@ -327,6 +336,18 @@ class EnsembleTrainer:
         if maes:
             mean, unit = sum(maes) / len(maes), self.members[0].metric_unit
             bar.set_postfix_str(f"{len(self.live)} in training, validation MAE {mean:.3f} {unit}")
+
+
+@contextmanager
+def _clock(front: Sequence[Member]) -> Iterator[None]:
+    """The time that passes inside belongs to these members, in equal parts."""
+    for member in front:
+        member.take_time(1 / len(front))
+    try:
+        yield
+    finally:
+        for member in front:
+            member.take_time(0.0)
 
 
 def _check_alike(members: Sequence[Member], batched: bool) -> None:

@@ -97,6 +97,8 @@ class Trainer:
 
     alone = True
     """Whether it is no member of an ensemble."""
+    time_share = 1.0
+    """Part of the time that passes which is its own."""
 
     def __init__(
         self,
@@ -502,7 +504,7 @@ class Trainer:
 
     def _count_time(self) -> None:
         now = time.monotonic()
-        self.seconds += now - self._counted_at
+        self.seconds += (now - self._counted_at) * self.time_share
         self._counted_at = now
 
     def resume(self) -> None:

@@ -156,6 +156,29 @@ def max_loss_difference(first: dict[str, Any], second: dict[str, Any]) -> float:
     return max(abs(a["train_loss"] - b["train_loss"]) for a, b in pairs)
 
 
+@BATCHED
+def test_a_members_clock_runs_in_its_own_steps(
+    batched: bool, ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a second; steps together are shared, and an epoch's last one is in its row."""
+    now = [0.0]
+    take = EnsembleTrainer._take_step
+
+    def count(self: EnsembleTrainer, front: list[Member]) -> int:
+        now[0] += 1
+        return take(self, front)
+
+    together = ensemble(None, batched, epochs=2)
+    monkeypatch.setattr(EnsembleTrainer, "_take_step", count)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    together.fit()
+    share = len(SEEDS) if batched else 1
+    for member in together.members:
+        spent = [row["seconds"] for row in member.history]
+        assert spent == pytest.approx([STEPS / share, 2 * STEPS / share])
+        assert member.seconds == pytest.approx(spent[-1])
+
+
 def test_control_rates_and_ends_differ_between_members(
     alone: dict[str, Path], checkpoint: Checkpoint
 ) -> None:
@@ -343,7 +366,7 @@ def after_steps(trainer: EnsembleTrainer, steps: int, act: Callable[[], None]) -
     """Do something within this step of the ensemble (a round of all, or one member's)."""
     take, done = trainer._take_step, [0]
 
-    def count(front: list[Member]) -> list[int]:
+    def count(front: list[Member]) -> int:
         done[0] += 1
         if done[0] == steps:
             act()
