@@ -37,7 +37,6 @@ class Member(Trainer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._drawn: dict[int, Tensor] = {}  # orders by epoch
-        self._begun = -1  # the epoch whose mini-batches captured steps know
 
     @property
     def place(self) -> tuple[int, int]:
@@ -52,14 +51,6 @@ class Member(Trainer):
     def next_size(self) -> int:
         """Molecules of the next mini-batch."""
         return min(len(self.train) - self.step * self.config.batch_size, self.config.batch_size)
-
-    def take_step(self, index: Tensor) -> None:
-        """One step of its own, on the mini-batch that :meth:`next_batch` gave; it is settled."""
-        if self.captured is None or self._begun != self.epoch:
-            self.begin_epoch()
-            self._begun = self.epoch
-        super().take_step(index)
-        self.settle()
 
     def advance(self, terms: LossTerms) -> None:
         """Update the weights along ``objective.vector.grad``; at its end, close the epoch."""
@@ -185,6 +176,11 @@ class EnsembleTrainer:
     # -- steps ---------------------------------------------------------------------------------
 
     @property
+    def together(self) -> bool:
+        """Whether members take each step at once, not an epoch each in turn."""
+        return self.batched or self.stacked
+
+    @property
     def live(self) -> list[Member]:
         """Members with steps to take."""
         return [
@@ -196,45 +192,59 @@ class EnsembleTrainer:
     def _front(self) -> list[Member]:
         """Members whose turn it is: of those furthest behind one, or all together."""
         live = self.live
-        if self.batched or self.stacked:
+        if self.together:
             least = min((member.place for member in live), default=None)
             return [member for member in live if member.place == least]
         return [min(live, key=lambda member: member.epoch)] if live else []
 
     def _turn(self, front: list[Member]) -> Iterator[int]:
-        """Steps of some members until their epoch ends, they have caught up with others or one
-        fails; gives the molecules of each."""
+        """Steps until an epoch ends, members have caught up with others or one fails; gives the
+        molecules of each."""
+        if not self.together:
+            yield from self._rest_of_epoch(*front)
+            return
         waiting, failed = {member.place for member in self.live}, len(self.failures)
-        while True:
+        while self.together:
             yield self._take_step(front)
             if not front[0].step or front[0].place in waiting or len(self.failures) > failed:
                 return
 
+    def _rest_of_epoch(self, member: Member) -> Iterator[int]:
+        """One member's own steps."""
+        try:
+            yield from member.rest_of_epoch()
+            member.settle()
+        except TrainingStopped as failure:
+            self.failures[self.members.index(member)] = failure
+
     def _take_step(self, front: list[Member]) -> int:
-        """One step of some members; returns how many molecules they saw."""
-        molecules = sum(member.next_size() for member in front)
-        if self.stacked and (stack := self._stack_of(front)):
-            stack()
-            for member in front:
-                member.count_captured()
-            if front[0].step == front[0].steps_per_epoch:
-                for member in front:
-                    member.order(1)  # of the next epoch, while the GPU is busy
-                stack.store()
-                self._each(front, Member.settle)
-                live = self.live
-                self._each([m for m in front if m in live and m.checkpoint_due], Member.save)
-            elif any(member.checkpoint_due for member in front):
-                stack.store()
-                self._each(front, Member.save)
-            return molecules
+        """One step of all of these members at once; returns how many molecules they saw."""
+        if self.stacked:
+            return self._take_captured_step(front)
         indices = [member.next_batch() for member in front]
-        if front[0].captures:
-            for member, index in zip(front, indices, strict=True):
-                self._each([member], Member.take_step, index)
-        else:
-            for member, terms in zip(front, self._gradients(front, indices), strict=True):
-                self._each([member], Member.advance, terms)
+        for member, terms in zip(front, self._gradients(front, indices), strict=True):
+            self._each([member], Member.advance, terms)
+        return sum(index.numel() for index in indices)
+
+    def _take_captured_step(self, front: list[Member]) -> int:
+        """The same in the launches of one; none if they cannot be captured."""
+        stack = self._stack_of(front)
+        if stack is None:
+            return 0
+        molecules = sum(member.next_size() for member in front)
+        stack()
+        for member in front:
+            member.count_captured()
+        if front[0].step == front[0].steps_per_epoch:
+            for member in front:
+                member.order(1)  # of the next epoch, while the GPU is busy
+            stack.store()
+            self._each(front, Member.settle)
+            live = self.live
+            self._each([m for m in front if m in live and m.checkpoint_due], Member.save)
+        elif any(member.checkpoint_due for member in front):
+            stack.store()
+            self._each(front, Member.save)
         return molecules
 
     def _each(self, members: list[Member], act: Callable[..., None], *arguments: Any) -> None:
@@ -273,7 +283,7 @@ class EnsembleTrainer:
 
     def _gradients(self, front: list[Member], indices: list[Tensor]) -> list[LossTerms]:
         """Losses; the gradients are left for the optimizers, or the steps taken already."""
-        if not self.batched or len(front) == 1:
+        if len(front) == 1:
             return [m.gradient_of(index) for m, index in zip(front, indices, strict=True)]
         vectors: list[Tensor] = [member.objective.vector for member in front]
         batch = gather_padded([member.train for member in front], indices)

@@ -195,11 +195,8 @@ class Trainer:
         with self._bar() as bar, interrupts(self._ask_to_stop), self._failures():
             self.start()
             while not self.finished:
-                self.begin_epoch()
-                for index in self.batches():
-                    self.take_step(index)
-                    bar.update(index.numel())
-                self.end_epoch()
+                for molecules in self.rest_of_epoch():
+                    bar.update(molecules)
                 bar.set_postfix_str(f"validation MAE {self.last or '-'}")
         return self.finish()
 
@@ -228,6 +225,14 @@ class Trainer:
     def finished(self) -> bool:
         """Whether all epochs are done or the schedule has ended the training."""
         return self.epoch >= self.epochs or self.stopped
+
+    def rest_of_epoch(self) -> Iterator[int]:
+        """Take the steps left in the present epoch and close it; gives the molecules of each."""
+        self.begin_epoch()
+        for index in self.batches():
+            self.take_step(index)
+            yield index.numel()
+        self.end_epoch()
 
     def batches(self) -> tuple[Tensor, ...]:
         """The mini-batches left in the present epoch: molecules of ``train``, each ``[G]``."""

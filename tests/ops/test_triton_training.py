@@ -236,7 +236,7 @@ def test_a_stack_goes_on_where_it_was(
     first = stacked(*members)
     take = first._take_step
 
-    def once(front: list[Member]) -> list[int]:
+    def once(front: list[Member]) -> int:
         first.interrupted = True
         return take(front)
 

@@ -156,20 +156,35 @@ def max_loss_difference(first: dict[str, Any], second: dict[str, Any]) -> float:
     return max(abs(a["train_loss"] - b["train_loss"]) for a, b in pairs)
 
 
+def before_each_step(trainer: EnsembleTrainer, act: Callable[[], None]) -> None:
+    """Do something before each step of the ensemble (of all at once, or one member's)."""
+
+    def first(take: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def after_it(given: Any) -> Any:
+            act()
+            return take(given)
+
+        return after_it
+
+    if trainer.together:
+        trainer._take_step = first(trainer._take_step)  # type: ignore[method-assign]
+        return
+    for member in trainer.members:
+        member.take_step = first(member.take_step)  # type: ignore[method-assign]
+
+
 @BATCHED
 def test_a_members_clock_runs_in_its_own_steps(
     batched: bool, ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step takes a second; steps together are shared, and an epoch's last one is in its row."""
     now = [0.0]
-    take = EnsembleTrainer._take_step
 
-    def count(self: EnsembleTrainer, front: list[Member]) -> int:
+    def tick() -> None:
         now[0] += 1
-        return take(self, front)
 
     together = ensemble(None, batched, epochs=2)
-    monkeypatch.setattr(EnsembleTrainer, "_take_step", count)
+    before_each_step(together, tick)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     together.fit()
     share = len(SEEDS) if batched else 1
@@ -363,16 +378,15 @@ def test_adam_steps_are_adam() -> None:
 
 
 def after_steps(trainer: EnsembleTrainer, steps: int, act: Callable[[], None]) -> None:
-    """Do something within this step of the ensemble (a round of all, or one member's)."""
-    take, done = trainer._take_step, [0]
+    """Do something before this step of the ensemble."""
+    done = [0]
 
-    def count(front: list[Member]) -> int:
+    def count() -> None:
         done[0] += 1
         if done[0] == steps:
             act()
-        return take(front)
 
-    trainer._take_step = count  # type: ignore[method-assign]
+    before_each_step(trainer, count)
 
 
 @BATCHED
@@ -596,9 +610,10 @@ def test_a_member_that_resumes_is_captured_again(
     options = dict(capture="on", epochs=2, checkpoint_seconds=0.0)
     member = ensemble(tmp_path, "auto", **options).members[0]
     member.start()
+    steps = member.rest_of_epoch()
     for _ in range(3):
-        member.take_step(member.next_batch())
+        next(steps)
     member.resume()
     assert member.captured is None and member.place == (0, 3)
-    member.take_step(member.next_batch())
+    next(member.rest_of_epoch())
     assert member.captured is not None
