@@ -41,7 +41,7 @@ def learning_curves(
         reference: label -> error in ``unit``, drawn as horizontal lines, for example
             ``{"paper": 0.256}``.
         loss: training loss, [num_epochs], dimensionless (the errors in it are divided by
-            sigma_E, Eq. 12); given, it gets a panel of its own.
+            sigma_E, Eq. 14); given, it gets a panel of its own.
         also: unit -> curves in that unit, of forces for example; each unit gets a panel.
 
     Returns:
