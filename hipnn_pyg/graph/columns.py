@@ -70,6 +70,23 @@ class _Columns(NamedTuple):
     order: Tensor
 
 
+def placed(blocks: list[Block]) -> Iterator[tuple[slice, Block]]:
+    """Each block and its place among the pairs of all of them.
+
+    The list is emptied meanwhile: blocks and what is made of them never both stand in full.
+
+    Args:
+        blocks: in the order of receivers.
+    """
+    blocks.reverse()
+    begin = 0
+    while blocks:
+        block = blocks.pop()
+        here = slice(begin, begin + block.senders.numel())
+        yield here, block
+        begin = here.stop
+
+
 def block_size(device: torch.device) -> int:
     """Candidate pairs looked at in one go: few enough for the CPU's cache or the GPU's memory."""
     return 1 << 18 if device.type == "cpu" else 1 << 23

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hipnn_pyg.checks import check_search
-from hipnn_pyg.graph.columns import Block, block_size, near_blocks, squared_distance
+from hipnn_pyg.graph.columns import Block, block_size, near_blocks, placed, squared_distance
 from hipnn_pyg.graph.pairs import edge_distances
 from hipnn_pyg.graph.vesin_search import vesin_search
 
@@ -53,17 +53,12 @@ def _all_pairs(pos: Tensor, cutoff: float, batch: Tensor, counts: Tensor) -> Ten
 
 
 def joined(blocks: list[Block], device: torch.device) -> Tensor:
-    """Edges ``[2, E]`` of the blocks, which are emptied meanwhile: both never stand in full."""
+    """Edges ``[2, E]`` of the blocks, which are emptied meanwhile."""
     edges = sum(block.senders.numel() for block in blocks)
     edge_index = torch.empty(2, edges, dtype=torch.long, device=device)
-    blocks.reverse()
-    begin = 0
-    while blocks:
-        block = blocks.pop()
-        end = begin + block.senders.numel()
-        edge_index[0, begin:end] = block.senders
-        edge_index[1, begin:end] = block.receivers
-        begin = end
+    for here, block in placed(blocks):
+        edge_index[0, here] = block.senders
+        edge_index[1, here] = block.receivers
     return edge_index
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hipnn_pyg.checks import check_search
-from hipnn_pyg.graph.columns import Block, near_blocks
+from hipnn_pyg.graph.columns import Block, near_blocks, placed
 from hipnn_pyg.graph.images import (
     Points,
     check_number_of_images,
@@ -141,18 +141,13 @@ def _joined(
     edge_index = batch.new_empty(2, total)
     shift = cell.new_empty(total, 3)
     images = batch.new_empty(total if with_images else 0, 3)
-    blocks.reverse()
-    begin = 0
-    while blocks:
-        block = blocks.pop()
-        here = slice(begin, begin + block.senders.numel())
+    for here, block in placed(blocks):
         receiver = block.receivers
         edge_index[0, here], image = points.edges(block.senders, receiver)
         edge_index[1, here] = receiver
         shift[here] = image_shift(image, cell, batch[receiver])
         if with_images:
             images[here] = image
-        begin = here.stop
     return edge_index, shift, images
 
 
