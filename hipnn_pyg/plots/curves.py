@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from hipnn_pyg.plots.arrays import finite_array
-from hipnn_pyg.plots.style import COLOURS, GREY, TEXT_SIZE, finish_axes, new_figure, plain_ticks
+from hipnn_pyg.plots.style import (
+    COLOURS,
+    GREY,
+    finish_axes,
+    legend_above,
+    new_figure,
+    plain_ticks,
+)
 
 SHORT = 24
 """Characters of a label that leaves room for another one beside it."""
@@ -71,7 +78,7 @@ def error_curves(
     finish_axes(ax, xlabel, ylabel)
     longest = max(map(len, curves))
     columns = 2 if longest <= SHORT else 1
-    figure.legend(loc="outside upper center", ncols=columns, fontsize=TEXT_SIZE, frameon=False)
+    legend_above(figure, columns)
     return figure
 
 

@@ -17,6 +17,7 @@ from hipnn_pyg.plots.style import (
     GREY,
     TEXT_SIZE,
     finish_axes,
+    legend_above,
     new_figure,
 )
 
@@ -61,9 +62,7 @@ def plot_error_bars(
             label = f"{100 * level:g} %, {name}"
             top.plot(x, column, style, color=colour, linewidth=1.0, label=label)
     finish_axes(top, "Non-hierarchicality $R$ (dimensionless)", f"Half-width ({unit})")
-    figure.legend(
-        loc="outside upper center", fontsize=TEXT_SIZE, frameon=False, ncols=len(half_widths)
-    )
+    legend_above(figure, len(half_widths))
 
     middle.axhline(0, color=GREY, linewidth=0.7)
     for (name, observed), filled in zip(coverage.items(), (True, False), strict=False):

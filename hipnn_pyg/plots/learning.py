@@ -16,8 +16,8 @@ from hipnn_pyg.plots.style import (
     COLOURS,
     GREY,
     LABEL_SIZE,
-    TEXT_SIZE,
     finish_axes,
+    legend_above,
     new_figure,
 )
 
@@ -82,7 +82,7 @@ def learning_curves(
     panels[-1].set_xlabel("Epoch", fontsize=LABEL_SIZE)
     panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
     figure.align_ylabels()
-    figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT_SIZE, frameon=False)
+    legend_above(figure, 2)
     return figure
 
 

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from hipnn_pyg.plots.arrays import finite_array
-from hipnn_pyg.plots.style import BLUE, TEXT_SIZE, VERMILION, finish_axes, new_figure
+from hipnn_pyg.plots.style import BLUE, TEXT_SIZE, VERMILION, finish_axes, legend_above, new_figure
 
 
 def order_energies(mean_abs: ArrayLike, truncated_mae: ArrayLike, unit: str = "kcal/mol") -> Figure:
@@ -48,5 +48,5 @@ def order_energies(mean_abs: ArrayLike, truncated_mae: ArrayLike, unit: str = "k
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
     finish_axes(ax, "Order $n$, last order kept $k$", f"Energy ({unit})")
-    figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT_SIZE, frameon=False)
+    legend_above(figure, 2)
     return figure

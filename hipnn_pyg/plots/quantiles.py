@@ -18,6 +18,7 @@ from hipnn_pyg.plots.style import (
     LIGHT_GREY,
     TEXT_SIZE,
     finish_axes,
+    legend_above,
     new_figure,
     plain_ticks,
 )
@@ -165,7 +166,7 @@ def plot_error_quantiles(
         plain_ticks(ax, axis)
     if title is not None:
         ax.set_title(title, fontsize=LABEL_SIZE)  # below the legend
-    figure.legend(loc="outside upper center", ncols=3, fontsize=TEXT_SIZE, frameon=False)
+    legend_above(figure, 3)
     left_out = _left_out(quantiles)
     if left_out:
         figure.supxlabel(left_out, fontsize=TEXT_SIZE - 1, color=GREY)

@@ -16,6 +16,7 @@ from hipnn_pyg.plots.style import (
     VERMILION,
     add_title,
     finish_axes,
+    legend_above,
     new_figure,
 )
 
@@ -96,10 +97,7 @@ def sensitivities_by_layer(
         ax.set_xlim(r.min(), r.max())
         finish_axes(ax, "", f"Sensitivity,\ninteraction {number}")
     panels[-1].set_xlabel(f"Distance $r$ ({length_unit})", fontsize=LABEL_SIZE)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=3, fontsize=TEXT_SIZE, frameon=False
-    )
+    legend_above(figure, 3, *panels[0].get_legend_handles_labels())
     return figure
 
 

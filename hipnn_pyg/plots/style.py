@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -31,6 +33,13 @@ def add_title(figure: Figure, title: str | None) -> None:
     """Put ``title`` above the figure; None adds nothing."""
     if title is not None:
         figure.suptitle(title, fontsize=LABEL_SIZE)
+
+
+def legend_above(figure: Figure, columns: int, *entries: Any) -> None:
+    """A legend above all panels: of all their labels, or of ``entries`` (handles, labels)."""
+    figure.legend(
+        *entries, loc="outside upper center", ncols=columns, fontsize=TEXT_SIZE, frameon=False
+    )
 
 
 def plain_ticks(ax: Axes, name: str) -> None:
