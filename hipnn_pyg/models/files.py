@@ -107,7 +107,7 @@ def write_model(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     card = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -121,10 +121,9 @@ def write_model(
         "num_parameters": model.num_parameters,
         **provenance,
     }
-    content = {name: tensor.contiguous() for name, tensor in weights.items()}
     atomic_write(
         {
-            folder / "model.safetensors": serialize(content, metadata={"format": FORMAT}),
+            folder / "model.safetensors": serialize(weights, metadata={"format": FORMAT}),
             folder / "model.json": json.dumps(card, indent=2).encode(),
         }
     )
@@ -251,8 +250,6 @@ def member_folders(folder: str | Path) -> list[Path]:
     members = [path.parent for path in folder.glob("member-*/model.json")]
     members.sort(key=lambda path: (len(path.name), path.name))
     own = [folder] if (folder / "model.json").is_file() or not members else []
-    for path in own:
-        read_card(path)
     check_alike(own + members)
     return own + members
 
@@ -268,10 +265,8 @@ def check_alike(
         names: what they must share, of the card or of the hyperparameters.
 
     Raises:
-        ModelFileError: naming the first two that differ.
+        ModelFileError: naming the first two that differ; there is no model.
     """
-    if len(folders) < 2:
-        return
     cards = [read_card(folder) for folder in folders]
     for folder, card in zip(folders, cards, strict=True):
         for name in names:
