@@ -97,15 +97,8 @@ def neighborhood(
     with torch.enable_grad():  # the kernels' pattern holds what derivatives need
         pairs = model.pairs(pos.detach(), batch, edge_index)
     shift = None if shift is None else shift.to(pos)
-    return Neighborhood(species, batch, num_graphs, *_edges(pairs, shift))
-
-
-def _edges(
-    pairs: Pairs, shift: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Pairs, Tensor | None]:
-    """The last fields of :class:`Neighborhood`."""
-    if pairs.i is not None:
-        return pairs.j, pairs.i, shift, pairs, None
-    slot = torch.isfinite(pairs.r).flatten().nonzero().squeeze(1)
-    i = slot // max(1, pairs.r.size(1))
-    return pairs.j.flatten()[slot], i, shift, pairs, slot
+    j, i, slot = pairs.j, pairs.i, None
+    if i is None:
+        slot = torch.isfinite(pairs.r).flatten().nonzero().squeeze(1)
+        j, i = j.flatten()[slot], slot // max(1, pairs.r.size(1))
+    return Neighborhood(species, batch, num_graphs, j, i, shift, pairs, slot)

@@ -238,7 +238,7 @@ def _periodic(
     """Checked cells ``[G, 3, 3]``, None where nothing is periodic, and directions ``[G, 3]``."""
     if cell is None and pbc is None:
         return None, torch.zeros(num_graphs, 3, dtype=torch.bool)
-    checked = read_lattice(cell, cell is not None if pbc is None else pbc, num_graphs, pos)
+    checked = read_lattice(cell, pbc, num_graphs, pos)
     if cell is None or not bool(checked.pbc.any()):
         return None, checked.pbc
     return cell.to(pos).reshape(-1, 3, 3).expand(num_graphs, 3, 3), checked.pbc
