@@ -109,6 +109,11 @@ class Simulator:
         self.integrator.nsteps = 0 if state is None else state.step
         self._written = -1 if state is None else state.step  # rows and frames up to here
 
+    @property
+    def time(self) -> float:
+        """Simulated so far (ps)."""
+        return self.integrator.nsteps * self.settings.timestep * 1e-3
+
     def _integrator(self) -> MolecularDynamics:
         timestep = self.settings.timestep * units.fs
         if self.settings.ensemble == "nve":
@@ -188,10 +193,9 @@ class Simulator:
 
     def _broken(self, error: StructureError) -> SimulationStopped:
         """The last frame goes to a file of its own; what was there before stays."""
-        step = self.integrator.nsteps
         self.files.save_last(self._frame())
         return SimulationStopped(
-            f"after step {step:,} ({step * self.settings.timestep * 1e-3:.4g} ps): {error}. The "
+            f"after step {self.integrator.nsteps:,} ({self.time:.4g} ps): {error}. The "
             f"frame is in {self.files.last}. Take a shorter time step, a lower temperature, a "
             "better start, or a model that has learned such structures"
         )
@@ -199,12 +203,12 @@ class Simulator:
     # -- what is written -----------------------------------------------------------------------
 
     def _log(self) -> None:
-        results, step = self.calculator.results, self.integrator.nsteps
+        results = self.calculator.results
         potential = self.atoms.get_potential_energy()  # that of constraints such as Hookean, too
         kinetic = self.atoms.get_kinetic_energy()
         row = {
-            "step": step,
-            "time_ps": step * self.settings.timestep * 1e-3,
+            "step": self.integrator.nsteps,
+            "time_ps": self.time,
             "potential_eV": potential,
             "kinetic_eV": kinetic,
             "total_eV": potential + kinetic,
@@ -227,8 +231,7 @@ class Simulator:
         self._largest_r = max(self._largest_r, row["R"])
 
     def _frame(self) -> Atoms:
-        step = self.integrator.nsteps
-        return frame(self.atoms, step=step, time_ps=step * self.settings.timestep * 1e-3)
+        return frame(self.atoms, step=self.integrator.nsteps, time_ps=self.time)
 
     def _save(self) -> None:
         searched = self.calculator.neighbors.searched
@@ -270,7 +273,7 @@ class Simulator:
         speed = steps / self.seconds if self.seconds else 0.0
         return Report(
             steps,
-            steps * self.settings.timestep * 1e-3,
+            self.time,
             self._sum_of_temperatures / max(rows, 1),
             self.drift.slope * per_atom,
             self.drift.fluctuation * per_atom,
