@@ -104,7 +104,8 @@ class Ours(Implementation):
         self.model = model.fit_e0(molecules, molecules.spec).to(device).train()
         self.objective = TrainingStep(HIPNNLoss(self.model, LAMBDA_L2, LAMBDA_R))
         self.frozen = self.objective.frozen
-        self.gradient = compiled_gradient(self.objective) if compiled else self.objective.gradient
+        gradient = self.objective.gradient
+        self.gradient = compiled_gradient(gradient) if compiled else gradient
         self.optimizer = VectorAdam(self.objective.vector)
 
     def loss(self, batch: MoleculeBatch) -> Tensor:

@@ -15,7 +15,7 @@ from hipnn_pyg.data.packed import MoleculeBatch, PackedMolecules
 from hipnn_pyg.graph import molecule_pairs
 from hipnn_pyg.nn import nonhierarchicality
 from hipnn_pyg.train.loss import HIPNNLoss, LossTerms
-from hipnn_pyg.train.step import TrainingStep
+from hipnn_pyg.train.step import TrainingStep, compiled_gradient
 
 StackedGradient = Callable[
     [Tensor, dict[str, Tensor], MoleculeBatch], tuple[tuple[Tensor, ...], Tensor]
@@ -96,7 +96,7 @@ def stacked_gradient(step: TrainingStep, compile: bool = False) -> StackedGradie
 
     Args:
         step: one of the models' steps; the others differ from it in vector and frozen parts only.
-        compile: compile forward and backward pass as one graph with symbolic sizes.
+        compile: see :func:`~hipnn_pyg.train.step.compiled_gradient`.
 
     Returns:
         A function of ``vectors [K, P]``, of the frozen parts, each stacked, and of a batch from
@@ -115,10 +115,7 @@ def stacked_gradient(step: TrainingStep, compile: bool = False) -> StackedGradie
         (gradients,) = torch.autograd.grad(terms.loss.sum(), (vectors,))
         return tuple(term.detach() for term in terms), gradients
 
-    if not compile:
-        return gradient
-    torch._dynamo.config.trace_autograd_ops = True
-    return torch.compile(gradient, dynamic=True, fullgraph=True)
+    return compiled_gradient(gradient) if compile else gradient
 
 
 @torch.no_grad()

@@ -102,11 +102,15 @@ class TrainingStep(nn.Module):
         return type(terms)(*(term.detach() for term in terms)), gradient
 
 
-def compiled_gradient(step: TrainingStep) -> Gradient:
-    """:meth:`TrainingStep.gradient` compiled: forward and backward pass in one graph.
+def compiled_gradient(gradient: Callable[..., Any]) -> Callable[..., Any]:
+    """A gradient such as :meth:`TrainingStep.gradient` compiled: forward and backward pass in one
+    graph.
 
     Sizes are symbolic, so that one compilation serves every mini-batch.
+
+    Args:
+        gradient: a function that calls :func:`torch.autograd.grad`.
     """
     dynamo: Any = torch._dynamo.config
     dynamo.trace_autograd_ops = True  # lets torch.autograd.grad into the graph
-    return torch.compile(step.gradient, dynamic=True, fullgraph=True)
+    return torch.compile(gradient, dynamic=True, fullgraph=True)

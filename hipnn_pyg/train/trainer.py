@@ -570,7 +570,7 @@ class Trainer:
             self.sharded = ShardedStep(self.objective, self.compiled)
             self.wrapped = self.fabric.setup_module(self.sharded)
         elif self.compiled:
-            self.gradient = compiled_gradient(self.objective)
+            self.gradient = compiled_gradient(self.objective.gradient)
 
     def _report_graphs(self) -> None:
         """One line whenever the step was compiled more often than once."""
