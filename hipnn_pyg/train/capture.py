@@ -251,16 +251,6 @@ def gradient_of(objective: TrainingStep) -> TrainingStep | GPUGradient:
     return objective.direct if isinstance(objective.direct, GPUGradient) else objective
 
 
-def begin_captured(trainer: Trainer, step: CapturedStep) -> None:
-    """:meth:`CapturedStep.begin` with what the trainer's present epoch will need.
-
-    Args:
-        trainer: at the beginning of an epoch, or in its midst after a restart.
-        step: its captured step.
-    """
-    step.begin(trainer.order(), trainer.step, *rates_and_shares(trainer))
-
-
 def rates_and_shares(trainer: Trainer) -> tuple[Tensor, Tensor]:
     """Learning rates of the steps left in the epoch, and the shares in the average after them.
 

@@ -23,7 +23,7 @@ from hipnn_pyg.models.self_check import self_check
 from hipnn_pyg.nn.precision import matrix_products
 from hipnn_pyg.train.adam import VectorAdam
 from hipnn_pyg.train.bar import progress_bar
-from hipnn_pyg.train.capture import CapturedStep, begin_captured, captured_step
+from hipnn_pyg.train.capture import CapturedStep, captured_step, rates_and_shares
 from hipnn_pyg.train.checkpoint import (
     best_model,
     check_settings,
@@ -245,7 +245,7 @@ class Trainer:
         try:
             with self.computing():
                 self.captured = self.captured or captured_step(self)
-                begin_captured(self, self.captured)
+                self.captured.begin(self.order(), self.step, *rates_and_shares(self))
         except RuntimeError as error:
             if self.config.capture == "on":
                 raise
