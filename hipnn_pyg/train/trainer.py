@@ -405,10 +405,10 @@ class Trainer:
                     raise
                 warnings.warn(not_captured(error, "validation"), HIPNNWarning, stacklevel=3)
                 self._judge, self._judged_by_graphs = None, False
-        part = self._share(torch.arange(len(self.validation)))
-        mine = self.validation if self.sharded is None else self.validation.subset(part)
-        mine_or_none = mine if len(mine) else None
-        sums = validation_sums(judged, mine_or_none, self.forces, self.stress)
+        mine = self.validation
+        if self.sharded is not None:
+            mine = mine.subset(self._share(torch.arange(len(mine))))
+        sums = validation_sums(judged, mine, self.forces, self.stress)
         if self.sharded is not None:
             sums = sum_over_processes(sums, self.device)
         return summed_validation(sums, self.train.spec.unit)

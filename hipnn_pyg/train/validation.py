@@ -59,20 +59,20 @@ class Validation(NamedTuple):
 
 
 def validation_sums(
-    model: HIPNN, molecules: PackedMolecules | None, forces: bool, stress: bool = False
+    model: HIPNN, molecules: PackedMolecules, forces: bool, stress: bool = False
 ) -> Tensor:
     """What :func:`summed_validation` needs; adds up over parts of the molecules.
 
     Args:
         model: the model.
-        molecules: packed molecules; None for no molecules.
+        molecules: packed molecules; there may be none.
         forces: whether forces are learned.
         stress: whether stress is learned, too.
 
     Returns:
         Float64, ``[4]``; ``[7]`` with forces, ``[10]`` with stress.
     """
-    if molecules is None:
+    if not len(molecules):
         return torch.zeros(4 + 3 * forces + 3 * stress, dtype=torch.float64)
     unit, target = molecules.spec.unit, molecules.target
     if not forces:
