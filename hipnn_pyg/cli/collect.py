@@ -14,7 +14,7 @@ import torch
 from hipnn_pyg.cli.evaluate import evaluate
 from hipnn_pyg.cli.run_folder import RunFolder, history
 from hipnn_pyg.data.sets import MoleculeSet, describe
-from hipnn_pyg.models.files import ModelFileError, load_model, read_card
+from hipnn_pyg.models.files import ModelFileError, load_model, read_arrays, read_card
 from hipnn_pyg.nn import Sensitivity
 from hipnn_pyg.reproduce.names import record_name
 from hipnn_pyg.reproduce.records import Record, completed, read_records, write_record
@@ -136,8 +136,7 @@ def collect(
             "it first"
         )
     statistics = evaluate(path, part, root).energy
-    with np.load(run.folder.predictions) as stored:
-        predictions = {name: stored[name] for name in stored}
+    predictions = read_arrays(run.folder.predictions, "collect it again")
     model, rows = load_model(path), history(run.folder)
     card, (factor, _) = model.card, reported(model.energy_unit)
     target, orders = predictions["target"], predictions["orders"]

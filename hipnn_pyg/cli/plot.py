@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.data.stress import StressLabels
 from hipnn_pyg.explain.standing import are_current
-from hipnn_pyg.models.files import ModelFileError, load_model, read_card
+from hipnn_pyg.models.files import load_model, read_arrays, read_card
 from hipnn_pyg.nn import Sensitivity, cosine_cutoff
 from hipnn_pyg.plots import (
     error_quantiles,
@@ -33,6 +32,7 @@ from hipnn_pyg.units import convert, reported
 
 PICTURES = ("sensitivities", "learning", "parity", "forces", "stress", "quantiles")
 """All that there may be."""
+AGAIN = "run `hipnn evaluate` again"
 
 
 def add_options(options: ArgumentParser) -> None:
@@ -137,13 +137,8 @@ class _Errors(NamedTuple):
 def _errors(folder: RunFolder) -> _Errors:
     """What ``hipnn evaluate`` has written."""
     names = ("target", "prediction", "nonhierarchicality", "unit", "part")
-    try:
-        with np.load(folder.predictions) as stored:
-            target, prediction, r, unit, part = (stored[name] for name in names)
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-        raise ModelFileError(
-            f"{folder.predictions} is damaged ({error!r}): run `hipnn evaluate` again"
-        ) from error
+    stored = read_arrays(folder.predictions, AGAIN, *names)
+    target, prediction, r, unit, part = (stored[name] for name in names)
     factor, name = reported(str(unit))
     return _Errors(factor * target, factor * prediction, r, name, _title(part))
 
@@ -161,18 +156,15 @@ def draw_parity(folder: RunFolder) -> Figure:
 
 def components_of(folder: RunFolder) -> list[str]:
     """Which of "forces" and "stress" ``hipnn evaluate`` has predicted."""
-    try:
-        with np.load(folder.predictions) as stored:
-            return [name for name in ("forces", "stress") if name in stored]
-    except (OSError, ValueError, EOFError, BadZipFile):
-        return []  # damaged: draw_parity says so
+    stored = read_arrays(folder.predictions, AGAIN)
+    return [name for name in ("forces", "stress") if name in stored]
 
 
 def draw_components(folder: RunFolder, name: str) -> Figure:
     """Predicted against true components of forces (kcal/mol/Å) or stress (GPa)."""
-    keys = (f"{name}_target", name, "unit", "part")
-    with np.load(folder.predictions) as stored:
-        target, prediction, unit, part = (stored[key] for key in keys)
+    names = (f"{name}_target", name, "unit", "part")
+    stored = read_arrays(folder.predictions, AGAIN, *names)
+    target, prediction, unit, part = (stored[name] for name in names)
     known = ~np.isnan(target)
     if name == "stress":
         factor, its_unit = 1 / StressLabels("GPa").factor(str(unit)), "GPa"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hipnn_pyg.data.sets import SETS, QM9RDKitSet
-from hipnn_pyg.models.files import ModelFileError, read_card
+from hipnn_pyg.models.files import ModelFileError, read_arrays, read_card
 from hipnn_pyg.uncertainty import ErrorBars, Geometry
 
 Floats = NDArray[np.float64]
@@ -124,15 +123,11 @@ def _evaluated(folder: str | Path) -> KnownR | None:
     path = Path(folder) / "predictions.npz"
     if not path.is_file() or not are_current(folder):
         return None
-    try:
-        with np.load(path) as stored:
-            if "nonhierarchicality" not in stored:
-                return None
-            r = np.asarray(stored["nonhierarchicality"], dtype=np.float64)
-            part = str(stored["part"]) if "part" in stored else "test"
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-        raise ModelFileError(f"{path} is damaged ({error}): {AGAIN}") from error
-    return _positive(r, part, len(r))
+    stored = read_arrays(path, AGAIN)
+    if "nonhierarchicality" not in stored:
+        return None
+    r = stored["nonhierarchicality"].astype(np.float64)
+    return _positive(r, str(stored.get("part", "test")), len(r))
 
 
 def _positive(r: Floats, part: str, num: int) -> KnownR | None:

@@ -9,13 +9,12 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import ase.io
 import numpy as np
 from ase import Atoms
 
-from hipnn_pyg.models.files import ModelFileError, atomic_write
+from hipnn_pyg.models.files import ModelFileError, atomic_write, read_arrays
 
 RESUME_MAY_CHANGE = {"checkpoint_seconds", "device"}
 """Settings that do not change what is computed."""
@@ -112,22 +111,17 @@ class SimulationFiles:
 
     def _read_checkpoint(self) -> tuple[State, list[int]]:
         """The state, and how long log and trajectory were."""
-        try:
-            with np.load(self.checkpoint, allow_pickle=False) as stored:
-                values = {name: stored[name] for name in stored.files}
-            state = State(
-                int(values["step"]),
-                values["positions"],
-                values["momenta"],
-                values["searched"],
-                json.loads(str(values["random"])),
-                float(values["seconds"]),
-            )
-            return state, [int(length) for length in values["lengths"]]
-        except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-            raise ModelFileError(
-                f"{self.checkpoint} is damaged ({error!r}): start the simulation anew"
-            ) from error
+        names, remedy = (*State._fields, "lengths"), "start the simulation anew"
+        values = read_arrays(self.checkpoint, remedy, *names)
+        state = State(
+            int(values["step"]),
+            values["positions"],
+            values["momenta"],
+            values["searched"],
+            json.loads(str(values["random"])),
+            float(values["seconds"]),
+        )
+        return state, [int(length) for length in values["lengths"]]
 
     @property
     def _growing(self) -> tuple[Path, Path]:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
@@ -52,6 +54,28 @@ def atomic_write(contents: Mapping[Path, bytes]) -> None:
             f"could not save ({error.strerror}); the previous file is intact",
             str(path),
         ) from error
+
+
+def read_arrays(path: Path, remedy: str, *names: str) -> dict[str, NDArray[Any]]:
+    """All arrays of an ``.npz`` file.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is damaged, for the message.
+        *names: arrays that must be among them.
+
+    Raises:
+        ModelFileError: it is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored}
+        for name in names:
+            arrays[name]
+    except Exception as error:  # of damage inside, NumPy, zipfile and zlib have many
+        what = "damaged" if path.exists() else "missing"
+        raise ModelFileError(f"{path} is {what} ({error!r}): {remedy}") from error
+    return arrays
 
 
 def check_writable(folder: str | Path) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hipnn_pyg.data.sets import SETS
-from hipnn_pyg.models.files import ModelFileError, atomic_write
+from hipnn_pyg.models.files import ModelFileError, atomic_write, read_arrays
 from hipnn_pyg.train.checkpoint import MAY_CHANGE
 from hipnn_pyg.train.config import as_trained
 
@@ -89,11 +89,8 @@ class Record:
         Raises:
             ModelFileError: missing or damaged.
         """
-        try:
-            with np.load(self.arrays_path, allow_pickle=False) as stored:
-                return {name: stored[name].astype(np.float64) for name in stored}
-        except Exception as error:  # numpy raises many kinds on damaged files
-            raise ModelFileError(f"{self.arrays_path} is missing or damaged: {error}") from error
+        stored = read_arrays(self.arrays_path, "restore it")
+        return {name: values.astype(np.float64) for name, values in stored.items()}
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:

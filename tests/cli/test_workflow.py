@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from PIL import Image
 from rdkit import Chem
 from torch_geometric.data import Data, InMemoryDataset
 
-from hipnn_pyg import HIPNN, load_model
+from hipnn_pyg import HIPNN, ModelFileError, load_model
 from hipnn_pyg.cli import main
 from hipnn_pyg.cli.inputs import Named, Refused, embedded, listed
 from hipnn_pyg.cli.plot import (
@@ -791,7 +791,13 @@ def test_what_was_evaluated_is_said(trained: Path, tmp_path: Path, capsys: Captu
     assert {path.stem for path in (run / "plots").iterdir()} == {"learning", "sensitivities"}
     (run / "model.json").write_text(before)
     assert main(["plot", str(run)]) == 0 and (run / "plots" / "parity.png").exists()
-    (run / "predictions.npz").write_bytes((run / "predictions.npz").read_bytes()[:200])
+    whole = (run / "predictions.npz").read_bytes()
+    for place in range(0, len(whole), 20):
+        changed = whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
+        (run / "predictions.npz").write_bytes(changed)
+        with suppress(ModelFileError):
+            _errors(RunFolder(run))
+    (run / "predictions.npz").write_bytes(whole[:200])
     capsys.readouterr()
     assert main(["plot", str(run)]) == 1
     assert "predictions.npz is damaged" in capsys.readouterr().err

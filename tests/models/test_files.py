@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -15,6 +16,7 @@ from torch_geometric.data import Batch
 
 from hipnn_pyg import HIPNN, ModelFileError, load_model, save_model
 from hipnn_pyg.models import read_card
+from hipnn_pyg.models.files import read_arrays
 
 Build = Callable[..., HIPNN]
 
@@ -233,3 +235,24 @@ def test_full_disk_leaves_the_old_model_intact(
         assert torch.equal(loaded.state_dict()[name], tensor)
     save_model(larger, saved)  # control: with space it is replaced
     assert load_model(saved).hyperparameters["hidden_channels"] == 7
+
+
+def test_no_damage_passes_for_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "arrays.npz"
+    np.savez_compressed(path, error=np.linspace(0, 1, 20), unit=np.array("eV"))
+    whole = path.read_bytes()
+    expected = read_arrays(path, "restore it", "error", "unit")
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            found = read_arrays(path, "restore it", "error", "unit")
+        except ModelFileError as error:
+            assert f"{path} is damaged" in str(error) and str(error).endswith(": restore it")
+        else:  # such as another date
+            for name, values in expected.items():
+                np.testing.assert_array_equal(found[name], values)
+    with pytest.raises(ModelFileError, match="is damaged .*'error_bar'"):
+        path.write_bytes(whole)
+        read_arrays(path, "restore it", "error_bar")
+    with pytest.raises(ModelFileError, match="is missing"):
+        read_arrays(tmp_path / "none.npz", "restore it")

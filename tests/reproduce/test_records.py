@@ -35,7 +35,7 @@ def test_a_record_comes_back_as_it_was(make: Make) -> None:
     assert np.abs(arrays["error"]).mean() == pytest.approx(record.mae, rel=1e-6)
     assert record.arrays_path.stat().st_size < 8.5 * record.num + 2000
     record.arrays_path.write_bytes(b"PK")
-    with pytest.raises(ModelFileError, match="missing or damaged"):
+    with pytest.raises(ModelFileError, match="is damaged"):
         record.arrays()
 
 
