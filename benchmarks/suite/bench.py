@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
 import torch
@@ -69,6 +70,31 @@ class Bench:
                 worker.close()
         there = {n: self._workers[n, device] for n in names if (n, device) in self._workers}
         return there, {n: self._missing[n, device] for n in names if n not in there}
+
+    @contextmanager
+    def apart(
+        self,
+        names: Iterable[str],
+        set_up: Callable[[str, Settings], None],
+        memory_limit_gb: float | None = None,
+    ) -> Iterator[tuple[dict[str, processes.Worker], dict[str, str]]]:
+        """Processes of one entry alone, and why some of the implementations are missing there.
+
+        Args:
+            names: of the implementations.
+            set_up: called in each process first.
+            memory_limit_gb: see :class:`~suite.processes.Worker`.
+        """
+        workers: dict[str, processes.Worker] = {}
+        missing: dict[str, str] = {}
+        with ExitStack() as running:
+            for name in names:
+                workers[name] = running.enter_context(self.fresh(memory_limit_gb))
+                try:
+                    workers[name](set_up, name, self.settings)
+                except Unavailable as reason:
+                    missing[name] = str(reason)
+            yield workers, missing
 
     def close(self) -> None:
         """End the standing processes."""

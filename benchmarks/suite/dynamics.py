@@ -51,23 +51,11 @@ def md(bench: Bench) -> list[Row]:
     """NVE in ASE beside hippynn's calculator; many molecules at once beside one after the other."""
     settings = bench.settings
     names = [OURS, *(name for name in settings.peers if name.startswith("hippynn"))]
-    workers: dict[str, Worker] = {}
-    missing: dict[str, str] = {}
-    rows = []
-    try:
-        for name in names:
-            workers[name] = bench.fresh()
-            try:
-                workers[name](set_up, name, settings)
-            except Unavailable as reason:
-                missing[name] = str(reason)
-        for size in (0, *settings.dynamics):
-            rows.append(_in_ase(settings, size, workers, dict(missing)))
+    with bench.apart(names, set_up) as (workers, missing):
+        sizes = (0, *settings.dynamics)
+        rows = [_in_ase(settings, size, workers, dict(missing)) for size in sizes]
         if OURS not in missing:
             rows += [_at_once(bench, workers[OURS], what) for what in ("dynamics", "relaxation")]
-    finally:
-        for worker in workers.values():
-            worker.close()
     return rows
 
 

@@ -24,22 +24,8 @@ def large(bench: Bench) -> list[Row]:
     """Water boxes of growing size; both HIP-NNs get the pairs that our search found."""
     settings = bench.settings
     names = [OURS, *(name for name in settings.peers if name.startswith("hippynn"))]
-    workers: dict[str, Worker] = {}
-    missing: dict[str, str] = {}
-    rows = []
-    try:
-        for name in names:
-            workers[name] = bench.fresh(settings.memory_limit_gb)
-            try:
-                workers[name](set_up, name, settings)
-            except Unavailable as reason:
-                missing[name] = str(reason)
-        for size in settings.large:
-            rows += _rows(settings, size, workers, missing)
-    finally:
-        for worker in workers.values():
-            worker.close()
-    return rows
+    with bench.apart(names, set_up, settings.memory_limit_gb) as (workers, missing):
+        return [row for size in settings.large for row in _rows(settings, size, workers, missing)]
 
 
 def _rows(
