@@ -160,8 +160,7 @@ def _with_forces(molecules: MoleculeSet) -> PackedMolecules:
 def paper_figures(molecules: MoleculeSet, network: Network) -> dict[str, str]:
     """The paper's figures for the same data, sizes and network, as text; {} if none."""
     paper = printed_for(molecules, network)
-    digits = {name: digits for name, (_, digits) in STATISTICS.items()}
-    return {name: published(estimate, digits[name]) for name, estimate in paper.items()}
+    return {name: published(figure, STATISTICS[name][1]) for name, figure in paper.items()}
 
 
 def report(evaluation: Evaluation, part: str) -> Table:
@@ -182,10 +181,8 @@ def report(evaluation: Evaluation, part: str) -> Table:
         in_mev = statistics.to("meV")
         table.add_row("MAE (meV)", f"{in_mev.mae:.2f}", "-")
         table.add_row("RMSE (meV)", f"{in_mev.rmse:.2f}", "-")
-    if forces is not None:
-        table.add_row(f"force MAE ({forces.unit})", f"{forces.mae:.3f}", "-")
-        table.add_row(f"force RMSE ({forces.unit})", f"{forces.rmse:.3f}", "-")
-    if stress is not None:
-        table.add_row(f"stress MAE ({stress.unit})", f"{stress.mae:.3f}", "-")
-        table.add_row(f"stress RMSE ({stress.unit})", f"{stress.rmse:.3f}", "-")
+    for what, errors in (("force", forces), ("stress", stress)):
+        if errors is not None:
+            table.add_row(f"{what} MAE ({errors.unit})", f"{errors.mae:.3f}", "-")
+            table.add_row(f"{what} RMSE ({errors.unit})", f"{errors.rmse:.3f}", "-")
     return table

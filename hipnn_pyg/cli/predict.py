@@ -214,20 +214,16 @@ def _as_table(rows: Sequence[Row], title: str, unit: str, about_r: str) -> Table
     table = Table(
         title=title, caption=caption, box=SIMPLE, pad_edge=False, collapse_padding=True
     )  # so that an ensemble's rows fit 80 columns
-    headings = ["name", energy, *others] + ["flag"] * judged
-    lines = []
+    for heading in ["name", energy, *others] + ["flag"] * judged:
+        justify: Literal["left", "right"] = "left" if heading in ("name", "flag") else "right"
+        least = 8 if heading == "name" else None
+        table.add_column(heading, justify=justify, overflow="fold", min_width=least)
     for row in rows[:SHOWN]:
         cells = [f"{row['energy']:.{digits}f}", *(f"{row[name]:.{short}f}" for name in others)]
         if judged:
             cells[0] += f" ± {row['q90']:.{digits}f}"
             cells.append("unlike" if row["unlike_training"] else "")
-        lines.append([str(row["name"]), *cells])
-    for heading in headings:
-        justify: Literal["left", "right"] = "left" if heading in ("name", "flag") else "right"
-        least = 8 if heading == "name" else None
-        table.add_column(heading, justify=justify, overflow="fold", min_width=least)
-    for line in lines:
-        table.add_row(*map(Text, line))
+        table.add_row(*map(Text, [str(row["name"]), *cells]))
     return table
 
 
