@@ -17,6 +17,7 @@ from ase.optimize import FIRE
 
 from hipnn_pyg.data.molecules import from_smiles, to_atoms
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
+from hipnn_pyg.interfaces.simulation import draw_velocities
 from suite import tasks
 from suite.bench import Bench
 from suite.processes import Worker
@@ -31,6 +32,7 @@ TIMESTEP = 0.5
 FEW = 5
 """Steps after a search in which an atom of a box gets through the skin of the neighbour list."""
 TEMPERATURE = 300.0
+"""K"""
 
 _running: dict[str, VelocityVerlet] = {}
 
@@ -157,7 +159,7 @@ def load(name: str, size: int, settings: Settings) -> tuple[int, float]:
     if not size:
         atoms = to_atoms(from_smiles("Cc1ccccc1", settings.seed))
     set_threads(settings.threads if size else 1)
-    thermalize(atoms, settings.seed)
+    draw_velocities(atoms, TEMPERATURE, np.random.default_rng(settings.seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         atoms.calc = calculator(name)
@@ -184,7 +186,7 @@ def load_many(structures: Sequence[Atoms], seed: int, what: str) -> None:
         raise Unavailable(f'{error}: pip install "hipnn_pyg[sim]"') from error
     model = tasks.built(OURS).model
     for number, atoms in enumerate(structures):
-        thermalize(atoms, seed + number)
+        draw_velocities(atoms, TEMPERATURE, np.random.default_rng(seed + number))
     state = torch_sim.io.atoms_to_state([*structures], torch.device("cpu"), torch.float64)
     potential = TorchSimModel(model)
     if what == "dynamics":
@@ -230,14 +232,6 @@ def set_threads(number: int) -> None:
     except ImportError:
         return
     numba.set_num_threads(min(number, numba.config.NUMBA_NUM_THREADS))
-
-
-def thermalize(atoms: Atoms, seed: int) -> None:
-    """Velocities of 300 K without total momentum."""
-    masses = atoms.get_masses()[:, None]
-    momenta = np.random.default_rng(seed).standard_normal((len(atoms), 3))
-    momenta *= np.sqrt(masses * units.kB * TEMPERATURE)
-    atoms.set_momenta(momenta - masses * momenta.sum(0) / masses.sum())
 
 
 def _neighbors(atoms: Atoms, cutoff: float) -> float:
