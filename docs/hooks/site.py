@@ -148,7 +148,7 @@ def page_of(markdown: str, place: str) -> str:
     """
     page = relinked(markdown, in_repository(place), place)
     page = FILE.sub(lambda match: of_file(match[1], place), page)
-    page = FROM_README.sub(lambda match: from_readme(match[1]), page)
+    page = FROM_README.sub(lambda m: relinked(from_readme(m[1]), "README.md", place), page)
     return page.replace("<!-- trained models -->", trained_models(place))
 
 
