@@ -183,15 +183,12 @@ def cells_of(data: Data, num: int, number: int = 0) -> PackedCells | None:
         StructureError: no tensors, another shape, or periodic directions without a cell.
     """
     cell, pbc = data.get("cell"), data.get("pbc")
+    what = f"structure {number} of the dataset"
     for name, value in (("cell", cell), ("pbc", pbc)):
         if value is not None and not isinstance(value, Tensor):
-            raise StructureError(
-                f"structure {number} of the dataset: {name} is a {type(value).__name__}: give it "
-                "as a tensor"
-            )
+            raise StructureError(f"{what}: {name} is a {type(value).__name__}: give it as a tensor")
     if (cell is None and pbc is None) or (pbc is not None and not bool(pbc.any())):
         return None
-    what = f"structure {number} of the dataset"
     if cell is None:
         raise StructureError(
             f"{what} has pbc {pbc.tolist()} and no cell: give its lattice vectors in Å, or no pbc"

@@ -160,8 +160,9 @@ class FileSet:
                 "write one that ASE finds (extxyz: stress=... in the comment line, in eV/Å^3), or "
                 "leave --stress out"
             )
-        labels = (ASE_FORCES if self.forces else None, ASE_STRESS if self.stress else None)
-        packed = PackedMolecules.pack(structures, ASE_ENERGY, True, *labels)
+        forces = ASE_FORCES if self.forces else None
+        stress = ASE_STRESS if self.stress else None
+        packed = PackedMolecules.pack(structures, ASE_ENERGY, forces=forces, stress=stress)
         return packed, torch.arange(len(packed))
 
 
