@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
+import zlib
 from http.client import HTTPException
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from torch_geometric.data.data import BaseData
 
 from hipnn_pyg.data.unavailable import DatasetUnavailableError, download_timeout
 
-_DOWNLOAD_ERRORS = (OSError, HTTPException, tarfile.TarError, zipfile.BadZipFile, EOFError)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError)
+"""What reading a damaged raw file raises."""
+_DOWNLOAD_ERRORS = (OSError, HTTPException, tarfile.TarError, *_DAMAGE)
 
 
 class MD17(datasets.MD17):
@@ -96,7 +99,7 @@ def load_md17(root: str | Path, name: str, train: bool | None = None) -> dataset
         raise ValueError(f"MD17 {name!r} comes in two files: pass train=True or train=False")
     try:
         dataset = MD17(str(root), name, train=train)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except _DAMAGE as error:
         raise DatasetUnavailableError(
             f"the raw file of MD17 {name!r} below {root} is damaged ({error}): delete it, then it "
             "is downloaded again"
@@ -140,5 +143,5 @@ def _read_energies(path: str, key: str) -> Tensor:
             f"the raw MD17 file {path} is gone, and with it the float64 energies: put it back, "
             f"or delete the data set's 'processed' folder and load it again"
         ) from error
-    except (KeyError, zipfile.BadZipFile, EOFError) as error:
+    except (KeyError, *_DAMAGE) as error:
         raise ValueError(f"{path} is no MD17 file with the key {key!r}: {error}") from error

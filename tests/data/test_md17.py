@@ -292,6 +292,28 @@ def test_a_connection_that_was_cut_leaves_no_file(
     assert len(load_md17(tmp_path, name)) >= 40
 
 
+def test_a_raw_file_that_does_not_unpack_is_named(
+    place: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The official files are compressed: of one that is whole outside, zlib finds the damage."""
+    path = place("benzene")
+    with np.load(path) as stored:
+        np.savez_compressed(path, **dict(stored))
+    assert len(load_md17(tmp_path, "benzene")) >= 40  # control
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        begin = archive.getinfo("E.npy").header_offset
+    lengths = content[begin + 26 : begin + 30]  # of the name and of what follows it
+    begin += 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+    content[begin] |= 0b110  # a kind of block that there is not
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"E'.*invalid block type"):
+        load_md17(tmp_path, "benzene")  # which PyG processed before
+    shutil.rmtree(path.parents[1] / "processed")
+    with pytest.raises(DatasetUnavailableError, match="raw file.*is damaged .*delete it"):
+        load_md17(tmp_path, "benzene")
+
+
 @pytest.mark.parametrize("left", [0, 10, -30], ids=["empty", "torn", "end_missing"])
 def test_a_damaged_processed_file_is_named(
     left: int, place: Callable[[str], Path], tmp_path: Path
