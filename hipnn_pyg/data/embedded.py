@@ -114,6 +114,9 @@ def on_rdkit_geometries(
 
     Returns:
         The data set and which molecules have an RDKit geometry, ``[M]``; the others have their own.
+
+    Raises:
+        ValueError: a file is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     z, pos = molecules.z.clone(), molecules.pos.clone()
@@ -127,13 +130,22 @@ def on_rdkit_geometries(
             partial = file.with_suffix(f".{os.getpid()}.npz")
             np.savez_compressed(partial, kept=made.kept.numpy(), z=z_made, pos=pos_made)
             partial.replace(file)
-        with np.load(file) as stored:
-            kept = torch.from_numpy(stored["kept"])
-            _, _, atoms = rows_of(kept, molecules.counts, molecules.start)
-            z[atoms] = torch.from_numpy(stored["z"]).to(z.dtype)
-            pos[atoms] = torch.from_numpy(stored["pos"]).to(pos.dtype)
-            found[kept] = True
+        kept, own_z, own_pos = _read(file)
+        _, _, atoms = rows_of(kept, molecules.counts, molecules.start)
+        z[atoms], pos[atoms] = own_z.to(z.dtype), own_pos.to(pos.dtype)
+        found[kept] = True
     return replace(molecules, z=z, pos=pos), found
+
+
+def _read(file: Path) -> list[Tensor]:
+    """Which molecules a file of geometries has, their atomic numbers and positions."""
+    try:
+        with np.load(file) as stored:
+            return [torch.from_numpy(stored[name]) for name in ("kept", "z", "pos")]
+    except Exception as error:  # of damage inside, NumPy, zipfile and zlib have many
+        raise ValueError(
+            f"{file} is damaged ({error!r}): delete it, then it is made again"
+        ) from error
 
 
 def _digest(smiles: Sequence[str], molecules: PackedMolecules, index: Tensor) -> str:

@@ -104,6 +104,9 @@ def test_a_data_set_gets_other_geometries_and_goes_on(
 
     files = sorted(tmp_path.iterdir())
     assert [file.name.split("-")[0] for file in files] == ["000000", "000003", "000006"]
+    files[1].write_bytes(files[1].read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{files[1]} is damaged .*delete it"):
+        on_rdkit_geometries(SMILES, own, tmp_path)
     files[1].unlink()  # as if stopped; the others are not made again
     asked: list[int] = []
     monkeypatch.setattr(
