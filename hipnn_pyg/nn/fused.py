@@ -37,6 +37,8 @@ PARAMETERS: dict[type[nn.Module], set[str]] = {
     EnergyReadout: {"weight", "bias"},
 }
 """What they must have as parameters: in replicas and fast weights these are plain tensors."""
+PLAIN = (Tensor, nn.Parameter)
+"""What lies in memory as it reads: quantised or distributed weights are of other classes."""
 
 
 def has_kernels(interaction: Interaction, onsite: nn.Module, z: Tensor, pairs: Pairs) -> bool:
@@ -99,8 +101,8 @@ def _sizes_fit(interaction: nn.Module, onsite: Iterable[nn.Module]) -> bool:
 
 
 def as_built(module: nn.Module, kind: type[nn.Module], like: Tensor) -> bool:
-    """Whether the kernels compute what a layer does: unchanged in all its parts, its weights of
-    one dtype, on one device and without gaps in memory.
+    """Whether the kernels compute what a layer does: unchanged in all its parts, its weights plain
+    tensors of one dtype, on one device and without gaps in memory.
 
     Asked in every call: modules are looked up past ``nn.Module``'s slow attributes.
 
@@ -121,7 +123,9 @@ def _as_built(
     if kind in PARAMETERS and not own["_parameters"].keys() >= PARAMETERS[kind]:
         return False
     for w in own["_parameters"].values():
-        if w is not None and not (w.dtype is dtype and w.device == device and w.is_contiguous()):
+        if w is None:
+            continue
+        if not (w.dtype is dtype and w.device == device and w.is_contiguous() and type(w) in PLAIN):
             return False
     if kind in PARTS:
         parts = own["_modules"]

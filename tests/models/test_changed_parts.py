@@ -105,7 +105,24 @@ def put_tensor(module: nn.Module, name: str) -> None:
     setattr(module, name, value)
 
 
+class Coded(Tensor):
+    """Reads as twice what lies in memory: quantised and distributed weights are no plain memory."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        with torch._C.DisableTorchFunctionSubclass():
+            read = [2 * x if isinstance(x, cls) else x for x in args]
+            return function(*read, **(kwargs or {}))
+
+
+def put_coded(module: nn.Module, name: str) -> None:
+    module._parameters[name] = module.get_parameter(name).detach().as_subclass(Coded)  # type: ignore[assignment]
+
+
 CHANGES: dict[str, Change] = {
+    "coded weight": lambda m: put_coded(m.blocks[0].onsite[0].W, "weight"),
+    "coded V": lambda m: put_coded(m.blocks[0].interaction, "V"),
+    "coded readout": lambda m: put_coded(m.blocks[1].readout, "weight"),
     "plain weight": lambda m: put_tensor(m.blocks[0].onsite[0].W, "weight"),
     "plain V": lambda m: put_tensor(m.blocks[0].interaction, "V"),
     "plain mu": lambda m: put_tensor(m.blocks[1].interaction.sensitivity, "mu"),
