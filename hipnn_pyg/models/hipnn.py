@@ -329,9 +329,8 @@ class HIPNN(nn.Module):
             if missing:
                 raise ValueError(f"e0 has no energy for atomic number {missing[0]}: add it")
             e0 = [e0[number] for number in self.species]
-        values = torch.zeros(len(self.species), dtype=torch.float64)
-        if e0 is not None:
-            values = torch.as_tensor(e0, dtype=torch.float64).detach().cpu()
+        given = [0.0] * len(self.species) if e0 is None else e0
+        values = torch.as_tensor(given, dtype=torch.float64, device="cpu").detach()
         if values.shape != (len(self.species),) or not bool(torch.isfinite(values).all()):
             raise ValueError(
                 f"e0 must be {len(self.species)} finite energies, one per species "

@@ -189,10 +189,27 @@ def emptied(model: HIPNN) -> HIPNN:
     return empty
 
 
+def built_empty(model: HIPNN, assign: bool) -> HIPNN:
+    """Built without memory, as large models are, then filled with weights that are at hand."""
+    with torch.device("meta"):
+        empty = HIPNN(hidden_channels=8, num_onsite=1, e0=(1, 2, 3, 4, 5))
+    if not assign:
+        empty = empty.double().to_empty(device="cpu")
+    empty.load_state_dict(model.state_dict(), assign=assign)
+    return empty
+
+
 @pytest.mark.parametrize(
     "treat",
-    [averaged, emptied, lambda model: model.type(torch.float64), copy.deepcopy],
-    ids=["average", "empty", "type", "copy"],
+    [
+        averaged,
+        emptied,
+        lambda model: built_empty(model, False),
+        lambda model: built_empty(model, True),
+        lambda model: model.type(torch.float64),
+        copy.deepcopy,
+    ],
+    ids=["average", "empty", "built empty", "assigned", "type", "copy"],
 )
 def test_elements_stay_what_they_are(treat: Callable[[HIPNN], torch.nn.Module]) -> None:
     """Whatever is done to parameters and buffers: averages in floating point, casts, new memory."""
