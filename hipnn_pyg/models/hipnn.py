@@ -124,7 +124,7 @@ class HIPNN(nn.Module):
             where a compiler is found, else padded).
         backend: neighbour search, see :func:`hipnn_pyg.graph.radius_graph`.
         validate: check inputs on every eager call (:mod:`hipnn_pyg.checks`). Without, energies with
-            an atom of another species are NaN.
+            an atom of another species are NaN. To be False under ``torch.vmap``.
 
     Raises:
         ValueError: a size or a length that makes no model.
@@ -506,14 +506,17 @@ class HIPNN(nn.Module):
             ValueError: ``shift`` without ``edge_index``.
         """
         if self.validate:
+            _check_visible(pos)
             check_graphs(z, pos, batch, num_graphs, edge_index, shift)
         if shift is not None and edge_index is None:
             raise ValueError("shift belongs to edge_index: pass both, or neither")
         if batch is None:
-            batch = torch.zeros_like(z, dtype=torch.long)
+            batch = torch.zeros(z.size(0), dtype=torch.long, device=z.device)
             num_graphs = 1
         batch = batch.long()
-        if num_graphs is None:
+        if num_graphs is None and torch.jit.is_tracing():  # which keeps numbers, but not sizes
+            num_graphs = torch.bincount(batch).size(0)
+        elif num_graphs is None:
             num_graphs = int(batch[-1]) + 1
         self._warn_if_unfitted()
         species = self.species_index(z)
@@ -548,6 +551,16 @@ def _underived(pairs: Pairs) -> bool:
     if pairs.pattern is None or torch.is_grad_enabled():
         return False
     return molecule_kernels(pairs.r) is not None
+
+
+def _check_visible(pos: Any) -> None:
+    """Checks read values, which ``torch.vmap`` hides."""
+    while isinstance(pos, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(pos):
+        if torch._C._functorch.is_batchedtensor(pos):
+            raise RuntimeError(
+                "positions cannot be checked under torch.vmap: set model.validate = False"
+            )
+        pos = torch._C._functorch.get_unwrapped(pos)
 
 
 def _check_hyperparameters(parameters: dict[str, Any], backend: str) -> None:

@@ -379,6 +379,38 @@ def test_traced(small_model: Build, molecules: Batch) -> None:
         torch.jit.trace(small_model(kernel="fused"), (water.z, water.pos))
 
 
+def test_a_trace_keeps_no_number_of_molecules(small_model: Build, molecules: Batch) -> None:
+    model = small_model(kernel="auto")
+    some = Batch.from_data_list(molecules.to_data_list()[1:3])
+    traced = torch.jit.trace(model, (some.z, some.pos, some.batch))
+    for batch in (Batch.from_data_list([molecules[2]]), molecules):
+        found = traced(batch.z, batch.pos, batch.batch)
+        assert found.shape == (batch.num_graphs, 1)
+        torch.testing.assert_close(found, model(batch.z, batch.pos, batch.batch))
+
+
+def test_many_positions_of_a_molecule(small_model: Build, molecules: Batch) -> None:
+    """vmap over positions, over elements too, and over their slopes."""
+    model, water = small_model(kernel="auto"), molecules[2]
+    pos = torch.stack([water.pos, water.pos + 0.05 * drawn(water.pos)])
+    expected = torch.cat([model(water.z, one) for one in pos])
+    assert float((expected[0] - expected[1]).abs()) > 1e-4  # control
+
+    def energy(pos: Tensor) -> Tensor:
+        return model(water.z, pos).sum()
+
+    with pytest.raises(RuntimeError, match="set model.validate = False"):
+        torch.vmap(energy)(pos)
+    with pytest.raises(RuntimeError, match="set model.validate = False"):
+        torch.vmap(torch.func.grad(energy))(pos)
+    model.validate = False
+    torch.testing.assert_close(torch.vmap(energy)(pos), expected.squeeze(1))
+    torch.testing.assert_close(torch.vmap(model)(water.z.expand(2, -1), pos).squeeze(1), expected)
+    slopes = torch.vmap(torch.func.grad(energy))(pos)
+    one_by_one = [-HIPNNPotential(model)(water.z, one).forces for one in pos]
+    torch.testing.assert_close(slopes, torch.stack(one_by_one))
+
+
 def test_function_transforms(small_model: Build, molecules: Batch) -> None:
     model, water = small_model(kernel="auto"), molecules[2]
     expected = -HIPNNPotential(model)(water.z, water.pos).forces
