@@ -18,6 +18,7 @@ from hipnn_pyg.data.targets import Target, resolve_target
 from hipnn_pyg.graph import (
     Pairs,
     all_pairs,
+    edge_distances,
     edge_pairs,
     laid_out,
     molecule_sizes,
@@ -26,6 +27,7 @@ from hipnn_pyg.graph import (
 from hipnn_pyg.graph.neighbors import BACKENDS
 from hipnn_pyg.nn import (
     EnergyReadout,
+    EnvironmentSum,
     Interaction,
     OnSite,
     ReferenceEnergy,
@@ -432,6 +434,9 @@ class HIPNN(nn.Module):
             shift: their periodic-image vectors in Å, ``[E, 3]``.
             num_graphs: G, if known (saves a synchronisation on a GPU).
         """
+        if edge_index is not None and self._explained():
+            j, i = edge_index.long()  # a mask has an entry for each edge, in the user's order
+            return Pairs(j, i, edge_distances(pos, edge_index, shift))
         kernel = self.kernel_on(pos.device)
         if edge_index is None and self.backend == "torch" and kernel != "reference":
             ptr, largest, num_edges = molecule_sizes(pos, batch, num_graphs, kernel == "fused")
@@ -440,6 +445,10 @@ class HIPNN(nn.Module):
         if edge_index is None:
             edge_index = radius_graph(pos, self.cutoff, batch, self.backend)
         return laid_out(kernel, edge_pairs(pos, edge_index, shift), pos.size(0))
+
+    def _explained(self) -> bool:
+        """Whether PyG's explainers mask messages."""
+        return any(isinstance(part, EnvironmentSum) and part.explain for part in self.modules())
 
     def species_index(self, z: Tensor) -> Tensor:
         """Atomic numbers ``[N]`` to places in the species list ``[N]``; -1 for foreign ones."""

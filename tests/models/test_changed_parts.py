@@ -212,12 +212,12 @@ def test_a_backward_hook_of_a_layer_is_called(
     torch.testing.assert_close(*seen)
 
 
-@pytest.mark.parametrize("kernel", ["fused", "reference"])
+@pytest.mark.parametrize("kernel", ["fused", "padded", "reference"])
 def test_edges_may_be_masked(kernel: str, small_model: Build, molecules: Batch) -> None:
     """As PyG's explainers do it: one number for each edge, those beyond the cutoff too."""
     model, methane = small_model(kernel=kernel), molecules[0]
     atoms = torch.arange(len(methane.z))
-    i, j = torch.cartesian_prod(atoms, atoms).t()
+    j, i = torch.cartesian_prod(atoms, atoms).t()  # sorted by sender, as PyG sorts
     edge_index = torch.stack((j, i))[:, i != j]
     given = (methane.z, methane.pos, None, edge_index)
     before = model(*given)
@@ -227,8 +227,14 @@ def test_edges_may_be_masked(kernel: str, small_model: Build, molecules: Batch) 
     (slope,) = torch.autograd.grad(model(*given).sum(), mask)
     far = (methane.pos[edge_index[0]] - methane.pos[edge_index[1]]).norm(dim=1) >= model.cutoff
     assert float(slope.abs().max()) > 1e-3 and bool((slope[far] == 0).all())
+    with torch.no_grad():  # without its message an edge might as well be left out
+        mask[2] = 0
+    masked = model(*given)
     clear_masks(model)
     torch.testing.assert_close(model(*given), before)
+    rest = torch.arange(edge_index.size(1)) != 2
+    torch.testing.assert_close(masked, model(*given[:3], edge_index[:, rest]))
+    assert float((masked - before).detach().abs()) > 1e-3  # control
 
 
 def test_a_hook_of_all_modules_is_called(small_model: Build, molecules: Batch) -> None:
