@@ -209,8 +209,7 @@ class PackedMolecules:
         check_shapes(stored.get("z"), stored.get("pos"))
         counts = slices["pos"].diff() if slices else torch.tensor([len(stored.pos)])
         whole = Data(batch=torch.arange(len(counts)))
-        if target.key in stored:
-            whole[target.key] = stored[target.key]
+        whole[target.key] = target.stored(stored)
         energies = target.select(whole).double()
         start = (counts.cumsum(0) - counts).to(stored.pos.device)
         forces = None

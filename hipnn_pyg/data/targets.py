@@ -42,7 +42,7 @@ class Target:
             IndexError: the table has no such column.
             ValueError: there is not exactly one value (or one table row) per graph.
         """
-        values = self._stored(data)
+        values = self.stored(data)
         num_graphs = _count_graphs(data)
         if self.column is None:
             if values.numel() != num_graphs:
@@ -54,7 +54,8 @@ class Target:
         if values.dim() != 2 or values.size(0) != num_graphs:
             raise ValueError(
                 f"target {self.name!r}: data.{self.key} of shape {list(values.shape)} has no row "
-                f"for each of {num_graphs} graphs; store it as [1, num_columns] in every Data"
+                f"for each of {num_graphs} graphs; store it as [1, num_columns] in every Data, or "
+                f"give target={self.key!r} if it is the target itself"
             )
         if not 0 <= self.column < values.size(1):
             raise IndexError(
@@ -63,7 +64,12 @@ class Target:
             )
         return values[:, self.column]
 
-    def _stored(self, data: Data | Batch) -> Tensor:
+    def stored(self, data: Data | Batch) -> Tensor:
+        """The attribute that holds it.
+
+        Raises:
+            KeyError: ``data`` has no tensor of this name.
+        """
         values = getattr(data, self.key, None)
         if not isinstance(values, Tensor):
             found = "no tensor" if values is None else f"a {type(values).__name__}, no tensor,"

@@ -314,7 +314,7 @@ def test_no_molecules(items: list[Data], source: Callable) -> None:
 
 def test_missing_target_is_named(items: list[Data]) -> None:
     for source in (items, InMemory(items)):
-        with pytest.raises(KeyError, match="forces"):
+        with pytest.raises(KeyError, match="no tensor at data.forces; the data has .*'pos', 'z'"):
             PackedMolecules.pack(source, Target("forces", "eV", "forces"))
 
 

@@ -79,6 +79,14 @@ def test_values_per_atom_are_refused(batch: Batch) -> None:
         Target("y", "eV").select(batch)
 
 
+def test_a_target_that_was_selected_before() -> None:
+    """A transform of PyG's examples: data.y = data.y[:, target]."""
+    data = Data(y=torch.tensor([3.0]))
+    with pytest.raises(ValueError, match="or give target='y' if it is the target itself"):
+        QM9_TARGETS["U0"].select(data)
+    assert resolve_target("y").select(data).tolist() == [3.0]
+
+
 def test_resolve_target() -> None:
     assert resolve_target("gap") is QM9_TARGETS["gap"]
     assert resolve_target(ASE_ENERGY) is ASE_ENERGY and ASE_ENERGY.unit == "eV"
