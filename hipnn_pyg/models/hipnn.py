@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -152,13 +152,15 @@ class HIPNN(nn.Module):
         validate: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(species, Iterable):
+        try:
+            numbers = [operator.index(number) for number in species]
+        except TypeError:
             raise TypeError(
                 f"species must be a sequence of atomic numbers, not {species!r}: unlike SchNet's, "
                 "the other sizes are given by name"
-            )
+            ) from None
         self.hyperparameters: dict[str, Any] = {
-            "species": [operator.index(number) for number in species],
+            "species": numbers,
             "hidden_channels": operator.index(hidden_channels),
             "num_interactions": operator.index(num_interactions),
             "num_onsite": operator.index(num_onsite),

@@ -245,3 +245,5 @@ def test_what_is_no_tensor_is_named() -> None:
             model(*given)
     with pytest.raises(TypeError, match="species must be a sequence of atomic numbers, not 128"):
         HIPNN(128, 128, 6, 50, 10.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"sequence of atomic numbers, not \['C', 'H'\]"):
+        HIPNN(["C", "H"])  # type: ignore[list-item]
