@@ -491,6 +491,7 @@ class HIPNN(nn.Module):
             terms.append(energy.double())
         return torch.stack(terms, dim=1), z
 
+    @torch.compiler.disable  # in eager mode it has the kernels, and sizes depend on data anyway
     def energy_terms(
         self,
         z: Tensor,

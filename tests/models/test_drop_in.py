@@ -12,6 +12,7 @@ import ase.build
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
@@ -123,6 +124,36 @@ def test_same_numbers_from_both_loaders(dataset: list[Data]) -> None:
         for first, second in zip(ours, theirs, strict=True):
             expected = model(second.z, second.pos, second.batch)
             torch.testing.assert_close(model(first.z, first.pos, first.batch), expected)
+
+
+def test_a_compiled_model_keeps_its_kernels(
+    dataset: list[Data], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone and inside another function; control: atom_terms by itself is compiled."""
+    data = next(iter(DataLoader(dataset, batch_size=6)))
+    _, model = models()
+    atom_terms, compiled = HIPNN.atom_terms, []
+
+    def terms(*given: Any) -> tuple[Tensor, Tensor]:
+        compiled.append(torch.compiler.is_compiling())
+        return atom_terms(*given)
+
+    monkeypatch.setattr(HIPNN, "atom_terms", terms)
+    results = []
+    for call in (
+        model,
+        torch.compile(model, backend=CompileCounter()),
+        torch.compile(lambda *given: 2 * model(*given) / 2, backend=CompileCounter()),
+    ):
+        energy = call(data.z, data.pos, data.batch)
+        slopes = torch.autograd.grad(energy.square().sum(), model.blocks.parameters())
+        results.append((energy, *slopes))
+    assert compiled == [False] * 3
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+    given = model.species_index(data.z), model.pairs(data.pos, data.batch)
+    torch.compile(model.atom_terms, backend=CompileCounter())(*given)
+    assert compiled[-1] is True
 
 
 def test_forces_by_one_gradient(dataset: list[Data]) -> None:
