@@ -19,6 +19,7 @@ from hipnn_pyg.plots.style import (
     finish_axes,
     legend_above,
     new_figure,
+    plain_ticks,
 )
 
 
@@ -52,15 +53,20 @@ def plot_error_bars(
     figure = new_figure(4.6 + height)
     top, middle, bottom = figure.subplots(3, height_ratios=(1.5, 1.2, height))
     number = len(levels)
-    styles = ("-", "--", ":")
+    styles = (("o-", None), ("o--", "none"))
 
     top.set(xscale="log", yscale="log")
-    for (name, (r, width)), style in zip(half_widths.items(), styles, strict=False):
+    for (name, (r, width)), (style, face) in zip(half_widths.items(), styles, strict=False):
         x = finite_array(f"R of {name}", r, (None,), above=0)
         y = finite_array(f"half-widths of {name}", width, (len(x), number), above=0)
         for level, column, colour in zip(levels, y.T, cycle(COLOURS), strict=False):
             label = f"{100 * level:g} %, {name}"
-            top.plot(x, column, style, color=colour, linewidth=1.0, label=label)
+            top.plot(
+                x, column, style, color=colour, linewidth=1.0, label=label, ms=4, mfc=face,
+                markevery=[-1],
+            )  # fmt: skip
+    for axis in "xy":
+        plain_ticks(top, axis)
     finish_axes(top, "Non-hierarchicality $R$ (dimensionless)", f"Half-width ({unit})")
     legend_above(figure, len(half_widths))
 
@@ -82,7 +88,9 @@ def plot_error_bars(
     places = np.arange(len(relative_crps))[::-1]
     pairs = finite_array("relative_crps", [*relative_crps.values()], (None, 2), at_least=0)
     values, scatter = pairs.T
-    bottom.errorbar(values, places, xerr=2 * scatter, fmt="o", ms=4, color=BLUE, elinewidth=0.7)
+    bottom.errorbar(
+        values, places, xerr=2 * scatter, fmt="o", ms=4, color=BLUE, elinewidth=0.7, zorder=4
+    )
     bottom.axvline(1, color=GREY, linewidth=0.7)
     bottom.set_yticks(places, [*relative_crps])
     bottom.set_ylim(-0.7, len(places) - 0.3)

@@ -37,6 +37,10 @@ def test_panels_hold_the_data():
     labels = [line.get_label() for line in top.lines]
     assert labels[:2] == ["50 %, geometry as given", "90 %, geometry as given"]
     np.testing.assert_array_equal(top.lines[4].get_ydata(), 8 * WIDTH[:, 1])
+    faces = [line.get_markerfacecolor() for line in (top.lines[0], top.lines[3])]
+    dots = [line.get_markerfacecolor() for line in middle.lines if line.get_marker() == "o"]
+    assert faces == [dots[0], dots[3]] == [dots[0], "none"]  # the legend is of both panels
+    assert "10^" not in "".join(label.get_text() for label in top.get_yticklabels(which="both"))
     assert "(kcal/mol)" in top.get_ylabel() and "dimensionless" in top.get_xlabel()
     points = [line.get_ydata() for line in middle.lines if line.get_marker() == "o"]
     np.testing.assert_allclose(points[0], [0, 1, 2, 3])
