@@ -92,13 +92,13 @@ def _relax(mol: Mol, smiles: str) -> None:
 
     if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
         raise StructureError(
-            f"SMILES {smiles!r}: MMFF94 has no parameters for it; optimize=False keeps the "
-            f"embedded geometry"
+            f"SMILES {smiles!r}: MMFF94 has no parameters for it; optimize=False "
+            f"(--optimize false) keeps the embedded geometry"
         )
     if rdForceFieldHelpers.MMFFOptimizeMolecule(mol, maxIters=_MAX_MMFF_STEPS) != 0:
         raise StructureError(
             f"SMILES {smiles!r}: MMFF94 did not converge in {_MAX_MMFF_STEPS} steps; "
-            f"optimize=False keeps the embedded geometry"
+            f"optimize=False (--optimize false) keeps the embedded geometry"
         )
 
 
