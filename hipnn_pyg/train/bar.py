@@ -19,7 +19,7 @@ def progress_bar(total: int, done: int, title: str, shown: bool) -> tqdm:
     return tqdm(
         total=total,
         initial=done,
-        unit="mol",
+        unit=" molecules",
         unit_scale=True,
         desc=title,
         smoothing=0.05,
