@@ -77,7 +77,7 @@ def summary(report: Report, settings: Simulation) -> str:
         f"{report.steps_per_second:,.0f} steps/s, {report.ns_per_day:.3g} ns/day; "
         f"largest R {report.largest_r:.4g}"
     ]
-    if settings.ensemble == "nve":
+    if settings.ensemble == "nve" and math.isfinite(report.fluctuation):
         lines.append(
             f"total energy: drift {report.drift:.5f} meV/atom/ps, fluctuation "
             f"{report.fluctuation:.4f} meV/atom (standard deviation about the line)"

@@ -154,7 +154,8 @@ class Simulator:
                     self.seconds = before + now - began
                     if done % self.settings.log_every == 0:
                         bar.update(done - bar.n)
-                        bar.set_postfix_str(self._brief(), refresh=False)
+                        if self.drift.samples > 1:
+                            bar.set_postfix_str(self._brief(), refresh=False)
                     waited = now - saved >= self.settings.checkpoint_seconds
                     if waited or asked or done >= steps:
                         self._save()

@@ -61,6 +61,7 @@ def test_a_simulation(
     shown = capsys.readouterr()
     assert "100 steps, 0.05 ps" in shown.out and "meV/atom/ps" in shown.out
     assert "ns/day" in shown.err and "drift" in shown.err  # the progress bar
+    assert "nan" not in shown.err and ", 0 ns/day" not in shown.err
     report = json.loads((folder / "nve" / "report.json").read_text())
     assert report["steps"] == 100 and abs(report["drift"]) < 1 and report["fluctuation"] > 0
     drift = f"drift {report['drift']:.5f} meV/atom/ps, fluctuation {report['fluctuation']:.4f} meV"
@@ -82,6 +83,8 @@ def test_a_simulation(
     capsys.readouterr()
     assert main(md(folder, "nvt", *options)) == 0
     assert drawn[-1] is None and "drift" not in capsys.readouterr().out
+    assert main(md(folder, "short", "--steps", "3")) == 0  # one row of the log is no line
+    assert "drift" not in capsys.readouterr().out
 
 
 def test_a_killed_simulation_goes_on(folder: Path, hipnn: Start) -> None:
