@@ -32,6 +32,7 @@ from hipnn_pyg.checks import StructureError
 from hipnn_pyg.cli.inputs import HELP, Named, Refused, check, embedded, listed
 from hipnn_pyg.cli.run_folder import usable_device
 from hipnn_pyg.data.molecules import to_atoms
+from hipnn_pyg.explain.trust import why_missing
 from hipnn_pyg.models.files import atomic_write, check_writable
 from hipnn_pyg.reproduce.report import print_whole
 from hipnn_pyg.uncertainty import GEOMETRIES, GIVEN, CalibratedModel
@@ -77,8 +78,10 @@ def run(arguments: Namespace) -> None:
         left = iter(rows)
         lines = [next(left) if isinstance(r, Named) else error_row(r) for r in read]
         atomic_write({output: as_csv(lines).encode()})
+        print(output)
     elif output is not None and rows:
         write_extxyz(output, structures, rows, unit)
+        print(output)
     elif rows:
         print_whole(Console(), *as_tables(rows, unit, model))
     if refused or not read:
@@ -182,7 +185,10 @@ def as_tables(rows: Sequence[Row], unit: str, model: CalibratedModel) -> list[Ta
     tables = []
     for geometry in dict.fromkeys(row["geometry"] for row in rows):
         mine = [row for row in rows if row["geometry"] == geometry]
-        title, about_r = f"energies in {unit}, {geometry}", _about_r(model, str(geometry))
+        what = model.models[0].card.get("target", "energy")
+        title, about_r = f"{what} in {unit}, {geometry}", _about_r(model, str(geometry))
+        if "unlike_training" not in mine[0]:
+            about_r = f"no error bars: {why_missing(model)}\n{about_r}"
         tables.append(_as_table(mine, title, unit, about_r))
     return tables
 

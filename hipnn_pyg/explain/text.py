@@ -11,13 +11,15 @@ BREAK = "\N{BLACK UP-POINTING TRIANGLE}"
 
 
 def summary(report: Report) -> list[str]:
-    """Name, energy, error bar, flag, R: a line each.
+    """Name, what the model learned, energy, error bar, flag, R.
 
     Args:
         report: what to say.
     """
     parts, trust, standing = report.parts, report.trust, report.standing
     heading = f"{report.name}: {parts.formula}, {len(parts.z)} atoms, model {report.model}"
+    if "target" in report.facts:
+        heading += f" of {report.facts['target']}"
     energy = f"E = {parts.energy:.{report.decimals}f}"
     if trust.q90 is not None:
         energy += f" ± {trust.q90:.{report.decimals}f} {parts.unit} (90 %, {trust.geometry})"

@@ -62,11 +62,8 @@ def judge(
     """
     words = GEOMETRIES[geometry]
     bars = model.error_bars
-    if bars is None:
-        return Trust({}, words, "not calibrated (hipnn calibrate does it)")
-    if geometry is None or geometry not in bars.calibrations:
-        calibrated = ", ".join(GEOMETRIES[known] for known in bars.calibrations)
-        return Trust({}, words, f"not calibrated for this, only for: {calibrated}")
+    if bars is None or geometry is None or geometry not in bars.calibrations:
+        return Trust({}, words, why_missing(model))
     prediction = model.predict(data, geometry)
     judgement = prediction.judgement
     assert judgement is not None
@@ -79,6 +76,14 @@ def judge(
         r = float(prediction.seen.nonhierarchicality[0])
         unlike = _reasons(calibration, float(judgement.distance[0]), r)
     return Trust(intervals, words, unlike=unlike, grows=calibration.intervals.grows_with_r())
+
+
+def why_missing(model: CalibratedModel) -> str:
+    """Why there is no error bar where a model makes none."""
+    if model.error_bars is None:
+        return "not calibrated (hipnn calibrate does it)"
+    calibrated = ", ".join(GEOMETRIES[known] for known in model.error_bars.calibrations)
+    return f"not calibrated for this, only for: {calibrated}"
 
 
 def _reasons(calibration: Calibration, distance: float, r: float) -> list[str]:

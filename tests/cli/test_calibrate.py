@@ -393,7 +393,7 @@ def test_predict_prints_the_error_bar_that_applies(
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "RDKit geometry" in printed and "geometry as given" in printed
-    of_smiles, of_file = sorted(printed.split("energies in")[1:], key=lambda t: "given" in t)
+    of_smiles, of_file = sorted(printed.split("energy in")[1:], key=lambda t: "given" in t)
     assert "force field" in of_file and "force field" not in of_smiles
     model = CalibratedModel.load(calibrated)
     embedded = model.predict(from_smiles("CO"), "rdkit")
@@ -433,11 +433,16 @@ def test_without_calibration_no_error_bar_is_printed(
     uncalibrated: Path, calibrated: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     assert main(["predict", "--model", str(uncalibrated), "CO"]) == 0
-    assert "±" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "±" not in printed and "no error bars: not calibrated (hipnn calibrate" in printed
     loose = ["predict", "--model", str(calibrated), "CO", "--optimize", "false"]
     assert main(loose) == 0
     printed = capsys.readouterr().out
     assert "RDKit geometry, not relaxed" in printed and "±" not in printed
+    assert "no error bars: not calibrated for this, only for:" in " ".join(printed.split())
+    assert main(loose[:-2]) == 0  # control
+    printed = capsys.readouterr().out
+    assert "±" in printed and "no error bars" not in printed
     output = tmp_path / "out.csv"
     assert main([*loose, "--output", str(output)]) == 0
     assert "q90" not in rows_of(output)[0]

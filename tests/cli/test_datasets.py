@@ -162,6 +162,10 @@ def test_qm9_target_that_is_no_energy(qm9_root: Path, tmp_path: Path, capsys: Ca
     assert main(["evaluate", str(run)]) == 0
     printed = capsys.readouterr().out
     assert "MAE (Debye)" in printed and "kcal" not in printed and "meV" not in printed
+    assert main(["predict", "--model", str(run), "CO"]) == 0
+    assert "mu in Debye" in capsys.readouterr().out
+    assert main(["explain", "CO", "--model", str(run), "--text"]) == 0
+    assert "model run of mu\n" in capsys.readouterr().out
     line[5] = str(tmp_path / "other")
     assert main([*line, *sizes, "--target", "U0_atoms"]) == 1
     assert "QM9 has no target 'U0_atoms'" in capsys.readouterr().err

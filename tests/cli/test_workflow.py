@@ -565,7 +565,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def test_predict_smiles(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["predict", "--model", str(trained), "CO", "N"]) == 0
     printed = capsys.readouterr().out
-    assert "energies in eV" in printed and "CO" in printed
+    assert "energy in eV" in printed and "CO" in printed
     data = [named.data for named in embedded(listed(["CO", "N"])) if isinstance(named, Named)]
     expected = [load_model(trained).energy_terms(d.z, d.pos).energy.item() for d in data]
     assert all(f"{energy:.4f}" in printed for energy in expected)
@@ -575,6 +575,7 @@ def test_predict_smiles(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     line = ["predict", "--model", str(trained), "CO", "N", "--output", str(output)]
     for unit, factor in (("eV", 1.0), ("kcal/mol", EV_IN_KCAL)):
         assert main([*line, "--unit", unit]) == 0
+        assert capsys.readouterr().out == f"{output}\n"
         rows = read_csv(output)
         assert [row["name"] for row in rows] == ["CO", "N"]
         assert {row["unit"] for row in rows} == {unit}
