@@ -345,7 +345,8 @@ class EnsembleTrainer:
         maes = [member.best_mae for member in self.members if member.best_epoch]
         if maes:
             mean, unit = sum(maes) / len(maes), self.members[0].metric_unit
-            bar.set_postfix_str(f"{len(self.live)} in training, validation MAE {mean:.3f} {unit}")
+            about = f"{len(self.live)} in training, validation MAE {mean:.3f} {unit}"
+            bar.set_postfix_str(about, refresh=False)
 
 
 @contextmanager

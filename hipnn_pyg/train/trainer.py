@@ -197,7 +197,7 @@ class Trainer:
             while not self.finished:
                 for molecules in self.rest_of_epoch():
                     bar.update(molecules)
-                bar.set_postfix_str(f"validation MAE {self.last or '-'}")
+                bar.set_postfix_str(f"validation MAE {self.last or '-'}", refresh=False)
         return self.finish()
 
     def start(self) -> None:

@@ -115,6 +115,17 @@ def test_what_it_says(
     assert "320/320" in shown.err and " molecules/s" in shown.err  # one bar for both models
 
 
+@pytest.mark.parametrize("models", ["1", "2"])
+def test_the_bar_seldom_writes_to_a_file(
+    models: str, tmp_path: Path, training: Training, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after every epoch, of which there may be thousands; the last line has the last error."""
+    line = training(tmp_path / "run", *OPTIONS, "--ensemble", models, "--epochs", "8")
+    assert main(line) == 0
+    written = capsys.readouterr().err.split("\r")
+    assert len(written) < 8 and "100%" in written[-1] and "validation MAE" in written[-1]
+
+
 def test_error_bar_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     """1, 2, 4: mean 7/3, sample variance 7/3, so the error bar is sqrt(7/9)."""
     members: list[Any] = [
