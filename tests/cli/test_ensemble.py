@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,15 +148,16 @@ def test_error_bar_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    take, done = EnsembleTrainer._take_step, [0]
+    turn, done = EnsembleTrainer._turn, [0]
 
-    def count(self: EnsembleTrainer, front: list[Member]) -> list[int]:
-        done[0] += 1
-        if done[0] == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-        return take(self, front)
+    def count(self: EnsembleTrainer, front: list[Member]) -> Iterator[int]:
+        for molecules in turn(self, front):
+            done[0] += 1
+            if done[0] == steps:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield molecules
 
-    monkeypatch.setattr(EnsembleTrainer, "_take_step", count)
+    monkeypatch.setattr(EnsembleTrainer, "_turn", count)
 
 
 @pytest.mark.parametrize("lost", [None, 2], ids=["all_saved", "one_without_checkpoint"])
