@@ -84,18 +84,28 @@ def choose(structures: Sequence[Listed], arguments: Namespace) -> Listed:
 
 
 def explain(structure: Named, arguments: Namespace) -> Report:
-    """Everything that is known about one prediction."""
+    """Everything that is known about one prediction.
+
+    Raises:
+        StructureError: of a periodic structure.
+    """
+    geometry = structure.geometry
+    if geometry == "periodic":
+        raise StructureError(
+            f"{structure.name} is periodic, which the page does not show: hipnn predict prints its "
+            "energy, E^n and R"
+        )
     folder = model_folder(arguments.model)
     model = CalibratedModel.load(folder, usable_device(arguments.device))
     data = structure.data
     parts = break_down(model.models, data, arguments.unit)
-    trust = judge(model, data, structure.geometry, parts.unit)
+    trust = judge(model, data, geometry, parts.unit)
     cards = [read_card(member) for member in member_folders(folder)]
     return Report(
         structure.name,
         parts,
         trust,
-        stand(parts.r, known_r(folder, model.error_bars, structure.geometry)),
+        stand(parts.r, known_r(folder, model.error_bars, geometry)),
         folder.resolve().name,
         facts(cards[0], len(cards)),
     )

@@ -15,7 +15,8 @@ from hipnn_pyg.checks import StructureError, check_species
 from hipnn_pyg.data.embedded import conformers
 from hipnn_pyg.data.molecules import read_each
 from hipnn_pyg.data.periodic import cells_of
-from hipnn_pyg.uncertainty import CalibratedModel, Geometry
+from hipnn_pyg.uncertainty import CalibratedModel
+from hipnn_pyg.uncertainty.error_bars import Kind
 
 HELP = "SMILES, .smi files, files that ASE reads (xyz, db ...), roots of PyG data sets"
 SMILES_FILES = (".smi", ".smiles")
@@ -58,7 +59,7 @@ class Named(NamedTuple):
 
     name: str
     data: Data
-    geometry: Geometry | None = "given"
+    geometry: Kind = "given"
 
 
 class Refused(NamedTuple):
@@ -138,18 +139,15 @@ def embedded(
         elif isinstance(source, StructureError):
             read.append(Refused(name, str(source)))
         else:
-            read.append(_molecule(name, source))
+            read.append(_structure(name, source))
     return read
 
 
-def _molecule(name: str, data: Data) -> Named | Refused:
+def _structure(name: str, data: Data) -> Named | Refused:
     try:
-        if cells_of(data, 1) is None:
-            return Named(name, data)
+        return Named(name, data, "given" if cells_of(data, 1) is None else "periodic")
     except StructureError as error:
         return Refused(name, f"{name}: {error}")
-    remedy = "energy, forces and stress of a crystal are hipnn_pyg.interfaces.ase's"
-    return Refused(name, f"{name} is periodic, not a molecule: {remedy}")
 
 
 def read_smiles(path: Path) -> list[tuple[str, str]]:

@@ -35,7 +35,7 @@ from hipnn_pyg.data.molecules import to_atoms
 from hipnn_pyg.explain.trust import why_missing
 from hipnn_pyg.models.files import atomic_write, check_writable
 from hipnn_pyg.reproduce.report import print_whole
-from hipnn_pyg.uncertainty import GEOMETRIES, GIVEN, CalibratedModel
+from hipnn_pyg.uncertainty import GEOMETRIES, GIVEN, CalibratedModel, Geometry
 from hipnn_pyg.units import ENERGY_UNITS, convert
 
 SHOWN = 40
@@ -149,9 +149,11 @@ def predict_rows(model: CalibratedModel, structures: Sequence[Named], unit: str)
     for geometry in dict.fromkeys(structure.geometry for structure in structures):
         places = [k for k, structure in enumerate(structures) if structure.geometry == geometry]
         bars = model.error_bars
-        calibrated = bars is not None and geometry in bars.calibrations
         data = [structures[k].data for k in places]
-        out = model.predict(data, geometry if calibrated else None)
+        known: Geometry | None = None
+        if geometry != "periodic" and bars is not None and geometry in bars.calibrations:
+            known = geometry
+        out = model.predict(data, known)
         for number, place in enumerate(places):
             row: Row = {
                 "name": structures[place].name,

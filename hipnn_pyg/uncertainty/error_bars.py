@@ -32,9 +32,13 @@ Geometry = Literal["given", "rdkit"]
 """Where positions come from: ``"given"`` (as good as the data set's) or ``"rdkit"`` (a SMILES
 embedded by ETKDG and relaxed with MMFF94), which makes larger errors."""
 
-GEOMETRIES: dict[Geometry | None, str] = {
+Kind = Geometry | Literal["periodic"] | None
+"""The same, and what there are no error bars for."""
+
+GEOMETRIES: dict[Kind, str] = {
     "given": "geometry as given",
     "rdkit": "RDKit geometry",
+    "periodic": "periodic structure",
     None: "RDKit geometry, not relaxed",
 }
 """What the kinds of geometry are called."""

@@ -44,6 +44,7 @@ from hipnn_pyg.data.molecules import from_smiles
 from hipnn_pyg.data.sets import FileSet
 from hipnn_pyg.data.splits import Split, random_split
 from hipnn_pyg.data.targets import MD17_ENERGY, QM9_TARGETS
+from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.nn import Sensitivity
 from hipnn_pyg.ops import KernelUnavailableError
 from hipnn_pyg.plots import ErrorQuantiles, error_quantiles, plot_error_quantiles
@@ -854,12 +855,29 @@ def test_debug_shows_where(trained: Path) -> None:
         main(["--debug", "predict", "--model", str(trained), "C1CC"])
 
 
-def test_periodic_input_is_refused(trained: Path, tmp_path: Path, capsys: Capture) -> None:
-    path = tmp_path / "cell.extxyz"
-    atoms = ase.build.molecule("H2O", cell=[8, 8, 8], pbc=True)
-    ase.io.write(path, atoms)
-    assert main(["predict", "--model", str(trained), str(path)]) == 1
-    assert "periodic" in one_line(capsys, "predict")
+def test_a_crystal_has_an_energy_but_no_error_bar(tmp_path: Path, capsys: Capture) -> None:
+    """The molecule beside it, control, has both; an image of it is within the cutoff."""
+    crystal = ase.build.molecule("H2O", cell=[7, 7.5, 8], pbc=True)
+    molecule = ase.build.molecule("H2O")
+    path, output = tmp_path / "both.extxyz", tmp_path / "energies.extxyz"
+    ase.io.write(path, [crystal, molecule])
+    command = ["predict", "--model", "qm9-u0", str(path)]
+    assert main([*command, "--output", str(output)]) == 0
+    first, second = found = ase.io.read(output, index=":")
+    for atoms, given in zip(found, (crystal, molecule), strict=True):
+        given.calc = HIPNNCalculator("qm9-u0", i_know=True)
+        assert atoms.get_potential_energy() == pytest.approx(given.get_potential_energy(), abs=1e-5)
+        assert np.allclose(atoms.cell, given.cell) and (atoms.pbc == given.pbc).all()
+    assert abs(first.get_potential_energy() - second.get_potential_energy()) > 1e-3
+    assert first.info["geometry"] == "periodic structure" and "q90" not in first.info
+    assert second.info["q90"] > 0
+    capsys.readouterr()
+    assert main(command) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "periodic structure" in printed
+    assert "no error bars: not calibrated for this, only for: geometry as given" in printed
+    assert main(["explain", str(path), "--index", "0", "--model", "qm9-u0", "--text"]) == 1
+    assert "is periodic, which the page does not show" in one_line(capsys, "explain")
 
 
 # --- what must not pass in silence --------------------------------------------------------------
