@@ -98,6 +98,9 @@ def test_learning_curve(make: Make) -> None:
     assert report.table is not None
     assert [row[0] for row in report.table.rows] == ["9,000", "49,000", "109,426"]
     assert report.table.rows[0][-1] == "not run" and report.table.rows[1][2].endswith("(+36.5)")
+    assert [(line["num_train"], line["mae"]) for line in report.data] == [
+        (49_000, {"value": 0.5, "bar": None}), (109_426, {"value": 0.4, "bar": None})
+    ]  # fmt: skip
     assert report.figure is not None
     ax = report.figure.axes[0]
     ours = ax.containers[0].lines[0]
@@ -116,8 +119,11 @@ def test_time_curve(make: Make) -> None:
         ["fast, 5 epochs", "0.900", "10.0"], ["fast, 100 epochs", "0.500", "60.0"]
     ]  # fmt: skip
     lines = [container.lines[0] for container in report.figure.axes[0].containers]
+    np.testing.assert_array_equal(lines[0].get_xdata(), [20.0, 40.0, 60.0])  # minutes
     np.testing.assert_array_equal(lines[0].get_ydata(), [2.0, 2.0, 1.0])  # the best so far
     np.testing.assert_array_equal(lines[1].get_xdata(), [10.0])
+    (printed,) = (line for line in report.figure.axes[0].lines if "paper" in str(line.get_label()))
+    np.testing.assert_array_equal(printed.get_ydata(), ROW.paper["mae"][0])
     assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
     elsewhere = replace(records[1], hardware="a GPU")  # then the times need to say where
     rows = time_curve(ROW, Found([records[0], elsewhere])).table.rows  # type: ignore[union-attr]

@@ -43,6 +43,7 @@ def test_rows_are_the_papers() -> None:
     assert {int(row.key): row.paper["mae"] for row in one} == TABLE_1
     three = table_3(MD17Set())
     assert {row.key: row.paper["mae"] for row in three} == TABLE_3
+    assert [row.molecules.molecule for row in three] == list(TABLE_3)  # type: ignore[union-attr]
     assert {(r.network.hidden_channels, r.network.num_onsite) for r in three} == {(20, 0)}
 
 
@@ -57,6 +58,7 @@ def test_rows_are_the_papers() -> None:
         table_3(MD17Set(num_train=500), ["benzene"])[0],
         table_3(MD17Set(num_validation=500), ["benzene"])[0],
         table_3(MD17Set(), ["revised benzene"])[0],
+        table_3(MD17Set(forces=True), ["benzene"])[0],
         one_network(QM9Set(), 80, 3)[0],
     ],
 )
@@ -126,6 +128,8 @@ def test_other_settings_are_rows_of_their_own(make: Make) -> None:
     assert [line.split("|")[2].strip() for line in lines] == ["0.200", "0.250", "0.300"]
     assert "fast, 100 epochs, learning_rate = 0.002; 1 split" in lines[0]
     assert "paper, 734 epochs; 1 split" in lines[1] and "fast, 100 epochs; 1" in lines[2]
+    close = make(training=Training(learning_rate=2.0000001e-3))  # whose row must not look the same
+    assert "learning_rate = 0.0020000001;" in report("table2", other, close)
 
 
 def test_ablations_are_compared_seed_by_seed(make: Make) -> None:

@@ -120,6 +120,22 @@ def test_whether_errors_grow_with_r() -> None:
     assert ConformalIntervals.fit(error, r).grows_with_r()
     assert ConformalIntervals.fit(error, 1 / r).grows_with_r() is False
     assert ConformalIntervals.fit(error[:300], r[:300]).grows_with_r() is None  # one bin
+    order = np.argsort(r)
+    humped = error.copy()
+    humped[order[2000:4000]] *= 100  # the second bin: only the first and the last count
+    assert ConformalIntervals.fit(humped, r).grows_with_r()
+    humped[order[:2000]] *= 10
+    assert ConformalIntervals.fit(humped, r).grows_with_r() is False  # control
+
+
+def test_the_unit_of_energy_does_not_matter() -> None:
+    """Also where most errors are 0, as those of a model that knows its molecules may be."""
+    error, r, _ = sample(0, 3000)
+    error[np.random.default_rng(1).permutation(3000)[:2000]] = 0.0
+    width = ConformalIntervals.fit(error, r).half_width(r)
+    assert (width > 0).all() and width[:, 0].max() < 1e-3 * width[:, 1].min()
+    again = ConformalIntervals.fit(1e-4 * error, r).half_width(r)
+    np.testing.assert_allclose(again, 1e-4 * width, rtol=1e-6)
 
 
 def test_coverage_holds_in_each_quartile_of_r() -> None:
