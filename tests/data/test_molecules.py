@@ -164,6 +164,9 @@ def test_to_atoms_stores_results(tmp_path: Path) -> None:
     (again,) = read_structures(tmp_path / "w.extxyz")
     assert again.energy.item() == pytest.approx(-14.2) and again.force.sum() == 9
     assert "energy" not in from_atoms(to_atoms(data))
+    one, other = from_atoms(to_atoms(data, energy=2.5)), from_atoms(to_atoms(data, forces=data.pos))
+    assert one.energy.item() == 2.5 and "force" not in one
+    assert torch.equal(other.force, data.pos) and "energy" not in other
 
 
 def test_to_atoms_takes_one_graph() -> None:

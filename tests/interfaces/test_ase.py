@@ -27,7 +27,7 @@ from torch_geometric.data import Data
 from hipnn_pyg import HIPNN, StructureError, save_model
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.interfaces.loading import NotAPotentialError
-from hipnn_pyg.models.files import member_folders
+from hipnn_pyg.models.files import ModelFileError, member_folders
 from hipnn_pyg.models.potential import HIPNNPotential
 from hipnn_pyg.models.pretrained import model_folder
 from hipnn_pyg.uncertainty import CalibratedModel
@@ -205,6 +205,22 @@ def test_an_ensemble_and_its_spread(small_model: Build) -> None:
     assert "energy_std" not in alone[0]
     atoms.calc = HIPNNCalculator(models[:1])
     assert atoms.get_potential_energy() and atoms.calc.results["energy_std"] == 0
+
+
+def test_files_of_two_models(small_model: Build, tmp_path: Path) -> None:
+    """Already two are an ensemble, given by their folder too; not if they learned other things."""
+    models, atoms = ensemble(small_model)[:2], ethanol()
+    for number, each in enumerate(models):
+        save_model(each, tmp_path / f"member-{number}", target="U0")
+    atoms.calc = HIPNNCalculator(models)
+    mean, spread = atoms.get_potential_energy(), atoms.calc.results["energy_std"]
+    atoms.calc = HIPNNCalculator(tmp_path, i_know=True)
+    assert atoms.get_potential_energy() == mean and spread > 1e-2
+    assert atoms.calc.results["energy_std"] == spread
+    save_model(models[1], tmp_path / "other", target="H")
+    HIPNNCalculator(tmp_path / "other", i_know=True)  # control
+    with pytest.raises(ModelFileError, match="target = U0, .* has H: models that are averaged"):
+        HIPNNCalculator([tmp_path / "member-0", tmp_path / "other"], i_know=True)
 
 
 # -- error bars --------------------------------------------------------------------------------

@@ -244,22 +244,23 @@ def test_least_squares_on_the_fly() -> None:
 MADE = ("log.csv", "trajectory.extxyz", "last.extxyz")
 
 
-@pytest.mark.parametrize("ensemble", ["nve", "nvt"])
+@pytest.mark.parametrize(("ensemble", "stop"), [("nve", 30), ("nvt", 31)])
 @pytest.mark.parametrize("make", [ethanol, box])
 def test_a_restart_gives_the_same_trajectory(
-    model: HIPNN, tmp_path: Path, make: Callable[..., Atoms], ensemble: str
+    model: HIPNN, tmp_path: Path, make: Callable[..., Atoms], ensemble: str, stop: int
 ) -> None:
-    """To the last bit, from a checkpoint between two searches and between rows and frames."""
+    """To the last bit, from a checkpoint between two searches, between rows and frames or on one of
+    each, which is not written twice."""
     settings = {"ensemble": ensemble, "temperature": 2000.0, "timestep": 1.0}
     whole = make(model)
     simulate(whole, tmp_path / "whole", 80, **settings)
     first = make(model)
-    simulate(first, tmp_path / "parts", 31, **settings)
+    simulate(first, tmp_path / "parts", stop, **settings)
     assert (first.calc.neighbors.searched.positions != first.positions).any()
     # What a killed process wrote after its last checkpoint:
     for name in MADE[:2]:
         with open(tmp_path / "parts" / name, "a") as file:
-            file.write("32,0.0")
+            file.write(f"{stop + 1},0.0")
     second = make(model)
     second.rattle(0.1)  # the structure is the checkpoint's
     simulator = simulate(second, tmp_path / "parts", 80, resume=True, **settings)
