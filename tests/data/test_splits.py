@@ -103,6 +103,23 @@ def test_overlap_is_refused() -> None:
     assert Split(indices(1, 2), indices(3), indices(5, 4), seed=0).sizes["test"] == 2
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (indices(3, 3), "{} holds an index twice"),
+        (indices(3, -1), "{} holds the negative index -1"),
+        (torch.tensor([True]), r"{} must be int64 of shape \[n\], not torch.bool"),
+    ],
+)
+def test_hand_made_indices_that_are_refused(bad: torch.Tensor, message: str) -> None:
+    for number, part in enumerate(PARTS):
+        parts = [indices(0, 4), indices(5), indices(6)]
+        Split(*parts, seed=0)  # control
+        parts[number] = bad
+        with pytest.raises(ValueError, match=message.format(part)):
+            Split(*parts, seed=0)
+
+
 def test_file_round_trip(tmp_path: Path) -> None:
     split = random_split(130_831, 109_426, 1_000, 2**40, name="qm9 U0")
     path = tmp_path / "split.file"  # the name is kept as given

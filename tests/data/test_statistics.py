@@ -96,7 +96,14 @@ def test_residual_scale_is_what_least_squares_leaves() -> None:
     assert 0 < residual < total
 
 
-def test_sums_over_atoms_leave_no_residual() -> None:
-    energies = [float(sum(numbers)) for numbers in FORMULAS]
-    with pytest.raises(StructureError, match=r'E - E\^0 over 4 molecules.*scale="total"'):
-        fit_reference_energies(molecules(energies), ENERGY, (1, 6, 8), scale="residual")
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+def test_sums_over_atoms_leave_no_residual(unit: float) -> None:
+    """Whatever the unit of energy."""
+    formulas = [*FORMULAS, [1, 8]]
+    energies = [unit * sum(numbers) for numbers in formulas]
+    with pytest.raises(StructureError, match=r'E - E\^0 over 5 molecules.*scale="total"'):
+        fit_reference_energies(molecules(energies, formulas), ENERGY, (1, 6, 8), scale="residual")
+    energies[0] *= 1.01  # control
+    data = molecules(energies, formulas)
+    _, residual = fit_reference_energies(data, ENERGY, (1, 6, 8), scale="residual")
+    assert residual > 1e-3 * unit

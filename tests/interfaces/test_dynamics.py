@@ -237,6 +237,12 @@ def test_least_squares_on_the_fly() -> None:
     residual = energy + 1e5 - slope * time - offset
     assert drift.fluctuation == pytest.approx(np.sqrt((residual**2).sum() / 498), rel=1e-6)
     assert drift.mean_energy == pytest.approx(energy.mean(), rel=1e-14)
+    few = EnergyDrift()
+    for sample in ((0.0, 0.0), (1.0, 3.0)):
+        few.add(*sample)
+    assert few.slope == 3 and np.isnan(few.fluctuation)  # two samples lie on a line
+    few.add(2.0, 0.0)
+    assert few.slope == 0 and few.fluctuation == pytest.approx(6**0.5)
 
 
 # -- restarts ----------------------------------------------------------------------------------
