@@ -35,7 +35,10 @@ Make = Callable[..., HIPNN]
 
 @pytest.fixture
 def structures(cell_model: Make) -> Callable[..., list[Data]]:
-    """In turn a crystal smaller than the cutoff, a slab and a molecule; another model's labels."""
+    """In turn a crystal smaller than the cutoff, a slab and a molecule; another model's labels.
+
+    Every second cell is left-handed.
+    """
     teacher = HIPNNPotential(cell_model(seed=5)).eval()
 
     def found(number: int, kinds: tuple[int, ...] = (CRYSTAL, SLAB, MOLECULE)) -> list[Data]:
@@ -46,7 +49,8 @@ def structures(cell_model: Make) -> Callable[..., list[Data]]:
             data = Data(z=torch.tensor([1, 6, 8]), pos=pos)
             kind = kinds[count % len(kinds)]
             if kind != MOLECULE:
-                data.cell = (2.6 * torch.eye(3).double() + noise).unsqueeze(0)
+                vectors = 2.6 * torch.eye(3).double() + noise
+                data.cell = vectors[[1, 0, 2] if count % 2 else [0, 1, 2]].unsqueeze(0)
                 data.pbc = torch.tensor([[True, True, kind == CRYSTAL]])
             out = teacher(data)
             data.energy, data.force = out.energy[0], out.forces
