@@ -100,6 +100,10 @@ def test_no_path_to_positions_is_an_error_unless_atoms_are_alone(molecules: Batc
     single = torch.tensor([1, 8]), torch.zeros(2, 3), torch.tensor([0, 1])
     energy, forces = Forces(Constant())(*single)
     assert energy.tolist() == [[1], [8]] and not bool(forces.any())
+    energy, forces = Forces(Constant())(torch.tensor([8]), torch.zeros(1, 3))
+    assert energy.tolist() == [[8]] and not bool(forces.any())
+    with pytest.raises(RuntimeError, match="does not depend"):  # control: two atoms of one
+        Forces(Constant())(torch.tensor([1, 8]), torch.tensor([[0.0, 0, 0], [0, 0, 1]]))
 
 
 def test_bad_positions_stop(molecules: Batch) -> None:
