@@ -31,6 +31,8 @@ ENSEMBLE = 8
 
 EVEN = 0.98
 """Least ratio of what is no slower: two alike trainings, measured like this, differ as much."""
+MANY = 6
+"""Times as many rounds where a small difference counts; the more often turns change, the better."""
 
 T = TypeVar("T", bound=Trainer)
 
@@ -90,7 +92,7 @@ def epoch_row(bench: Bench, device: str, steps: int, goal: Goal) -> Row:
 def ensemble_row(bench: Bench, device: str, other: str, kind: Kind, goal: Goal) -> Row:
     """Seconds of an epoch of the ensemble, and of one trainer or as many, called ``other``."""
     settings, epochs = bench.settings, 1
-    steps, rounds = max(1, settings.trainer_steps // ENSEMBLE), 2 * settings.rounds
+    steps, rounds = max(1, settings.trainer_steps // ENSEMBLE // 2), MANY * settings.rounds
     if device == "cuda":
         steps, epochs, rounds = settings.gpu_trainer_steps, settings.gpu_epochs, settings.rounds
     with tempfile.TemporaryDirectory() as folder, bench.fresh() as worker:
@@ -159,7 +161,7 @@ def _trainer(
     validation = molecules.subset(index[num_train : num_train + num_validation])
     torch.manual_seed(seed)
     model = HIPNN(SPECIES, **asdict(settings.network)).fit_e0(train, train.spec)
-    epochs = max(settings.trainer_rounds, 2 * settings.rounds) * settings.gpu_epochs + 1
+    epochs = max(settings.trainer_rounds, MANY * settings.rounds) * settings.gpu_epochs + 1
     config = Training(batch_size=size, epochs=epochs, seed=seed, device=device)
     return kind(model, train, validation, config, folder)
 
