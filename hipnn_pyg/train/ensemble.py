@@ -25,7 +25,7 @@ from hipnn_pyg.train.trainer import Trainer, TrainingStopped
 
 
 class Member(Trainer):
-    """One model of an ensemble: a :class:`Trainer` whose steps are called from outside.
+    """One model of an ensemble: a :class:`Trainer` that takes its steps when it is asked to.
 
     It has its own molecules, seed, E^0 and sigma_E, schedule, weight average, best model and
     folder, which is that of an ordinary run. Arguments as for :class:`Trainer`.
