@@ -450,7 +450,8 @@ class HIPNN(nn.Module):
 
     def _explained(self) -> bool:
         """Whether PyG's explainers mask messages."""
-        return any(isinstance(part, EnvironmentSum) and part.explain for part in self.modules())
+        sums = (getattr(block.interaction, "environment_sum", None) for block in self.blocks)
+        return any(isinstance(part, EnvironmentSum) and part.explain for part in sums)
 
     def species_index(self, z: Tensor) -> Tensor:
         """Atomic numbers ``[N]`` to places in the species list ``[N]``; -1 for foreign ones."""
