@@ -158,7 +158,8 @@ def test_qm9_target_that_is_no_energy(qm9_root: Path, tmp_path: Path, capsys: Ca
     line = ["train", "qm9", "--root", str(qm9_root), "--run", str(run), "--hidden_channels", "4"]
     sizes = ["--num_train", "70", "--num_validation", "15"]
     assert main([*line, *FAST, *sizes, "--target", "mu"]) == 0
-    assert "Debye" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "Debye" in told.out and "mu does not grow with the molecule" in told.err
     assert main(["evaluate", str(run)]) == 0
     printed = capsys.readouterr().out
     assert "MAE (Debye)" in printed and "kcal" not in printed and "meV" not in printed
@@ -166,6 +167,9 @@ def test_qm9_target_that_is_no_energy(qm9_root: Path, tmp_path: Path, capsys: Ca
     assert "mu in Debye" in capsys.readouterr().out
     assert main(["explain", "CO", "--model", str(run), "--text"]) == 0
     assert "model run of mu\n" in capsys.readouterr().out
+    line[5] = str(tmp_path / "energy")
+    assert main([*line, *FAST, *sizes, "--target", "U0_atom"]) == 0
+    assert "does not grow" not in capsys.readouterr().err
     line[5] = str(tmp_path / "other")
     assert main([*line, *sizes, "--target", "U0_atoms"]) == 1
     assert "QM9 has no target 'U0_atoms'" in capsys.readouterr().err
