@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hipnn_pyg.models.files import ModelFileError, atomic_write
+from hipnn_pyg.models.files import ModelFileError
 
 if TYPE_CHECKING:
     from hipnn_pyg.train.trainer import Trainer
@@ -115,16 +115,15 @@ def best_model(trainer: Trainer, validation: Validation) -> dict[str, Any]:
     return facts
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint; after any failure the old one is intact.
+def checkpoint_bytes(state: dict[str, Any]) -> bytes:
+    """What a checkpoint's file holds.
 
     Args:
-        path: the file.
         state: tensors, numbers, strings and containers of these.
     """
     buffer = io.BytesIO()
     torch.save({**state, "rng": rng_state()}, buffer)
-    atomic_write({path: buffer.getvalue()})
+    return buffer.getvalue()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -151,20 +150,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    """Write one row per epoch (CSV); columns that an older version did not know stay empty.
+def history_bytes(history: list[dict[str, float]]) -> bytes:
+    """One row per epoch (CSV); columns that an older version did not know stay empty.
 
     Args:
-        path: the file.
-        history: the rows.
+        history: the rows, at least one.
     """
-    if not history:
-        return
     text = io.StringIO()
     writer = csv.DictWriter(text, history[-1], restval="")
     writer.writeheader()
     writer.writerows(history)
-    atomic_write({path: text.getvalue().encode()})
+    return text.getvalue().encode()
 
 
 def rng_state() -> dict[str, Any]:

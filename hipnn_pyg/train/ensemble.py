@@ -21,7 +21,7 @@ from hipnn_pyg.train.graphs import compiled_graphs, mostly_large, not_captured, 
 from hipnn_pyg.train.interrupts import interrupts
 from hipnn_pyg.train.loss import LossTerms
 from hipnn_pyg.train.stack import StackedGradient, adam_steps, gather_padded, stacked_gradient
-from hipnn_pyg.train.trainer import Trainer, TrainingStopped
+from hipnn_pyg.train.trainer import Trainer, TrainingStopped, save_all
 
 
 class Member(Trainer):
@@ -52,22 +52,14 @@ class Member(Trainer):
         """Molecules of the next mini-batch."""
         return min(len(self.train) - self.step * self.config.batch_size, self.config.batch_size)
 
-    def advance(self, terms: LossTerms) -> None:
-        """Update the weights along ``objective.vector.grad``; at its end, close the epoch."""
-        self.update(terms)
-        self.settle()
-
-    def settle(self) -> None:
-        """Close an epoch without steps left, and the training after the last epoch."""
+    def close_epoch(self) -> None:
+        """Close an epoch without steps left."""
         if self.step == self.steps_per_epoch:
             self.end_epoch()
-        if self.finished:
-            self.finish()
 
-    def save(self) -> None:
-        """Write a checkpoint now."""
+    def check(self) -> None:
+        """Raise :class:`TrainingStopped` if a loss was not finite."""
         self._raise_if_bad()
-        self._save()
 
     def order(self, ahead: int = 0) -> Tensor:
         """The training molecules in the order of an epoch, drawn once."""
@@ -157,7 +149,7 @@ class EnsembleTrainer:
         with self._bar() as bar, interrupts(self._ask_to_stop):
             for member in self.members:
                 member.start()
-            self._each(self.members, Member.settle)
+            self._close(self.members)
             while front := self._front():
                 with _clock(front):
                     for done in self._turn(front):
@@ -183,11 +175,7 @@ class EnsembleTrainer:
     @property
     def live(self) -> list[Member]:
         """Members with steps to take."""
-        return [
-            member
-            for number, member in enumerate(self.members)
-            if not member.finished and number not in self.failures
-        ]
+        return [member for member in self._sound(self.members) if not member.finished]
 
     def _front(self) -> list[Member]:
         """Members whose turn it is: of those furthest behind one, or all together."""
@@ -213,9 +201,9 @@ class EnsembleTrainer:
         """One member's own steps."""
         try:
             yield from member.rest_of_epoch()
-            member.settle()
         except TrainingStopped as failure:
             self.failures[self.members.index(member)] = failure
+        self._close([member])
 
     def _take_step(self, front: list[Member]) -> int:
         """One step of all of these members at once; returns how many molecules they saw."""
@@ -223,7 +211,8 @@ class EnsembleTrainer:
             return self._take_captured_step(front)
         indices = [member.next_batch() for member in front]
         for member, terms in zip(front, self._gradients(front, indices), strict=True):
-            self._each([member], Member.advance, terms)
+            self._each([member], Member.update, terms)
+        self._close(front)
         return sum(index.numel() for index in indices)
 
     def _take_captured_step(self, front: list[Member]) -> int:
@@ -239,13 +228,28 @@ class EnsembleTrainer:
             for member in front:
                 member.order(1)  # of the next epoch, while the GPU is busy
             stack.store()
-            self._each(front, Member.settle)
-            live = self.live
-            self._each([m for m in front if m in live and m.checkpoint_due], Member.save)
+            self._close(front)
         elif any(member.checkpoint_due for member in front):
             stack.store()
-            self._each(front, Member.save)
+            self._save(front)
         return molecules
+
+    def _close(self, members: list[Member]) -> None:
+        """Close an epoch without steps left, and the training after the last one."""
+        self._each(self._sound(members), Member.close_epoch)
+        self._save([member for member in members if member.finished or member.checkpoint_due])
+        for member in self._sound(members):
+            if member.finished:
+                member.take_best()
+
+    def _save(self, members: list[Member]) -> None:
+        """Write a checkpoint of each, all at once."""
+        self._each(self._sound(members), Member.check)
+        save_all(self._sound(members))
+
+    def _sound(self, members: list[Member]) -> list[Member]:
+        """Those that have not failed."""
+        return [m for n, m in enumerate(self.members) if m in members and n not in self.failures]
 
     def _each(self, members: list[Member], act: Callable[..., None], *arguments: Any) -> None:
         """Let members act; who fails leaves."""
@@ -317,7 +321,7 @@ class EnsembleTrainer:
     def _stop(self) -> None:
         """Save every member that is under way, and end."""
         self._put_down()
-        self._each(self.live, Member.save)
+        self._save(self.live)
         self.interrupted = False  # fit() may be called again
         epochs = [member.epoch for member in self.members]
         raise TrainingStopped(
