@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from hipnn_pyg.models.files import ModelFileError
 
@@ -113,6 +116,36 @@ def best_model(trainer: Trainer, validation: Validation) -> dict[str, Any]:
         facts["validation_stress_mae"] = validation.stress.mae
         facts["validation_stress_unit"] = validation.stress.unit
     return facts
+
+
+@contextmanager
+def claimed(folder: Path | None) -> Iterator[None]:
+    """Inside, no other training writes to a folder.
+
+    Args:
+        folder: of a run; None for none.
+
+    Raises:
+        BlockingIOError: another training does.
+        OSError: it cannot be made.
+    """
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(
+            f"another training runs in {folder}: wait for its end, or choose another folder"
+        ) from error
+    except (NotImplementedError, OSError):  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def checkpoint_bytes(state: dict[str, Any]) -> bytes:

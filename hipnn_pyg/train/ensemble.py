@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -141,13 +141,16 @@ class EnsembleTrainer:
         """Train (on); returns each member's model with the best validation error.
 
         Raises:
+            BlockingIOError: another training runs in a member's folder.
+            FileExistsError: a member's folder holds another run.
             TrainingStopped: on Ctrl-C or SIGTERM, after a checkpoint of every member; at the end,
                 if a member's loss was not finite (the others are trained all the same).
         """
         if self.members[0].compiled and self.progress:
             tqdm.write("compiling the training step (up to a minute, cached between runs)")
-        with self._bar() as bar, interrupts(self._ask_to_stop):
+        with ExitStack() as stack, self._bar() as bar, interrupts(self._ask_to_stop):
             for member in self.members:
+                stack.enter_context(member.claimed())
                 member.start()
             self._close(self.members)
             while front := self._front():

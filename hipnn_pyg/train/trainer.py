@@ -28,6 +28,7 @@ from hipnn_pyg.train.checkpoint import (
     best_model,
     check_settings,
     checkpoint_bytes,
+    claimed,
     history_bytes,
     load_checkpoint,
     restore_rng,
@@ -187,18 +188,24 @@ class Trainer:
         """Train (on); returns the model with the best validation error, in evaluation mode.
 
         Raises:
+            BlockingIOError: another training runs in the folder.
             FileExistsError: the folder holds another run.
             TrainingStopped: on Ctrl-C or SIGTERM, after a checkpoint; on a loss that is not finite
                 (without a folder the model then has its best weights, if there are any); when
                 another process of the run has failed.
         """
-        with self._bar() as bar, interrupts(self._ask_to_stop), self._failures():
-            self.start()
-            while not self.finished:
-                for molecules in self.rest_of_epoch():
-                    bar.update(molecules)
-                bar.set_postfix_str(f"validation MAE {self.last or '-'}", refresh=False)
-        return self.finish()
+        with self.claimed():
+            with self._bar() as bar, interrupts(self._ask_to_stop), self._failures():
+                self.start()
+                while not self.finished:
+                    for molecules in self.rest_of_epoch():
+                        bar.update(molecules)
+                    bar.set_postfix_str(f"validation MAE {self.last or '-'}", refresh=False)
+            return self.finish()
+
+    def claimed(self) -> AbstractContextManager[None]:
+        """Inside, no other training writes to the folder."""
+        return claimed(self.folder if self.writes else None)
 
     def start(self) -> None:
         """Before the first step (after :meth:`resume`): the clock starts.

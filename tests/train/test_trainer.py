@@ -631,3 +631,28 @@ def test_a_run_is_not_overwritten(
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     again.resume()
     assert again.fit() is not None and again.epoch == 2
+
+
+def test_two_trainings_do_not_share_a_folder(
+    new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
+) -> None:
+    """As when a job is submitted twice; the first goes on, and its end frees the folder."""
+    config = settings(epochs=2)
+    first = Trainer(new_model(), *parts, config, tmp_path, progress=False)
+    take_step, refusals = first.take_step, []
+
+    def meanwhile(index: torch.Tensor) -> None:
+        take_step(index)
+        if first.step == 1:
+            second = Trainer(new_model(), *parts, config, tmp_path, progress=False)
+            second.resume()
+            with pytest.raises(BlockingIOError, match=f"another training runs in {tmp_path}"):
+                second.fit()
+            refusals.append(second.step)
+
+    first.take_step = meanwhile  # type: ignore[method-assign]
+    first.fit()
+    assert refusals == [1, 1] and first.finished
+    third = Trainer(new_model(), *parts, config, tmp_path, progress=False)
+    third.resume()
+    assert third.fit() is not None
