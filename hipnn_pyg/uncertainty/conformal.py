@@ -52,6 +52,8 @@ SMALLEST_R = 1e-12
 """R below this counts as this: its logarithm is taken."""
 SCALING = 5
 """Of an ensemble one in so many calibration molecules tells how the spread counts."""
+LEAST = 0.01
+"""Errors of an ensemble below this share of their 90 % quantile tell no more of the spread."""
 STEPS = 200
 """R of the calibration molecules is kept as quantiles, so many steps from the smallest up."""
 ARRAYS = ("log_r", "log_q", "r_quantiles")
@@ -235,13 +237,18 @@ def _joined(log_r: Floats, medians: Floats, log_q: Floats) -> Floats:
 
 
 def _scale(error: Floats, spread: Floats) -> tuple[float, float]:
-    """beta and the least-squares slope of log abs(error); 0 where the spread says nothing."""
-    beta = float(np.median(spread)) if len(spread) else 0.0
-    if len(spread) < 20 or beta <= 0 or not np.ptp(spread):
-        return max(beta, 1.0), 0.0
-    floor = 1e-3 * np.median(error) + np.finfo(np.float64).tiny
-    slope = np.polyfit(np.log(spread + beta), np.log(np.maximum(error, floor)), 1)[0]
-    return beta, max(0.0, float(slope))
+    """beta and the least-squares slope of log abs(error); 0 where the spread says nothing.
+
+    Errors far below the large ones count as :data:`LEAST` of these, lest molecules that the models
+    know exactly decide.
+    """
+    beta, large = 0.0, 0.0
+    if len(spread):
+        beta, large = float(np.median(spread)), float(np.quantile(error, 0.9))
+    if len(spread) < 20 or beta <= 0 or large <= 0 or not np.ptp(spread):
+        return beta, 0.0
+    size = np.maximum(error, LEAST * large)
+    return beta, max(0.0, float(np.polyfit(np.log(spread + beta), np.log(size), 1)[0]))
 
 
 def _bins(log_r: Floats, number: int) -> list[NDArray[np.int64]]:

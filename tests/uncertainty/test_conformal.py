@@ -58,6 +58,17 @@ def test_an_ensemble_needs_more_but_no_more_than_that(level: float) -> None:
         ConformalIntervals.fit(error[1:], r[1:], spread[1:], levels=(level,))
 
 
+def test_a_spread_that_says_nothing_does_not_count() -> None:
+    error, r, spread = sample(0, 1000)
+    most = np.random.default_rng(1).random(1000) < 0.6
+    alone = ConformalIntervals.fit(error, r).half_width(r)
+    assert ConformalIntervals.fit(error, r, spread).slope > 0.5  # control
+    for other in (np.full(1000, 0.3), np.where(most, 0.0, spread), 1 / spread):
+        fitted = ConformalIntervals.fit(error, r, other)
+        assert fitted.slope == 0
+        np.testing.assert_allclose(fitted.half_width(r, 10 * other), alone, rtol=0.3)
+
+
 @pytest.mark.parametrize("number", [999, 2000, 5000])
 def test_high_levels_have_larger_bins(number: int) -> None:
     """A level that all molecules suffice for is not refused because a bin has too few."""
@@ -136,6 +147,19 @@ def test_the_unit_of_energy_does_not_matter() -> None:
     assert (width > 0).all() and width[:, 0].max() < 1e-3 * width[:, 1].min()
     again = ConformalIntervals.fit(1e-4 * error, r).half_width(r)
     np.testing.assert_allclose(again, 1e-4 * width, rtol=1e-6)
+
+
+@pytest.mark.parametrize("known", [0.0, 1e-9])
+@pytest.mark.parametrize("number", [100, 1000])
+def test_what_an_ensemble_knows_exactly_does_not_widen_the_rest(number: int, known: float) -> None:
+    """As lone atoms: every second error is (next to) nothing, whatever the spread."""
+    error, r, spread = sample(0, number)
+    exact = np.random.default_rng(1).random(number) < 0.5
+    fitted = ConformalIntervals.fit(np.where(exact, known, error), r, spread)
+    other_error, other_r, other_spread = sample(1)
+    width = fitted.half_width(other_r, other_spread)[:, 1]
+    assert (other_error <= width).mean() == pytest.approx(0.8, abs=0.1)  # and of all of them 90 %
+    assert width.mean() < 2 * np.quantile(other_error, 0.8) and 0 < fitted.slope < 3
 
 
 def test_coverage_holds_in_each_quartile_of_r() -> None:
