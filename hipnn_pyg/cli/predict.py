@@ -200,7 +200,7 @@ def _about_r(model: CalibratedModel, geometry: str) -> str:
     if not model.models[0].hierarchical:
         return "the model has no hierarchy: R says nothing"
     calibrations = model.error_bars.calibrations if model.error_bars is not None else {}
-    known = {GEOMETRIES[g]: c.intervals.grows_with_r() for g, c in calibrations.items()}
+    known = {GEOMETRIES[g]: c.intervals.errors_grow for g, c in calibrations.items()}
     grows = known.get(geometry)
     if grows is None:
         return "R: non-hierarchicality, Eq. 18 of the paper"

@@ -75,7 +75,7 @@ def judge(
     if judgement.unlike_training[0]:
         r = float(prediction.seen.nonhierarchicality[0])
         unlike = _reasons(calibration, float(judgement.distance[0]), r)
-    return Trust(intervals, words, unlike=unlike, grows=calibration.intervals.grows_with_r())
+    return Trust(intervals, words, unlike=unlike, grows=calibration.intervals.errors_grow)
 
 
 def why_missing(model: CalibratedModel) -> str:

@@ -52,7 +52,7 @@ def assess(calibration: Calibration, test: Sample, unit: str) -> dict[str, Any]:
         "largest_deviation_in_points": {"overall": overall, "in_a_quartile": quartiles},
         "mean_half_width": width.mean(0).tolist(),
         "false_alarms": float(flagged.mean()),
-        "errors_grow_with_R": intervals.grows_with_r(),
+        "errors_grow_with_R": intervals.errors_grow,
     }
 
 

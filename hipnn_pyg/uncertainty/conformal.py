@@ -116,6 +116,8 @@ class ConformalIntervals:
         beta: added to the spread, in the unit of the energies; None for no spread.
         slope: a, the power of the spread.
         num: calibration molecules.
+        errors_grow: whether errors (90 %), not divided by s, are larger in the last bin of R than
+            in the first; None: one bin.
     """
 
     levels: tuple[float, ...]
@@ -125,6 +127,7 @@ class ConformalIntervals:
     beta: float | None
     slope: float
     num: int
+    errors_grow: bool | None
 
     @classmethod
     def fit(
@@ -166,13 +169,17 @@ class ConformalIntervals:
         log_r = np.log(np.maximum(r, SMALLEST_R))
         least = max(BIN_SIZE, 2 * fewest(max(levels)))  # a bin may have half as many
         bins = _bins(log_r, min(most_bins, max(1, len(scores) // least)))
+        grow: bool | None = None
+        if len(bins) > 1:
+            first, last = (conformal_quantile(error[bins[k]], 0.9) for k in (0, -1))
+            grow = last > first
         medians = np.array([np.median(log_r[bin]) for bin in bins])
         quantiles = [[conformal_quantile(scores[bin], p) for p in levels] for bin in bins]
         log_q = np.log(np.maximum(quantiles, SMALLEST * scores.max()) + np.finfo(np.float64).tiny)
         over = scores[:, None] / np.exp(_joined(log_r, medians, log_q))
         factors = [conformal_quantile(column, p) for column, p in zip(over.T, levels, strict=True)]
         log_q = log_q + np.log(np.maximum(factors, SMALLEST))
-        return cls(tuple(levels), medians, log_q, r_quantiles, beta, slope, num)
+        return cls(tuple(levels), medians, log_q, r_quantiles, beta, slope, num, grow)
 
     @property
     def r_range(self) -> tuple[float, float]:
@@ -183,14 +190,6 @@ class ConformalIntervals:
         """Which R no calibration molecule came near, ``[M]``."""
         low, high = self.r_range
         return ~((low <= r) & (r <= high))
-
-    def grows_with_r(self) -> bool | None:
-        """Whether errors (90 %) are larger where R is large than where it is small; None: one
-        bin."""
-        if len(self.log_r) == 1:
-            return None
-        log_q = self.log_q[:, self.levels.index(0.9)]
-        return bool(log_q[-1] > log_q[0])
 
     def half_width(self, r: Floats, spread: Floats | None = None) -> Floats:
         """Half-widths, ``[M, L]``, in the unit of the calibration errors.
@@ -223,8 +222,11 @@ class ConformalIntervals:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ConformalIntervals:
         """What :meth:`to_json` gave, or an older version, which kept the ends of ``r_quantiles``
-        only, as ``r_range``."""
+        only, as ``r_range``, and left ``errors_grow`` to be told from ``log_q``."""
         values = dict(values)
+        if "errors_grow" not in values:
+            column = [row[values["levels"].index(0.9)] for row in values["log_q"]]
+            values["errors_grow"] = column[-1] > column[0] if len(column) > 1 else None
         if "r_range" in values:
             values["r_quantiles"] = values.pop("r_range")
         arrays = {name: np.array(values[name], dtype=np.float64) for name in ARRAYS}

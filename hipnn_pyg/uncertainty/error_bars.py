@@ -234,7 +234,14 @@ class ErrorBars:
                 tensors["counts"],
             )
             unit, hashes = card.pop("energy_unit"), card.pop("weights_sha256")
-        except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, OSError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            SafetensorError,
+            OSError,
+        ) as error:
             raise ModelFileError(
                 f"{path} or {arrays.name} beside it is damaged ({error!r}): run `hipnn calibrate`"
             ) from error

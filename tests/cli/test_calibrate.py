@@ -41,7 +41,7 @@ from hipnn_pyg.interfaces.ase import HIPNNCalculator
 from hipnn_pyg.models import files, pretrained, pretrained_models
 from hipnn_pyg.models.files import member_folders, read_card
 from hipnn_pyg.train import Network, Training
-from hipnn_pyg.uncertainty import CalibratedModel, ConformalIntervals, FeatureStatistics
+from hipnn_pyg.uncertainty import CalibratedModel, FeatureStatistics
 from hipnn_pyg.uncertainty.structures import drugs
 from hipnn_pyg.units import convert
 
@@ -385,7 +385,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_predict_prints_the_error_bar_that_applies(
-    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    calibrated: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     xyz, output = tmp_path / "methanol.xyz", tmp_path / "out.csv"
     ase.io.write(xyz, ase.build.molecule("CH3OH"))
@@ -399,11 +399,14 @@ def test_predict_prints_the_error_bar_that_applies(
     embedded = model.predict(from_smiles("CO"), "rdkit")
     assert f"{float(embedded.energy):.4f} ± {float(embedded.q90):.4f}" in printed
     assert "errors" in printed and "grow" not in printed  # one bin of R: not known
-    for grows, words in ((True, "errors grow with it"), (False, "errors do not grow with it")):
-        monkeypatch.setattr(ConformalIntervals, "grows_with_r", lambda _, grows=grows: grows)
-        assert main(command) == 0
+    told = Path(shutil.copytree(calibrated, tmp_path / "told"))
+    card = json.loads((told / "error_bars.json").read_text())
+    for grow, words in ((True, "errors grow with it"), (False, "errors do not grow with it")):
+        for values in card["calibrations"].values():
+            values["intervals"]["errors_grow"] = grow
+        (told / "error_bars.json").write_text(json.dumps(card))
+        assert main(["predict", "--model", str(told), *command[3:]]) == 0
         assert " ".join(capsys.readouterr().out.split()).count(words) == 2
-    monkeypatch.undo()
 
     assert main([*command, "--output", str(output), "--unit", "kcal/mol"]) == 0
     smiles, file = rows_of(output)

@@ -128,15 +128,24 @@ def test_levels_must_ascend() -> None:
 
 def test_whether_errors_grow_with_r() -> None:
     error, r, _ = sample(0)
-    assert ConformalIntervals.fit(error, r).grows_with_r()
-    assert ConformalIntervals.fit(error, 1 / r).grows_with_r() is False
-    assert ConformalIntervals.fit(error[:300], r[:300]).grows_with_r() is None  # one bin
+    assert ConformalIntervals.fit(error, r).errors_grow
+    assert ConformalIntervals.fit(error, 1 / r).errors_grow is False
+    assert ConformalIntervals.fit(error[:300], r[:300]).errors_grow is None  # one bin
     order = np.argsort(r)
     humped = error.copy()
     humped[order[2000:4000]] *= 100  # the second bin: only the first and the last count
-    assert ConformalIntervals.fit(humped, r).grows_with_r()
+    assert ConformalIntervals.fit(humped, r).errors_grow
     humped[order[:2000]] *= 10
-    assert ConformalIntervals.fit(humped, r).grows_with_r() is False  # control
+    assert ConformalIntervals.fit(humped, r).errors_grow is False  # control
+
+
+def test_errors_that_the_spread_follows_grow_with_r_all_the_same() -> None:
+    """Divided by the power of the spread they fall."""
+    random = np.random.default_rng(0)
+    r = random.uniform(1, 2, 4000)
+    error = np.abs(random.normal(size=4000)) * r
+    fitted = ConformalIntervals.fit(error, r, r * random.uniform(0.9, 1.1, 4000))
+    assert fitted.log_q[-1, 1] < fitted.log_q[0, 1] and fitted.errors_grow
 
 
 def test_the_unit_of_energy_does_not_matter() -> None:
@@ -228,7 +237,9 @@ def test_json_keeps_every_bit(with_spread: bool) -> None:
     assert again.num == 3000 and again.levels == LEVELS
     older = intervals.to_json()
     older["r_range"] = [older["r_quantiles"][0], older.pop("r_quantiles")[-1]]
+    assert older.pop("errors_grow") is True
     again = ConformalIntervals.from_json(older)
+    assert again.errors_grow is not with_spread  # of an ensemble they are divided by s
     np.testing.assert_array_equal(again.half_width(r, known), intervals.half_width(r, known))
 
 
