@@ -33,6 +33,10 @@ def test_quantile_is_an_order_statistic() -> None:
     scores = np.random.default_rng(0).permutation(np.arange(1, 100))  # 99 of them
     assert [conformal_quantile(scores, p) for p in LEVELS] == [50, 90, 95]
     assert conformal_quantile(np.arange(1, 20), 0.95) == 19  # the largest of just enough
+    assert 100 * 0.55 > 55 == conformal_quantile(scores, 0.55)  # whatever float64 makes of it
+    for level in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"between 0 and 1, not {level}"):
+            conformal_quantile(scores, level)
 
 
 @pytest.mark.parametrize(("level", "needed"), [(0.5, 1), (0.9, 9), (0.95, 19), (0.99, 99)])
@@ -45,9 +49,11 @@ def test_small_sets_are_refused(level: float, needed: int) -> None:
     assert ConformalIntervals.fit(few, few, levels=(level,)).half_width(few).shape == (needed, 1)
     with pytest.raises(ValueError, match=f"needs at least {needed}"):
         ConformalIntervals.fit(few[1:], few[1:], levels=(level,))
+    with pytest.raises(ValueError, match="95 % needs at least 19"):  # not only 50 % its one
+        ConformalIntervals.fit(few[:0], few[:0])
 
 
-@pytest.mark.parametrize("level", [0.1, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99])
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.75, 0.8, 0.9, 0.95, 0.975, 0.99])
 def test_an_ensemble_needs_more_but_no_more_than_that(level: float) -> None:
     """One in five tells how the spread counts."""
     needed = fewest(level, with_spread=True)
@@ -56,6 +62,14 @@ def test_an_ensemble_needs_more_but_no_more_than_that(level: float) -> None:
     assert fitted.half_width(r, spread).shape == (needed, 1)
     with pytest.raises(ValueError, match=f"at least {fewest(level)} calibration molecules, not"):
         ConformalIntervals.fit(error[1:], r[1:], spread[1:], levels=(level,))
+
+
+def test_only_a_fifth_tells_how_the_spread_counts() -> None:
+    """The quantiles come from other molecules, else they would know what they are divided by."""
+    error, r, spread = sample(0, 100)
+    slope = ConformalIntervals.fit(error, r, spread).slope
+    changed = [np.where(np.arange(100) == k, 2 * error, error) for k in range(100)]
+    assert sum(ConformalIntervals.fit(e, r, spread).slope != slope for e in changed) == 20
 
 
 def test_a_spread_that_says_nothing_does_not_count() -> None:
@@ -124,6 +138,8 @@ def test_levels_must_ascend() -> None:
     for levels in ((0.9, 0.5), (0.5, 0.5), ()):
         with pytest.raises(ValueError, match="levels must ascend"):
             ConformalIntervals.fit(error, r, levels=levels)
+    with pytest.raises(ValueError, match="equally many"):
+        ConformalIntervals.fit(error, r[1:])
 
 
 def test_whether_errors_grow_with_r() -> None:
@@ -156,6 +172,7 @@ def test_the_unit_of_energy_does_not_matter() -> None:
     assert (width > 0).all() and width[:, 0].max() < 1e-3 * width[:, 1].min()
     again = ConformalIntervals.fit(1e-4 * error, r).half_width(r)
     np.testing.assert_allclose(again, 1e-4 * width, rtol=1e-6)
+    assert ConformalIntervals.fit(0 * error, r).half_width(r).max() < 1e-300
 
 
 @pytest.mark.parametrize("known", [0.0, 1e-9])
@@ -225,6 +242,8 @@ def test_half_widths_are_smooth_in_r_and_ordered_in_the_level() -> None:
     assert np.abs(np.diff(np.log(width), axis=0)).max() < 1e-2  # no steps
     assert (np.diff(width, axis=1) > 0).all()
     assert width[-1, 1] > 2 * width[0, 1]
+    crossed = replace(intervals, log_q=intervals.log_q[:, ::-1]).half_width(fine)
+    np.testing.assert_array_equal(crossed, np.tile(width[:, 2:], 3))  # no narrower than below
 
 
 @pytest.mark.parametrize("with_spread", [False, True])
@@ -251,6 +270,8 @@ def test_equal_values_of_r_are_one_bin() -> None:
     )
     np.testing.assert_allclose(width[1] / width[0], 2, rtol=0.1)
     assert len(ConformalIntervals.fit(error, np.full(6000, 7.0)).log_r) == 1
+    seven_of_ten = np.where(np.arange(2000) % 10 < 7, 5.0, 9.0)  # the others would be too few
+    assert len(ConformalIntervals.fit(error[:2000], seven_of_ten, levels=(0.999,)).log_r) == 1
     zero = ConformalIntervals.fit(error, np.zeros(6000)).half_width(np.zeros(1))
     np.testing.assert_allclose(zero[0], [conformal_quantile(error, p) for p in LEVELS])
 
