@@ -33,6 +33,7 @@ from hipnn_pyg.models.files import (
     check_writable,
     load_model,
     member_folders,
+    read_card,
 )
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.uncertainty import CalibratedModel, ErrorBars, FeatureStatistics, take_sample
@@ -275,11 +276,12 @@ def _fewest(members: list[Path]) -> int:
 
 
 def _source(member: Path) -> str:
-    """Which data set a model has learned: its name, molecule and file."""
+    """Which data set a model has learned: its name, molecule and file, and what that held."""
     settings = RunFolder(member).read_config()
     names = [settings[name] for name in ("dataset", "molecule") if name in settings]
     if "path" in settings:
         names.append(str(Path(settings["path"]).resolve()))
+        names.append(f"(SHA-256 {read_card(member).get('geometries_sha256')})")
     return " ".join(names)
 
 

@@ -355,6 +355,22 @@ def test_members_must_learn_and_predict_the_same(
     HIPNNCalculator([run / "member-0", run / "member-2"], i_know=True)  # control: energies only
 
 
+def test_a_file_that_changed_between_members_is_another_data_set(
+    uncalibrated: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The places that one split sets aside hold molecules that the other member learned."""
+    for k in (0, 1):
+        shutil.copytree(uncalibrated, tmp_path / f"member-{k}")
+    command = ["calibrate", str(tmp_path), "--num_calibration", "999"]
+    assert main(command) == 1 and "999 is not possible" in one_line_of(capsys)  # control
+    card = tmp_path / "member-1" / "model.json"
+    values = json.loads(card.read_text())
+    card.write_text(json.dumps(values | {"geometries_sha256": "turned"}))
+    assert main(command) == 1
+    message = one_line_of(capsys)
+    assert "must learn one data set" in message and "many.extxyz (SHA-256 turned)" in message
+
+
 def test_batches_are_taken_apart(calibrated: Path) -> None:
     """A Batch, Data with ``batch``, a DataLoader or a list: the same molecules."""
     model = CalibratedModel.load(calibrated)
