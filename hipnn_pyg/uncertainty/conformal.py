@@ -260,7 +260,7 @@ def _bins(log_r: Floats, number: int) -> list[NDArray[np.int64]]:
     cuts, begin = [], 0
     for place in (len(order) * k // number for k in range(1, number)):
         cut = int(np.searchsorted(values, values[place]))
-        if cut - begin >= smallest and len(order) - cut >= smallest:
+        if cut - begin >= smallest:
             cuts.append(cut)
             begin = cut
     return np.split(order, cuts)

@@ -81,6 +81,11 @@ def test_a_spread_that_says_nothing_does_not_count() -> None:
         fitted = ConformalIntervals.fit(error, r, other)
         assert fitted.slope == 0
         np.testing.assert_allclose(fitted.half_width(r, 10 * other), alone, rtol=0.3)
+    for number, counts in ((99, False), (100, True)):  # of 19 nothing can be told
+        slope = ConformalIntervals.fit(error[:number], r[:number], spread[:number]).slope
+        assert (slope > 0) is counts
+    nothing = ConformalIntervals.fit(0 * error, r, spread).half_width(r, spread)
+    assert nothing.max() < 1e-300
 
 
 @pytest.mark.parametrize("number", [999, 2000, 5000])
@@ -270,8 +275,9 @@ def test_equal_values_of_r_are_one_bin() -> None:
     )
     np.testing.assert_allclose(width[1] / width[0], 2, rtol=0.1)
     assert len(ConformalIntervals.fit(error, np.full(6000, 7.0)).log_r) == 1
-    seven_of_ten = np.where(np.arange(2000) % 10 < 7, 5.0, 9.0)  # the others would be too few
-    assert len(ConformalIntervals.fit(error[:2000], seven_of_ten, levels=(0.999,)).log_r) == 1
+    for number, tenths in ((2000, 4), (4000, 2)):  # which alone would be too few
+        r = np.where(np.arange(number) % 10 < tenths, 5.0, 9.0)
+        assert len(ConformalIntervals.fit(error[:number], r, levels=(0.999,)).log_r) == 1
     zero = ConformalIntervals.fit(error, np.zeros(6000)).half_width(np.zeros(1))
     np.testing.assert_allclose(zero[0], [conformal_quantile(error, p) for p in LEVELS])
 
