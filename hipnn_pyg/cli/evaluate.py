@@ -1,4 +1,5 @@
-"""Print a run's errors on its test set, beside the paper's: MAE, RMSE, % above 1 kcal/mol.
+"""Print a run's errors on its test set, beside the paper's if it has any for the same data and
+network: MAE, RMSE, % above 1 kcal/mol.
 
 Forces and stress are tested where they were learned, forces with --forces wherever the data set has
 them.
@@ -164,25 +165,26 @@ def paper_figures(molecules: MoleculeSet, network: Network) -> dict[str, str]:
 
 
 def report(evaluation: Evaluation, part: str) -> Table:
-    """The table that ``hipnn evaluate`` prints."""
+    """The table that ``hipnn evaluate`` prints, with a column for the paper's figures, if any."""
     statistics, forces, paper, stress = evaluation
     table = Table(title=f"{part} set, {statistics.num:,} molecules")
-    for heading in ("statistic", "this run", "paper"):
-        table.add_column(heading, justify="left" if heading == "statistic" else "right")
+    table.add_column("statistic")
+    for heading in ["this run", *["paper"] * bool(paper)]:
+        table.add_column(heading, justify="right")
+
+    def add(name: str, value: str, key: str = "") -> None:
+        table.add_row(name, value, *[paper.get(key, "-")] * bool(paper))
+
     unit = statistics.unit
-    table.add_row(f"MAE ({unit})", f"{statistics.mae:.3f}", paper.get("mae", "-"))
-    table.add_row(f"RMSE ({unit})", f"{statistics.rmse:.3f}", paper.get("rmse", "-"))
+    add(f"MAE ({unit})", f"{statistics.mae:.3f}", "mae")
+    add(f"RMSE ({unit})", f"{statistics.rmse:.3f}", "rmse")
     if statistics.above_1_kcal is not None:
-        table.add_row(
-            "errors above 1 kcal/mol (%)",
-            f"{statistics.above_1_kcal:.2f}",
-            paper.get("above_1_kcal", "-"),
-        )
+        add("errors above 1 kcal/mol (%)", f"{statistics.above_1_kcal:.2f}", "above_1_kcal")
         in_mev = statistics.to("meV")
-        table.add_row("MAE (meV)", f"{in_mev.mae:.2f}", "-")
-        table.add_row("RMSE (meV)", f"{in_mev.rmse:.2f}", "-")
+        add("MAE (meV)", f"{in_mev.mae:.2f}")
+        add("RMSE (meV)", f"{in_mev.rmse:.2f}")
     for what, errors in (("force", forces), ("stress", stress)):
         if errors is not None:
-            table.add_row(f"{what} MAE ({errors.unit})", f"{errors.mae:.3f}", "-")
-            table.add_row(f"{what} RMSE ({errors.unit})", f"{errors.rmse:.3f}", "-")
+            add(f"{what} MAE ({errors.unit})", f"{errors.mae:.3f}")
+            add(f"{what} RMSE ({errors.unit})", f"{errors.rmse:.3f}")
     return table

@@ -434,13 +434,10 @@ def test_the_papers_figures_stand_beside_those_of_the_test_set(
         rows = [[cell.strip() for cell in line.split("│")[2:-1]] for line in lines]
         found = json.loads(copy.read_text())
         assert copy.read_text() == (run / "results.json").read_text() and found["paper"] == paper
-        assert rows == [
-            [f"{found['mae']:.3f}", paper.get("mae", "-")],
-            [f"{found['rmse']:.3f}", paper.get("rmse", "-")],
-            [f"{found['above_1_kcal']:.2f}", paper.get("above_1_kcal", "-")],
-            [f"{convert(found['mae'], 'kcal/mol', 'meV'):.2f}", "-"],
-            [f"{convert(found['rmse'], 'kcal/mol', 'meV'):.2f}", "-"],
-        ]
+        ours = [f"{found['mae']:.3f}", f"{found['rmse']:.3f}", f"{found['above_1_kcal']:.2f}"]
+        ours += [f"{convert(found[name], 'kcal/mol', 'meV'):.2f}" for name in ("mae", "rmse")]
+        theirs = [[value] for value in (*paper.values(), "-", "-")] if paper else [[]] * 5
+        assert rows == [[one, *other] for one, other in zip(ours, theirs, strict=True)]
         labels = [str(line.get_label()) for line in draw_learning(RunFolder(run)).axes[0].lines]
         assert ("paper" in " ".join(labels)) == bool(paper)
 
