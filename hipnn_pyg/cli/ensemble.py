@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +72,7 @@ def train_ensemble(
     models = EnsembleTrainer(members, progress=progress).fit()
     if progress:
         print_whole(Console(), report(members))
-        print(f"next: hipnn evaluate {shlex.quote(str(folder.member(0).path))}")
+        print(f"next: {folder.member(0).evaluation}")
     return models
 
 

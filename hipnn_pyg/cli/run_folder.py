@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,6 +107,12 @@ class RunFolder:
     def has_model(self) -> bool:
         """Whether there is a trained model; a finished one may have given up its checkpoint."""
         return any(any(self.path.glob(name)) for name in ("model.json", "member-*/model.json"))
+
+    @property
+    def evaluation(self) -> str:
+        """The command that comes after training; without a test set it names another part."""
+        part = "" if len(Split.load(self.split).test) else " --part validation"
+        return f"hipnn evaluate {shlex.quote(str(self.path))}{part}"
 
     def write_config(
         self,

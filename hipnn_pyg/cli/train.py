@@ -16,7 +16,6 @@ member-1 ..., for hipnn evaluate and plot; hipnn predict takes the whole. Exampl
 
 from __future__ import annotations
 
-import shlex
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from contextlib import suppress
@@ -233,6 +232,6 @@ def train(
         print(
             f"validation MAE {trainer.best_mae:.4f} {trainer.metric_unit}{forces} in the best "
             f"epoch, {trainer.best_epoch} of {trainer.epoch}, {trainer.seconds:.0f} s of training; "
-            f"next: hipnn evaluate {shlex.quote(str(path))}"
+            f"next: {RunFolder(path).evaluation}"
         )
     return model

@@ -232,7 +232,7 @@ def test_what_training_says(tmp_path: Path, training: Training, capsys: Capture)
     assert main(training(tmp_path / "run", "--epochs", "1")) == 0
     out = capsys.readouterr().out
     assert "validation MAE" in out and "kcal/mol in the best epoch, 1 of 1" in out
-    assert f"next: hipnn evaluate {tmp_path / 'run'}" in out
+    assert f"next: hipnn evaluate {tmp_path / 'run'}\n" in out
 
 
 def test_an_existing_run_is_not_overwritten(
@@ -533,7 +533,7 @@ def test_evaluate_without_test_molecules(
 ) -> None:
     run = tmp_path / "run"
     assert main(training(run, "--epochs", "1", "--num_train", "180")) == 0
-    capsys.readouterr()
+    assert f"next: hipnn evaluate {run} --part validation" in capsys.readouterr().out
     assert main(["evaluate", str(run)]) == 1
     assert "test" in one_line(capsys, "evaluate")
     assert main(["evaluate", str(run), "--part", "validation"]) == 0
