@@ -23,6 +23,8 @@ from hipnn_pyg.models.neighborhood import Neighborhood
 
 RIDGE = 1e-4
 """Added to the covariance's diagonal, relative to its mean variance: no direction is free of it."""
+ROUNDING = 1e-6
+"""Features that differ by this share of their size are as good as equal, as those of lone atoms."""
 
 
 @contextmanager
@@ -108,8 +110,10 @@ class FeatureStatistics:
         n = counts.to(total).clamp(min=2)[:, None]
         mean = total / n
         covariance = (square - n[:, None] * mean[:, :, None] * mean[:, None, :]) / (n - 1)[:, None]
-        whitening = torch.stack([_whitening(c, k) for c, k in zip(covariance, counts, strict=True)])
-        return cls(species.cpu(), (mean + first).cpu(), whitening.cpu(), counts)
+        mean = mean + first
+        each = zip(covariance, mean, counts, strict=True)
+        whitening = torch.stack([_whitening(c, m, int(k)) for c, m, k in each])
+        return cls(species.cpu(), mean.cpu(), whitening.cpu(), counts)
 
     def atom_distances(self, z: Tensor, features: Tensor) -> Tensor:
         """Distance of each atom, ``[N]``; infinite for species without two training atoms.
@@ -164,14 +168,12 @@ def _furthest(atoms: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
     return atoms.new_zeros(num_graphs).scatter_reduce(0, batch, atoms, "amax")
 
 
-def _whitening(covariance: Tensor, count: Tensor) -> Tensor:
+def _whitening(covariance: Tensor, mean: Tensor, count: int) -> Tensor:
     """W with W W^T = C^-1 of the regularised covariance, lower triangular transposed."""
     size = len(covariance)
-    if count < 2:
-        return torch.zeros_like(covariance)
-    shrink = size / (float(count) + size)
+    shrink = size / (count + size)
     variances = covariance.diagonal().clamp(min=0)
-    ridge = RIDGE * variances.mean() + torch.finfo(torch.float32).tiny
+    ridge = RIDGE * variances.mean() + ROUNDING**2 * mean.square().mean()
     regular = (1 - shrink) * covariance + torch.diag(shrink * variances + ridge)
     lower = torch.linalg.cholesky(regular)
     identity = torch.eye(size, dtype=lower.dtype, device=lower.device)

@@ -21,7 +21,7 @@ from hipnn_pyg.uncertainty.distance import (
     atom_features,
     recorded_features,
 )
-from hipnn_pyg.uncertainty.structures import rattled, rotated, stretched
+from hipnn_pyg.uncertainty.structures import bonds, rattled, rotated, stretched
 
 Build = Callable[..., HIPNN]
 NAMES = ("CH4", "NH3", "H2O", "CH3CH2OH", "CH3OH", "C2H6", "H2CO", "HCOOH")
@@ -166,3 +166,49 @@ def test_a_rare_species_has_a_finite_distance(model: HIPNN, train: PackedMolecul
     assert int(fitted.counts[3]) == 3
     distances = fitted.distances(model, pack([molecule("H2O", 50), molecule("H2O", 50, by=0.3)]))
     assert bool(torch.isfinite(distances).all()) and float(distances[1]) > 2 * float(distances[0])
+
+
+def test_one_training_atom_says_nothing(model: HIPNN) -> None:
+    several = [molecule("CH4", k) for k in range(60)]
+    for number, far in ((1, True), (2, False)):
+        fitted = FeatureStatistics.fit(model, pack([*several, *[molecule("H2O")] * number]))
+        distance = float(fitted.distances(model, pack([molecule("H2O")])))
+        assert (distance == torch.inf) == far
+
+
+@pytest.mark.parametrize("hidden_channels", [6, 40])
+def test_training_atoms_that_are_all_alike(
+    small_model: Build, dtype: torch.dtype, hidden_channels: int
+) -> None:
+    """As lone atoms: no covariance but rounding errors, and yet all others are far away."""
+    model = small_model(dtype, hidden_channels=hidden_channels)
+    alone = Data(z=torch.tensor([7]), pos=torch.zeros(1, 3))
+    train = [molecule("CH4", k) for k in range(60)] + [alone] * 5 + [molecule("H2O")] * 7
+    fitted = FeatureStatistics.fit(model, pack(train))
+    known, other = [alone, molecule("H2O")], [molecule("NH3"), molecule("H2O", 1)]
+    assert float(fitted.distances(model, pack(known)).max()) < 2
+    assert float(fitted.distances(model, pack(other)).min()) > 50
+
+
+def test_changed_structures_are_what_they_are_called() -> None:
+    ethanol = molecule("CH3CH2OH")
+    joined, before = bonds(ethanol), torch.cdist(ethanol.pos, ethanol.pos).numpy()
+    assert joined.sum() == 2 * 8
+    chosen = set()
+    for seed, by in ((0, 0.3), (1, 0.3), (2, -0.15), (3, -0.15)):
+        changed = stretched(ethanol, by, seed)
+        assert changed is not None
+        longer = torch.cdist(changed.pos, changed.pos).numpy()[joined] - before[joined]
+        np.testing.assert_allclose(np.sort(np.abs(longer)), [0] * 14 + [abs(by)] * 2, atol=1e-9)
+        assert longer.sum() == pytest.approx(2 * by)
+        chosen.add(int(np.abs(longer).argmax()))
+        turned = rotated(ethanol, seed)
+        np.testing.assert_allclose(torch.cdist(turned.pos, turned.pos), before, atol=1e-9)
+        handed = torch.linalg.det(ethanol.pos[1:4] - ethanol.pos[0])
+        assert torch.linalg.det(turned.pos[1:4] - turned.pos[0]) == pytest.approx(
+            float(handed)
+        )  # no mirror
+    assert len(chosen) > 1
+    cloud = Data(z=torch.ones(3000, dtype=torch.int64), pos=torch.zeros(3000, 3))
+    moved = rattled(cloud, 0.1).pos
+    assert float(moved.std()) == pytest.approx(0.1, rel=0.03) and float(moved.abs().max()) > 0.3
