@@ -21,6 +21,7 @@ from hipnn_pyg.uncertainty import (
     CalibratedModel,
     ErrorBars,
     FeatureStatistics,
+    Sample,
     observe,
     take_sample,
 )
@@ -141,6 +142,7 @@ def test_an_ensemble_is_its_mean_with_its_spread(small_model: Build, tmp_path: P
     torch.testing.assert_close(seen.energy, each.mean(0))
     torch.testing.assert_close(seen.spread, each.std(0))
     assert observe(model.models[:1], test).spread is None
+    assert observe(model.models[:2], test).spread is not None
     out = model.predict(test, "given")
     assert torch.equal(out.energy, seen.energy) and bool((out.q90 > 0).all())
     with pytest.raises(ModelFileError, match="made for other weights"):
@@ -148,9 +150,27 @@ def test_an_ensemble_is_its_mean_with_its_spread(small_model: Build, tmp_path: P
     one = CalibratedModel(model.models[:1], model.error_bars)
     with pytest.raises(ValueError, match="ensemble, whose spread it needs"):
         one.predict(test, "given")
+    assert out.judgement is not None and model.error_bars is not None
+    statistics = model.error_bars.statistics  # of the first model's features
+    for place, same in ((2, True), (0, False)):
+        with torch.no_grad():
+            model.models[place].blocks[0].interaction.V.mul_(1.1)
+        again = model.predict(test, "given").judgement
+        assert again is not None
+        for distance in (again.distance, take_sample(model.models, statistics, test).distance):
+            assert np.array_equal(distance, out.judgement.distance) is same
     model.models[1].energy_unit = "Hartree"
     with pytest.raises(ValueError, match=r"\['Hartree', 'eV'\]"):
         model.predict(test, "given")
+
+
+@pytest.mark.parametrize("with_spread", [True, False])
+def test_part_of_a_sample(with_spread: bool) -> None:
+    columns = [*np.arange(20.0).reshape(4, 5)]
+    columns[2] = columns[2] if with_spread else None
+    part = Sample(*columns).part(np.array([3, 1]))
+    for mine, whole in zip(part, columns, strict=True):
+        assert (mine is None) if whole is None else (mine.tolist() == whole[[3, 1]].tolist())
 
 
 def test_what_a_loader_draws_is_predicted(model: CalibratedModel) -> None:

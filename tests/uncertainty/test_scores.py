@@ -32,11 +32,11 @@ def test_ratio_of_means_over_the_same_molecules() -> None:
 
     def draw() -> tuple[float, float]:
         reference = random.exponential(size=400)
-        return ratio(0.9 * reference + 0.1 * random.exponential(size=400), reference)
+        return ratio(0.45 * reference + 0.05 * random.exponential(size=400), reference)
 
     found, said = np.array([draw() for _ in range(400)]).T
-    assert found.mean() == pytest.approx(1, abs=0.002)
-    assert said.mean() == pytest.approx(found.std(), rel=0.1) and said.mean() < 0.3 / np.sqrt(400)
+    assert found.mean() == pytest.approx(0.5, abs=0.001)
+    assert said.mean() == pytest.approx(found.std(), rel=0.1) and said.mean() < 0.15 / np.sqrt(400)
 
 
 def test_auc_is_the_share_of_pairs_in_order() -> None:
@@ -54,13 +54,15 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
 
 
 def test_bootstrap_interval_shrinks_with_the_sample() -> None:
+    """As the standard error of DeLong, DeLong and Clarke-Pearson (Biometrics 44, 837, 1988)."""
     random = np.random.default_rng(1)
-    sizes = []
     for number in (100, 1600):
-        area = auc(random.normal(0, 1, number), random.normal(1, 1, number))
+        usual, foreign = random.normal(0, 1, number), random.normal(1, 1, 2 * number)
+        area = auc(usual, foreign)
         assert area.low - 0.02 < norm.cdf(np.sqrt(0.5)) < area.high + 0.02
-        sizes.append(area.high - area.low)
-    assert sizes[0] / sizes[1] == pytest.approx(4, rel=0.3)
+        above = usual[:, None] < foreign
+        variance = above.mean(1).var() / number + above.mean(0).var() / (2 * number)
+        assert area.high - area.low == pytest.approx(2 * 1.96 * np.sqrt(variance), rel=0.12)
 
 
 def test_coverage_counts_in_quartiles_of_r() -> None:
