@@ -87,11 +87,11 @@ def render(report: Report) -> str:
     )
 
 
-def number(value: float, decimals: int, sign: bool = False) -> str:
+def number(value: float, decimals: int) -> str:
     """A number for people: true minus sign, thousands separated."""
-    text = f"{value:+,.{decimals}f}" if sign else f"{value:,.{decimals}f}"
-    if not text.strip("+-0.,"):  # -0.000
-        text = text.lstrip("+-")
+    text = f"{value:,.{decimals}f}"
+    if not text.strip("-0."):  # -0.000
+        text = text.lstrip("-")
     return text.replace("-", MINUS)
 
 

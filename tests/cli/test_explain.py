@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ import hipnn_pyg.explain
 from hipnn_pyg import HIPNN, load_model
 from hipnn_pyg.checks import StructureError
 from hipnn_pyg.cli import inputs, main
+from hipnn_pyg.cli.explain import facts
 from hipnn_pyg.data.molecules import from_smiles, read_structures
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.targets import ASE_ENERGY
@@ -37,7 +39,10 @@ from hipnn_pyg.explain import (
     tables,
 )
 from hipnn_pyg.explain.colours import colourings
+from hipnn_pyg.explain.page import number
+from hipnn_pyg.explain.trust import _reasons
 from hipnn_pyg.models.files import ModelFileError
+from hipnn_pyg.plots.style import BLUE, VERMILION
 from hipnn_pyg.uncertainty import (
     CalibratedModel,
     ConformalIntervals,
@@ -268,6 +273,19 @@ def test_colours_follow_the_numbers() -> None:
     order2, parts = found["order2"], made_up({0: 3.0})
     assert order2.high == -order2.low == pytest.approx(np.abs(parts.terms[:, 2]).max())
     assert order2.colours[np.abs(parts.terms[:, 2]).argmax()] == order2.stops[0]  # it is negative
+    assert (order2.stops[0], order2.stops[-1]) == (BLUE.lower(), VERMILION.lower())  # raises
+    assert found["beyond"].high == pytest.approx(np.abs(parts.terms[:, 1:].sum(axis=1)).max())
+    for key, values in (("energy", parts.atoms), ("R", parts.r_atoms)):
+        colouring = found[key]
+        assert colouring.colours[values.argmax()] == colouring.stops[-1]
+        assert colouring.high == values.max()
+        inner = colouring.colours[values.argsort()[1]]
+        assert (colouring.colours[values.argmin()] == colouring.stops[0]) == (key == "energy")
+        assert inner not in (colouring.stops[0], colouring.stops[-1])
+    counts = [[row[1:] for row in found[key].classes] for key in ("largest", "element")]
+    assert counts == [[("E<sup>1</sup>", 2), ("E<sup>2</sup>", 1)], [("H", 2), ("O", 1)]]
+    alone = Breakdown(parts.z[:1], parts.pos[:1], parts.terms[:1], parts.steps[:1], "eV")
+    assert colourings(alone)[0].colours == [colourings(alone)[0].stops[0]]  # the only one
     assert len(set(found["largest"].colours)) == 2 and found["R"].low == 0.0
     assert all(len(colouring.colours) == 3 for colouring in found.values())
 
@@ -354,6 +372,36 @@ def test_the_page_holds_the_numbers() -> None:
     )
 
 
+def test_numbers_for_people() -> None:
+    shown = [number(x, 2) for x in (-1234.567, -0.001, 0.0, -0.01, 1e6)]
+    assert shown == ["\N{MINUS SIGN}1,234.57", "0.00", "0.00", "\N{MINUS SIGN}0.01", "1,000,000.00"]
+
+
+@pytest.mark.parametrize("unit, other", [("eV", "kcal/mol"), ("kcal/mol", "eV"), ("D", None)])
+def test_the_energy_in_a_second_unit(unit: str, other: str | None) -> None:
+    parts = made_up({}, unit=unit)
+    also = Report("water", parts, Trust({}, ""), None, "made-up", {}).also()
+    if other is None:
+        assert also is None
+    else:
+        assert also == (pytest.approx(convert(parts.energy, unit, other)), other)
+
+
+def test_the_picture_shows_the_structure_and_marks_what_breaks() -> None:
+    parts = made_up({2: 3.0})
+    (text,) = re.findall(r'type="application/json" id="data">(.*?)</script>', page_of(parts))
+    data = json.loads(text)
+    number_of_atoms, _, *rows = data["xyz"].splitlines()
+    assert number_of_atoms == "3" and data["broken"] == [False, False, True]
+    assert [row.split()[0] for row in rows] == ["O", "H", "H"]
+    found = np.array([row.split()[1:] for row in rows], dtype=float)
+    np.testing.assert_allclose(found, parts.pos, atol=6e-6)
+    assert np.ptp(parts.pos[:, 1]) != pytest.approx(np.ptp(parts.pos[:, 2]), rel=0.1)  # control
+    assert "hierarchy breaks at: H2" in summary(
+        Report("water", parts, Trust({}, ""), None, "made-up", {})
+    )
+
+
 def test_names_from_outside_stay_text() -> None:
     page = page_of(made_up({}), name="</script><img src=x>.xyz")
     assert "<img" not in page and "&lt;/script&gt;" in page
@@ -363,6 +411,9 @@ def test_error_bar_and_flag_in_the_page() -> None:
     trust = Trust({0.5: 0.1, 0.9: 0.25, 0.95: 0.4}, "RDKit geometry")
     page = page_of(made_up({}), trust=trust)
     assert "± 0.2500 eV" in page and "no promise" not in page and "made from the SMILES" in page
+    assert "made as the data set's were" not in html.unescape(page)
+    given = page_of(made_up({}), trust=trust._replace(geometry="geometry as given"))
+    assert "made as the data set's were" in html.unescape(given)
     assert "not by the method of the training data" in page
     learned = Report("water", made_up({}), trust, None, "m", {"data set": "qm9-rdkit"})
     assert "as those of the training data were" in render(learned)
@@ -483,7 +534,28 @@ def test_error_bar_and_flag_of_a_calibrated_model(
     assert "warning: unlike the training data (an atom is at distance" in capsys.readouterr().out
     assert main([*command, "C"]) == 0
     assert "the error bar is for" not in (told := capsys.readouterr().out)  # control
+    assert "calibration molecules" not in told  # R is another on RDKit's geometries
     assert "not calibrated for this, only for: geometry as given" in told
+
+
+def test_the_flag_names_its_reasons() -> None:
+    error, r = np.linspace(0.1, 1, 50), np.linspace(1, 2, 50)
+    calibration = Calibration(ConformalIntervals.fit(error, r), 3.0)
+    atom = "an atom is at distance {} from the training atoms (3.00 is the limit)".format
+    outside = "R is outside the calibration's range, 1 to 2"
+    assert _reasons(calibration, 4.0, 1.5) == [atom("4.00")]
+    assert _reasons(calibration, 2.0, 2.5) == [outside] == _reasons(calibration, 2.0, 0.5)
+    assert _reasons(calibration, np.nan, np.nan) == [atom("nan"), outside]
+    assert _reasons(calibration, 3.0, 2.0) == []  # control
+
+
+def test_facts_of_one_model_and_of_several(trained: Path) -> None:
+    card = json.loads((trained / "model.json").read_text())
+    one, three = facts(card, 1), facts(card, 3)
+    assert one["epoch"] == str(card["epoch"]) and "models" not in one
+    assert one["validation MAE"] == f"{card['validation_mae']:.3f} kcal/mol"
+    assert three.items() - one.items() == {("models", "3")}
+    assert one.keys() - three.keys() == {"epoch", "validation MAE"}  # each member has its own
 
 
 def test_of_a_list_only_the_molecule_that_is_shown_is_embedded(
