@@ -50,6 +50,12 @@ def test_panels_hold_the_data():
     np.testing.assert_allclose(lengths[1], 4 * 100 * np.sqrt(0.09 / 900))  # 2 errors up and down
     np.testing.assert_allclose(lengths[4], 2 * lengths[1])  # a quarter of the molecules
     assert [*bottom.lines[0].get_xdata()] == [value for value, _ in CRPS.values()]
+    (segments,) = (segments.get_segments() for segments in bottom.containers[0].lines[2])
+    np.testing.assert_allclose([right[0] - left[0] for left, right in segments], 4 * 0.004)
+    assert [*bottom.lines[-1].get_xdata()] == [1, 1] and max(bottom.get_xlim()) > 1
+    texts = [text.get_text().strip() for text in bottom.texts]
+    assert texts == [f"{value:.3f} ± 0.004" for value, _ in CRPS.values()]
+    assert [text.get_position()[1] for text in bottom.texts] == [*bottom.lines[0].get_ydata()]
     names = [label.get_text() for label in bottom.get_yticklabels()]
     assert names == list(CRPS)
 

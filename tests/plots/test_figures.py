@@ -73,6 +73,11 @@ def test_parity_prints_mae_and_rmse_in_the_unit():
     assert "N = 4" in texts(top)
     np.testing.assert_array_equal(top.lines[0].get_xdata(), target)
     np.testing.assert_array_equal(top.lines[0].get_ydata(), target + error)
+    assert top.lines[1].get_slope() == 1
+    assert top.get_xlabel().startswith("Target") and top.get_ylabel().startswith("Prediction")
+    assert bottom.get_xlabel().startswith("Prediction − target")
+    counts, edges, _ = parity(target, target + 2.0, "eV").axes[1].patches[0].get_data()
+    assert edges[:-1][counts > 0].min() > 0  # too large is on the right
     labels = (top.get_xlabel(), top.get_ylabel(), bottom.get_xlabel())
     assert all("(kcal/mol)" in label for label in labels)
     assert figure.get_suptitle() == "ethanol"
@@ -89,6 +94,10 @@ def test_parity_histogram_counts_every_error_or_says_how_many_are_outside():
     inside = int(many.patches[0].get_data().values.sum())
     assert 985 <= inside < 1000
     assert f"{1000 - inside} outside" in texts(many) and "largest 1e+03" in texts(many)
+    both = parity(np.zeros(2000), np.concatenate([error, -error]), "eV").axes[1]
+    assert f"{2 * (1000 - inside)} outside" in texts(both) and "largest 1e+03" in texts(both)
+    below = parity(np.zeros(1000), -np.abs(error), "eV").axes[1]
+    assert texts(below) == texts(many)
 
 
 def test_parity_switches_to_hexagons_for_many_points():
