@@ -1,4 +1,4 @@
-"""Coverage, CRPS and AUC against their definitions."""
+"""Coverage, CRPS and AUC against their definitions, and what is reported of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from hipnn_pyg.uncertainty import LEVELS, ConformalIntervals, Sample, conformal_quantile
+from hipnn_pyg.uncertainty.assess import assess, compare
+from hipnn_pyg.uncertainty.error_bars import Calibration
 from hipnn_pyg.uncertainty.scores import CRPS_LEVELS, auc, coverage, crps, ratio
 
 
@@ -78,3 +81,51 @@ def test_coverage_counts_in_quartiles_of_r() -> None:
     np.testing.assert_allclose(tied.quartiles.mean(0), tied.overall)
     with pytest.raises(ValueError, match="four or more molecules, not 3"):
         coverage(error[:3], width[:3], r[:3], (0.5, 0.9))
+
+
+def sample(seed: int) -> Sample:
+    """Errors in eV that follow R and, at one R, the spread."""
+    random = np.random.default_rng(seed)
+    r, noise = 10 ** random.normal(0, 0.3, 4000), 10 ** random.normal(0, 0.3, 4000)
+    error = np.abs(random.normal(size=4000)) * r * noise
+    return Sample(error, r, 0.1 * r**0.5 * noise, random.exponential(size=4000))
+
+
+def test_what_r_and_the_spread_each_add() -> None:
+    calibration, test = sample(0), sample(1)
+    rows = {row["kind"]: row for row in compare(calibration, test)}
+    assert list(rows) == ["constant", "R", "ensemble", "R and ensemble"]
+    known = {"R": (None, 10), "ensemble": (True, 1), "R and ensemble": (True, 10)}
+    for name, (spread, bins) in {"constant": (None, 1), **known}.items():
+        given, seen = (s.spread if spread else None for s in (calibration, test))
+        fitted = ConformalIntervals.fit(calibration.error, calibration.r, given, (0.9,), bins)
+        width, row = fitted.half_width(test.r, seen)[:, 0], rows[name]
+        assert row["mean_half_width_90"] == pytest.approx(width.mean())
+        assert row["coverage_90"] == np.mean(test.error <= width) == pytest.approx(0.9, abs=0.015)
+        assert row["crps_relative"] == pytest.approx(row["crps"] / rows["constant"]["crps"])
+    constant = conformal_quantile(calibration.error, 0.9)
+    assert rows["constant"]["mean_half_width_90"] == pytest.approx(constant)
+    scores = [row["crps_relative"] for row in rows.values()]
+    assert scores[0] == 1 and max(scores[1:]) < 0.97
+    alone = compare(calibration._replace(spread=None), test._replace(spread=None))
+    assert alone == [*rows.values()][:2]
+
+
+def test_what_is_reported_of_error_bars() -> None:
+    calibration, test = sample(0), sample(1)
+    intervals = ConformalIntervals.fit(calibration.error, calibration.r, calibration.spread)
+    report = assess(Calibration(intervals, 3.0), test, "eV")
+    width = intervals.half_width(test.r, test.spread)
+    inside = test.error[:, None] <= width
+    assert report["levels"] == [*LEVELS] and report["errors_grow_with_R"]
+    assert report["coverage"] == inside.mean(0).tolist()
+    assert report["mean_half_width"] == width.mean(0).tolist()
+    low, middle, high = report["quartiles_of_R"]
+    lowest, *_, highest = report["coverage_in_quartiles_of_R"]
+    np.testing.assert_allclose(lowest, inside[test.r < low].mean(0), atol=1e-12)
+    np.testing.assert_allclose(highest, inside[test.r > high].mean(0), atol=1e-12)
+    assert middle == np.median(test.r) and report["num_calibration"] == report["num_test"] == 4000
+    far = (test.distance > 3) | intervals.beyond(test.r)
+    assert report["false_alarms"] == far.mean() == pytest.approx(np.exp(-3), abs=0.01)
+    assert report["statistics"]["unit"] == "kcal/mol"
+    assert report["statistics"]["mae"] == pytest.approx(23.06055 * test.error.mean(), rel=1e-5)
