@@ -1,5 +1,4 @@
-"""Print a run's errors on its test set, beside the paper's if it has any for the same data and
-network: MAE, RMSE, % above 1 kcal/mol.
+"""Print a run's errors on its test set, beside the paper's if any: MAE, RMSE, % above 1 kcal/mol.
 
 Forces and stress are tested where they were learned, forces with --forces wherever the data set has
 them.
