@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt
 from rich.console import Console
 
 from hipnn_pyg.checks import HIPNNWarning
@@ -78,7 +79,7 @@ def add_options(options: ArgumentParser) -> None:
     )
     options.add_argument(
         "--num_smiles",
-        type=int,
+        type=NonNegativeInt,
         default=10_000,
         help="of them, and of the others, at most so many are embedded by RDKit; 0 for none",
     )

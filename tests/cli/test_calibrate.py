@@ -243,6 +243,9 @@ def test_too_few_smiles(
     assert main(["calibrate", str(uncalibrated), *options, "38"]) == 1
     assert "num_smiles = 38 is not enough: 39 or more" in one_line(capsys, "calibrate")
     assert main(["calibrate", str(uncalibrated), *options, "0"]) == 0  # control
+    with pytest.raises(SystemExit):
+        main(["calibrate", str(uncalibrated), *options, "-1"])
+    assert "--num_smiles" in capsys.readouterr().err
     (uncalibrated / "error_bars.json").unlink()
 
 
