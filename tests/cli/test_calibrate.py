@@ -42,7 +42,8 @@ from hipnn_pyg.models import files, pretrained, pretrained_models
 from hipnn_pyg.models.files import member_folders, read_card
 from hipnn_pyg.train import Network, Training
 from hipnn_pyg.uncertainty import CalibratedModel, FeatureStatistics
-from hipnn_pyg.uncertainty.structures import drugs
+from hipnn_pyg.uncertainty.scores import auc
+from hipnn_pyg.uncertainty.structures import drugs, stretched
 from hipnn_pyg.units import convert
 
 from .conftest import SMILES, train_options, write_molecules
@@ -152,6 +153,19 @@ def test_report_is_what_the_test_molecules_say(calibrated: Path, many: Path) -> 
     )
     np.testing.assert_allclose(given["coverage"], given["levels"], atol=0.12)
     classes = {row["class"]: row for row in report["classes"]}
+    assert classes["12+ heavy atoms"]["geometry"] == "rdkit"
+    order = torch.randperm(140, generator=torch.Generator().manual_seed(0)).tolist()
+    first, rest = ([data[k] for k in part] for part in (order[:70], order[70:]))
+    seen = CalibratedModel.load(calibrated).predict(rest, "given")
+    for name, by in (("unchanged (control)", 0.0), ("one bond − 0.15 Å", -0.15)):
+        changed = [stretched(one, by, k) for k, one in enumerate(first)]
+        found = CalibratedModel.load(calibrated).predict([d for d in changed if d], "given")
+        for key, usual, theirs in (
+            ("auc", seen.judgement.distance, found.judgement.distance),
+            ("auc_of_R", seen.seen.nonhierarchicality, found.seen.nonhierarchicality),
+        ):
+            expected = auc(usual.double().numpy(), theirs.double().numpy()).auc
+            assert classes[name][key] == pytest.approx(expected, abs=2e-3)
     assert classes["unchanged (control)"]["auc"] == pytest.approx(0.5, abs=0.12)
     rotated = classes["rotated (control)"]["auc"]
     assert rotated == pytest.approx(classes["unchanged (control)"]["auc"], abs=0.005)
@@ -160,6 +174,9 @@ def test_report_is_what_the_test_molecules_say(calibrated: Path, many: Path) -> 
     for rows in report["comparison"].values():
         assert [row["kind"] for row in rows] == ["constant", "R"]
         assert [row["crps_relative"] for row in rows] == [1, 1]  # too few for two bins of R
+        assert rows[0]["mean_half_width_90"] == rows[1]["mean_half_width_90"]
+    width_90 = report["comparison"]["given"][0]["mean_half_width_90"]
+    assert width_90 == pytest.approx(given["mean_half_width"][1], rel=1e-6)
     constant = report["comparison"]["given"][0]["crps"]  # of an exponential's constant width, say
     assert 0.3 * mae < constant < mae
     assert (calibrated / "plots" / "error_bars.png").read_bytes().startswith(b"\x89PNG")
@@ -202,7 +219,8 @@ def test_as_many_smiles_as_asked_for() -> None:
     for number, most in ((41, 20), (41, 41), (41, 50), (20_000, 10_000), (10_397, 10_000)):
         some = calibrate._some(torch.arange(number), most)
         assert len(some) == min(number, most) and len(some.unique()) == len(some)
-        assert some.diff().max() - some.diff().min() <= 1  # evenly
+        assert some.diff().max() - some.diff().min() <= 1  # evenly, from the first to the last
+        assert some[0] == 0 and some[-1] >= number - 1 - number / len(some)
     assert len(calibrate._some(torch.arange(41), 0)) == 0
 
 
@@ -233,6 +251,8 @@ def test_too_few_smiles_that_rdkit_can_make(
     assert "no error bars for RDKit's geometries: of 38 molecules" in capsys.readouterr().err
     bars = CalibratedModel.load(run).error_bars
     assert bars is not None and [*bars.calibrations] == ["given"]
+    report = json.loads((run / "calibration.json").read_text())
+    assert report["rdkit_failed"] == 160 - 38 + 140 - 38
 
 
 def test_too_few_smiles(
