@@ -469,6 +469,7 @@ def test_predict_flags_what_is_unlike_the_training_data(calibrated: Path, tmp_pa
     assert usual.info["geometry"] == "RDKit geometry" and "unit" not in usual.info
     out = CalibratedModel.load(calibrated).predict(from_smiles("C"), "rdkit")
     assert usual.info["q90"] == pytest.approx(float(out.q90), rel=1e-4)  # eV, always
+    assert usual.info["R"] == pytest.approx(float(out.seen.nonhierarchicality), rel=1e-4)
 
 
 def test_without_calibration_no_error_bar_is_printed(
