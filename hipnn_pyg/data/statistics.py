@@ -77,6 +77,7 @@ def fit_reference_energies(
     if not residual > 1e-9 * total:
         raise StructureError(
             f"the standard deviation of E - E^0 over {len(molecules)} molecules is {residual}: the "
-            'energies are sums over atoms and leave nothing to learn; use scale="total" to go on'
+            'energies are sums over atoms and leave nothing to learn; use scale="total" '
+            "(--energy_scale total) to go on"
         )
     return w0.cpu(), residual
