@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, InMemoryDataset
 
-from hipnn_pyg.checks import StructureError
+from hipnn_pyg.checks import HIPNNWarning, StructureError
 from hipnn_pyg.data.embedded import on_rdkit_geometries
 from hipnn_pyg.data.forces import ASE_FORCES, MD17_FORCES
 from hipnn_pyg.data.md17 import load_md17
@@ -160,10 +162,31 @@ class FileSet:
                 "write one that ASE finds (extxyz: stress=... in the comment line, in eV/Å^3), or "
                 "leave --stress out"
             )
+        _warn_of_copies(self.path, structures)
         forces = ASE_FORCES if self.forces else None
         stress = ASE_STRESS if self.stress else None
         packed = PackedMolecules.pack(structures, ASE_ENERGY, forces=forces, stress=stress)
         return packed, torch.arange(len(packed))
+
+
+def _warn_of_copies(path: str, structures: Sequence[Data]) -> None:
+    """Of structures that are there twice, atom by atom: one may be learned, the other tested."""
+    first: dict[tuple[bytes, ...], int] = {}
+    copies: dict[int, int] = {}
+    for number, data in enumerate(structures):
+        parts = (data[name] for name in ("z", "pos", "cell", "pbc") if name in data)
+        original = first.setdefault(tuple(part.numpy().tobytes() for part in parts), number)
+        if original != number:
+            copies[number] = original
+    if copies:
+        number, original = next(iter(copies.items()))
+        warnings.warn(
+            f"{path}: {len(copies)} of {len(structures)} structures are copies of others "
+            f"(structure {number} of {original}): test errors are too low where the original is "
+            "learned; leave copies out",
+            HIPNNWarning,
+            stacklevel=3,
+        )
 
 
 MoleculeSet = QM9Set | MD17Set | FileSet

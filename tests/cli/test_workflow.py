@@ -326,7 +326,7 @@ def test_resume_with_another_file(
     ase.io.write(tmp_path / "same.extxyz", images)
     assert main(training(copy, *SAME, "--path", str(tmp_path / "same.extxyz"))) == 0
     capsys.readouterr()
-    ase.io.write(tmp_path / "more.extxyz", [*images, *images[:7]])
+    write_molecules(tmp_path / "more.extxyz", len(images) + 7)
     assert main(training(copy, *SAME, "--path", str(tmp_path / "more.extxyz"))) == 1
     assert "split" in one_line(capsys, "train")
 

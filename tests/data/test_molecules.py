@@ -32,6 +32,7 @@ from hipnn_pyg.data.molecules import (
     read_structures,
     to_atoms,
 )
+from hipnn_pyg.data.sets import FileSet
 from hipnn_pyg.data.targets import ASE_ENERGY
 
 
@@ -282,6 +283,21 @@ def test_a_blank_line_between_structures(name: str, tmp_path: Path) -> None:
         file.write(f"{first}\n{second}")
     with pytest.raises(StructureError, match=rf"{name}, line 4 is blank.*delete it"):
         read_structures(tmp_path / name)
+
+
+def test_copies_among_the_structures_to_learn_are_warned_of(tmp_path: Path) -> None:
+    """One may be learned and the other tested. The same atoms in another cell are no copy."""
+    path = tmp_path / "few.extxyz"
+    images = [bulk("Cu", a=a) for a in (3.5, 3.6, 3.7, 3.6)]
+    for atoms, energy in zip(images, (1.0, 2.0, 3.0, 4.0), strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    ase.io.write(path, images[:3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FileSet(str(path), 2, 1).load()  # control
+    ase.io.write(path, images)
+    with pytest.warns(HIPNNWarning, match=r"1 of 4 structures are copies .*structure 3 of 1\)"):
+        FileSet(str(path), 2, 1).load()
 
 
 def test_a_charge_is_warned_of_once(tmp_path: Path) -> None:
