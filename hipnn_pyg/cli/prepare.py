@@ -20,12 +20,14 @@ from hipnn_pyg.cli.run_folder import RunFolder
 from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import FileSet, MoleculeSet, describe, split
 from hipnn_pyg.data.splits import Split
+from hipnn_pyg.data.statistics import composition
 from hipnn_pyg.data.targets import QM9_NO_SUMS, QM9_TARGETS, Target
 from hipnn_pyg.models.files import ModelFileError, copy_model, load_model, read_card
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.pretrained import model_folder
 from hipnn_pyg.train.config import Network, Training
 from hipnn_pyg.train.launch import first_process
+from hipnn_pyg.train.metrics import predict
 from hipnn_pyg.train.trainer import Trainer
 
 T = TypeVar("T", bound=Trainer)
@@ -95,6 +97,8 @@ def prepare(
     trainer = kind(model, fit, validation, training, path, provenance, progress)
     if resume:
         trainer.resume()
+    elif start is not None:
+        _warn_of_reference(start, model, trainer.train, trainer.validation)
     return trainer
 
 
@@ -216,6 +220,27 @@ def _check_known(name: str, species: Sequence[int], present: Tensor) -> None:
         raise ValueError(
             f"--start {name} does not know {_symbols(unknown)}, which is in this data set: start "
             "with a model that does, or leave such structures out"
+        )
+
+
+def _warn_of_reference(
+    name: str, model: HIPNN, train: PackedMolecules, validation: PackedMolecules
+) -> None:
+    """Of a trained model that errs by more than energies of atoms alone, fitted to the new data:
+    nothing else tells that it counts energies from something else."""
+    e0 = torch.linalg.pinv(composition(train, model.species)) @ train.target
+    fitted = composition(validation, model.species) @ e0
+    alone = float((fitted - validation.target).abs().mean())
+    its = float((predict(model, validation).energy - validation.target.cpu()).abs().mean())
+    if its > alone:
+        unit = validation.spec.unit
+        warnings.warn(
+            f"--start {name} errs by {its:.4g} {unit} (MAE) on the validation structures, E^0 "
+            f"fitted to this training set alone by {alone:.4g} {unit}: if the model counts "
+            "energies from another reference, shift those of the data to it, or train without "
+            "--start",
+            HIPNNWarning,
+            stacklevel=3,
         )
 
 

@@ -152,6 +152,23 @@ def test_a_start_must_know_the_species_of_the_test_set(
     assert "does not know Cl" in told
 
 
+def test_a_start_with_energies_of_another_reference_is_warned_of(
+    trained: Path, molecule_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Training would end far off and say nothing."""
+    for shift in (0.0, 5.0):  # eV/atom; the first is a control
+        images = ase.io.read(molecule_file, index=":")
+        for atoms in images:
+            energy = atoms.get_potential_energy() + shift * len(atoms)
+            atoms.calc = SinglePointCalculator(atoms, energy=energy)
+        path = tmp_path / f"{shift}.extxyz"
+        ase.io.write(path, images)
+        line = train_options(path, tmp_path / str(shift), "--epochs", "1", "--start", str(trained))
+        assert main(line) == 0
+        told = capsys.readouterr().err
+        assert ("counts energies from another reference, shift" in told) == bool(shift)
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
