@@ -82,6 +82,13 @@ def prepare(
     torch.manual_seed(training.seed)
     provenance = _provenance(molecules, training, packed, parts)
     if start is None:
+        if network.r_high > network.cutoff and not resume:
+            warnings.warn(
+                f"r_high = {network.r_high} Å is beyond cutoff = {network.cutoff} Å: sensitivities "
+                f"centred there see few pairs or none; --r_high {network.cutoff} puts all within",
+                HIPNNWarning,
+                stacklevel=2,
+            )
         model = _new_model(packed, packed.subset(parts.train), network, training)
     else:
         kept = folder.start if resume and folder.start.exists() else model_folder(start)

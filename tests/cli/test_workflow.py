@@ -169,6 +169,16 @@ def test_a_start_with_energies_of_another_reference_is_warned_of(
         assert ("counts energies from another reference, shift" in told) == bool(shift)
 
 
+def test_sensitivities_beyond_the_cutoff_are_warned_of(
+    training: Training, tmp_path: Path, capsys: Capture
+) -> None:
+    for r_high in ("4.5", "4"):  # the second is a control
+        options = ("--epochs", "1", "--cutoff", "4", "--r_high", r_high)
+        assert main(training(tmp_path / r_high, *options)) == 0
+        told = capsys.readouterr().err
+        assert ("r_high = 4.5 Å is beyond cutoff = 4.0 Å" in told) == (r_high == "4.5")
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -376,7 +386,7 @@ def test_resume_of_a_damaged_run(
 def test_sets_that_do_not_fit(tmp_path: Path, training: Training, capsys: Capture) -> None:
     assert main(training(tmp_path / "run", "--num_train", "190")) == 1
     assert "200" in one_line(capsys, "train")
-    assert main(training(tmp_path / "run", "--num_validation", "0")) == 1
+    assert main(training(tmp_path / "run", "--num_validation", "0", "--r_high", "5")) == 1
     assert "num_validation" in one_line(capsys, "train")
     assert main(training(tmp_path / "run", "--path", "nowhere.extxyz")) == 1
     assert "nowhere.extxyz" in one_line(capsys, "train")
