@@ -336,8 +336,8 @@ class Trainer:
             return
         judged = self.model if self.average is None else cast(HIPNN, self.average.module)
         self.last = self._validate(judged)  # where this fails, a resumed run does it again
-        self.epoch, self.step = epoch, 0
         self._raise_if_bad()
+        self.epoch, self.step = epoch, 0
         epochs = self.epoch - int(self.history[-1]["epoch"] if self.history else 0)
         row = {
             "epoch": self.epoch,
@@ -444,7 +444,7 @@ class Trainer:
                 f"training molecules {molecules[:5]} ...)"
             )
         elif self.last is not None and not all(map(math.isfinite, self.last.row.values())):
-            what = f"the validation error after epoch {self.epoch} is not finite"
+            what = f"the validation error after epoch {self.epoch + 1} is not finite"
         if not what:
             return
         self._write_best()

@@ -498,7 +498,7 @@ def test_a_member_whose_validation_fails_at_once_is_named(ensemble: Ensemble) ->
     bad.step = STEPS
     with pytest.raises(TrainingStopped, match="member 1: the validation error.*2 others"):
         together.fit()
-    assert [member.epoch for member in together.members] == [2, 1, 2]
+    assert [member.place for member in together.members] == [(2, 0), (0, STEPS), (2, 0)]
 
 
 def test_no_members_are_refused() -> None:

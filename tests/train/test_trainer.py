@@ -328,7 +328,7 @@ def test_divergence_stops(
 def test_weights_that_the_last_step_spoilt(
     new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
 ) -> None:
-    """No loss shows them: validation does. There is no best model to begin with."""
+    """No loss shows them: validation does, also if asked again. There is no best model at first."""
     config = settings(learning_rate=1e30, recipe="paper", batch_size=90, epochs=1)
     trainer = Trainer(new_model(), *parts, config, tmp_path, progress=False)
     with pytest.raises(TrainingStopped, match="validation error after epoch 1 is not fin") as stop:
@@ -343,8 +343,11 @@ def test_weights_that_the_last_step_spoilt(
         end_epoch()
 
     spoilt.end_epoch = spoil  # type: ignore[method-assign]
-    with pytest.raises(TrainingStopped, match="after epoch 2 is not finite.*--start RUN"):
-        spoilt.fit()
+    for _ in range(2):
+        with pytest.raises(TrainingStopped, match="after epoch 2 is not finite.*--start RUN"):
+            spoilt.fit()
+    checkpoint = torch.load(tmp_path / "b" / "checkpoint.pt", weights_only=True)
+    assert all(bool(weight.isfinite().all()) for weight in checkpoint["average"].values())
 
 
 @pytest.mark.parametrize("kept", ["nothing", "the model", "a checkpoint"])
