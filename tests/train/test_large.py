@@ -124,11 +124,16 @@ def spheres(sizes: list[int]) -> PackedMolecules:
     return PackedMolecules.pack(items, ASE_ENERGY, validate=False)
 
 
-def test_beyond_300_atoms_neighbours_are_searched(cell_model: Make) -> None:
+def test_beyond_300_atoms_neighbours_are_searched(
+    cell_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not in a compiled step."""
     for size, searched in ((300, False), (301, True)):
         batch = spheres([20, size]).gather(torch.arange(2))
         pairs = batch_pairs(cell_model(), "reference", batch.pos, batch)
         assert (len(pairs.r) < batch.num_edges) is searched
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert len(batch_pairs(cell_model(), "reference", batch.pos, batch).r) == batch.num_edges
 
 
 def test_large_molecules_are_neither_captured_nor_compiled_by_themselves() -> None:
@@ -160,9 +165,13 @@ def test_a_trainer_asks_whether_its_molecules_are_large(
 
 def test_members_with_large_molecules_take_turns(cell_model: Make) -> None:
     """As on a GPU, where steps that are not captured are batched, which computes all pairs."""
-    for sizes, batched in (([310, 20], False), ([20, 30], True)):
+    members = []
+    for sizes in ([310, 20], [20, 30]):
         molecules = spheres(sizes)
         model = cell_model().fit_e0(molecules, ASE_ENERGY)
         member = Member(model, molecules, molecules, Training(device="cpu"), progress=False)
         member.device = torch.device("cuda")
-        assert EnsembleTrainer([member], progress=False).batched is batched
+        members.append(member)
+    large, small = members
+    for some, batched in (([large], False), ([small, large], False), ([small], True)):
+        assert EnsembleTrainer(some, progress=False).batched is batched
