@@ -27,7 +27,7 @@ from hipnn_pyg.data.packed import MoleculeBatch
 from hipnn_pyg.data.targets import ASE_ENERGY
 from hipnn_pyg.interfaces.ase import check_is_potential
 from hipnn_pyg.models.files import read_card
-from hipnn_pyg.train import HIPNNLoss, Trainer, Training, predict
+from hipnn_pyg.train import HIPNNLoss, Trainer, Training, TrainingStopped, predict
 from hipnn_pyg.train.ensemble import EnsembleTrainer, Member
 from hipnn_pyg.train.force_loss import HIPNNForceLoss, force_scale, terms_and_forces
 from hipnn_pyg.train.graphs import COMPILE_PAYS_AFTER, FORCES_PAY_AFTER, compile_wanted
@@ -470,6 +470,16 @@ def test_forces_are_learned(trainer: Build, packed: PackedMolecules, tmp_path: P
     check_is_potential(card)
 
 
+def test_the_logged_error_has_the_unit_of_the_validation(trainer: Build) -> None:
+    """kcal/mol/Å, of labels in eV/Å; nothing moves in the one step."""
+    run = trainer(recipe="paper", epochs=1, batch_size=90, learning_rate=1e-30)
+    run.fit()
+    _, forces = predict_forces(run.model, run.train)
+    expected = force_statistics(forces, run.train.forces[run.train.atoms], "eV")
+    assert expected.unit == "kcal/mol/Å"
+    assert run.history[0]["train_force_mae"] == pytest.approx(expected.mae, rel=1e-4)
+
+
 def test_card_without_forces_says_so(trainer: Build, tmp_path: Path) -> None:
     trainer(tmp_path / "energies", forces=False, epochs=1).fit()
     trainer(tmp_path / "weight", epochs=1, force_weight=0.0).fit()
@@ -520,13 +530,22 @@ def test_validating_less_often_changes_nothing_else(trainer: Build) -> None:
     often, seldom = trainer(epochs=5), trainer(epochs=5, validate_every=3)
     often.fit(), seldom.fit()
     assert [row["epoch"] for row in seldom.history] == [3, 5]
-    for row in seldom.history:
-        same = often.history[row["epoch"] - 1]
-        assert row["validation_force_mae"] == same["validation_force_mae"]
-    first = [row["train_force_mae"] for row in often.history[:3]]
-    assert seldom.history[0]["train_force_mae"] == pytest.approx(sum(first) / 3, rel=1e-12)
+    for row, first in zip(seldom.history, (0, 3), strict=True):
+        same = often.history[first : row["epoch"]]
+        assert row["validation_force_mae"] == same[-1]["validation_force_mae"]
+        mean = sum(one["train_force_mae"] for one in same) / len(same)
+        assert row["train_force_mae"] == pytest.approx(mean, rel=1e-12)
     with pytest.raises(ValueError, match="every epoch: set it to 1, or take the recipe fast"):
         Training(recipe="paper", validate_every=2)
+
+
+def test_forces_that_are_not_finite_end_the_training(trainer: Build) -> None:
+    """Where the energies are."""
+    run = trainer(epochs=1)
+    run.validation = replace(run.validation, forces=run.validation.forces * math.nan)
+    with pytest.raises(TrainingStopped, match="validation error after epoch 1 is not finite"):
+        run.fit()
+    assert math.isfinite(run.last.energy.mae)
 
 
 def test_validation_needs_forces_too(trainer: Build, packed: PackedMolecules) -> None:
