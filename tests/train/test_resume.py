@@ -6,6 +6,7 @@ import builtins
 import errno
 import io
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -91,8 +92,45 @@ def test_fit_may_be_called_again(
     with pytest.raises(TrainingStopped):
         trainer.fit()
     assert (trainer.epoch, trainer.step) == (1, 3)
+    bar = trainer._bar()
+    assert (bar.n, bar.total) == (90 + 3 * 9, 3 * 90)
     trainer.fit()
     assert torch.equal(trainer.objective.vector, whole.objective.vector)
+
+
+def test_the_clock_goes_on(
+    new_model: Models,
+    parts: Parts,
+    settings: Settings,
+    interrupt_after: InterruptAfter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step takes a second; what passes between the two runs does not count."""
+    now = [0.0]
+
+    def timed() -> Trainer:
+        trainer = Trainer(new_model(), *parts, settings(), tmp_path, progress=False)
+        take_step = trainer.take_step
+
+        def tick(index: Tensor) -> None:
+            now[0] += 1
+            take_step(index)
+
+        trainer.take_step = tick  # type: ignore[method-assign]
+        return trainer
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    first = timed()
+    interrupt_after(first, 13)
+    with pytest.raises(TrainingStopped):
+        first.fit()
+    now[0] += 1000
+    second = timed()
+    second.resume()
+    assert second.seconds == 13
+    second.fit()
+    assert [row["seconds"] for row in second.history] == [10, 20, 30]
 
 
 @pytest.mark.parametrize(
