@@ -419,6 +419,16 @@ def test_a_resumed_ensemble_is_the_uninterrupted_one(
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_an_interrupt_in_the_last_step_stops_nothing(ensemble: Ensemble) -> None:
+    together = ensemble(None, True, epochs=1)
+    after_steps(together, STEPS, together._ask_to_stop)
+    assert len(together.fit()) == len(SEEDS)
+    earlier = ensemble(None, True, epochs=1)  # control
+    after_steps(earlier, STEPS - 1, earlier._ask_to_stop)
+    with pytest.raises(TrainingStopped, match="with 3 of 3 models in training"):
+        earlier.fit()
+
+
 @BATCHED
 def test_members_that_lag_behind_catch_up(
     batched: bool, ensemble: Ensemble, checkpoint: Checkpoint, tmp_path: Path
@@ -440,10 +450,11 @@ def test_members_that_lag_behind_catch_up(
     second = ensemble(tmp_path / "run", batched, **changes)
     second.resume()
     assert [member.place for member in second.members] == [(0, 0), (2, 0), (0, 4)]
-    second.fit()
-    for seed in SEEDS:
+    for model, seed in zip(second.fit(), SEEDS, strict=True):
         ours, theirs = (checkpoint(tmp_path / run / str(seed)) for run in ("run", "whole"))
         assert largest_difference(ours, theirs) < 1e-8
+        best = load_model(tmp_path / "run" / str(seed)).state_dict()
+        assert largest_difference(model.state_dict(), best) == 0.0 and not model.training
 
 
 @BATCHED
@@ -490,9 +501,12 @@ def test_a_member_that_failed_goes_on_from_its_checkpoint(
         assert largest_difference(ours, theirs) < 1e-8
 
 
-def test_a_member_whose_validation_fails_at_once_is_named(ensemble: Ensemble) -> None:
+@BATCHED
+def test_a_member_whose_validation_fails_at_once_is_named(
+    batched: bool, ensemble: Ensemble
+) -> None:
     """As where it was stopped between the last step of an epoch and the validation."""
-    together = ensemble(None, False, epochs=2)
+    together = ensemble(None, batched, epochs=2)
     bad = together.members[1]
     bad.validation = replace(bad.validation, target=bad.validation.target * torch.nan)
     bad.step = STEPS
@@ -601,6 +615,25 @@ def test_captured_members_go_on_where_they_were(
     for seed in SEEDS:
         files = (tmp_path / "whole" / str(seed), tmp_path / "stopped" / str(seed))
         assert largest_difference(*map(checkpoint, files)) == 0.0
+
+
+def test_an_interrupt_does_not_save_a_bad_member(
+    captured: None, ensemble: Ensemble, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """The loss of a captured step is looked at late; what it has from its first step stays."""
+    together = ensemble(tmp_path, "auto", capture="on")
+
+    def spoil() -> None:
+        together.interrupted = True
+        with torch.no_grad():
+            together.members[0].objective.vector.fill_(torch.nan)
+
+    after_steps(together, 2, spoil)
+    with pytest.raises(TrainingStopped, match="with 2 of 3 models in training"):
+        together.fit()
+    states = [checkpoint(tmp_path / str(seed)) for seed in SEEDS]
+    assert [state["progress"]["step"] for state in states] == [1, 0, 0]  # the others are saved
+    assert bool(states[0]["model"]["blocks.0.interaction.V"].isfinite().all())
 
 
 def test_a_member_that_resumes_is_captured_again(
