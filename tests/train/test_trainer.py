@@ -189,6 +189,16 @@ def test_an_apple_gpu_is_not_taken(
     assert trainer.device.type == "cpu"
 
 
+@pytest.mark.parametrize("name", ["train", "validation"])
+def test_no_molecules_are_refused(
+    name: str, new_model: Models, parts: Parts, settings: Settings
+) -> None:
+    given = dict(zip(("train", "validation"), parts, strict=True))
+    given[name] = given[name].subset(torch.arange(0))
+    with pytest.raises(ValueError, match=f"no {name} molecules: make num_{name} at least 1"):
+        Trainer(new_model(), **given, config=settings(), progress=False)
+
+
 def test_energies_in_another_unit_are_refused(parts: Parts, settings: Settings) -> None:
     model = HIPNN(species=(1, 6, 7, 8), hidden_channels=4).fit_e0(parts[0])
     Trainer(model, *parts, settings(), progress=False)  # control
@@ -348,6 +358,9 @@ def test_weights_that_the_last_step_spoilt(
             spoilt.fit()
     checkpoint = torch.load(tmp_path / "b" / "checkpoint.pt", weights_only=True)
     assert all(bool(weight.isfinite().all()) for weight in checkpoint["average"].values())
+    spoilt.end_epoch = end_epoch  # type: ignore[method-assign]
+    spoilt.resume()
+    assert spoilt.fit() is spoilt.model and spoilt.history[-1]["epoch"] == 2
 
 
 @pytest.mark.parametrize("kept", ["nothing", "the model", "a checkpoint"])
@@ -400,6 +413,7 @@ def test_a_trainer_goes_on_after_a_failure(
     with pytest.raises(TrainingStopped, match="of epoch 2 is not finite"):
         trainer.fit()
     trainer.take_step = take_step  # type: ignore[method-assign]
+    trainer.interrupted = True  # as where Ctrl-C came at the same time
     trainer.resume()
     trainer.fit()
     assert torch.equal(trainer.objective.vector, theirs.objective.vector)
@@ -524,12 +538,7 @@ def test_over_several_gpus_a_bad_step_stops_all_at_the_end_of_the_epoch(
         trainer = Trainer(new_model(), train, parts[1], settings(), tmp_path, progress=False)
         saved: list[int] = []
         monkeypatch.setattr(trainer, "_save", lambda: saved.append(trainer.step))
-
-        def watch_late(loss: torch.Tensor) -> None:
-            if not loss.isfinite() and trainer.first_bad < 0:
-                trainer.first_bad = torch.tensor(trainer.step - 1)
-
-        monkeypatch.setattr(trainer, "_watch", watch_late)
+        trainer.device = torch.device("cuda")  # where the loss is looked at late
         with pytest.raises(TrainingStopped, match="loss of batch 2 of epoch 1 is not finite"):
             for index in trainer.batches():
                 terms = trainer.gradient_of(index)
