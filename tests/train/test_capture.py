@@ -581,10 +581,10 @@ def test_a_run_may_change_between_captured_and_ordinary_steps(
 def test_a_loss_that_is_not_finite_is_reported(
     new_model: Models, parts: Parts, settings: Settings, tmp_path: Path
 ) -> None:
-    """At the end of the epoch, by the batch; the last checkpoint is that of before."""
+    """At the end of the epoch, validated or not, by the batch; the checkpoint is that of before."""
     train, validation = parts
     index = PackedLoader(train, 9, shuffle=True).partition(1)[3]
-    config = settings(capture="on", checkpoint_seconds=1e9)
+    config = settings(capture="on", checkpoint_seconds=1e9, validate_every=3)
     trainer = Trainer(new_model(), train, validation, config, tmp_path, progress=False)
     ended = trainer.end_epoch
 
@@ -618,16 +618,17 @@ def test_where_steps_are_captured() -> None:
 def test_members_learn_forces_as_trainers_alone(
     train: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the kernels, which there is nothing to compile for."""
+    """By the kernels, which there is nothing to compile for; in bf16 by autograd."""
     asked = []
     monkeypatch.setattr(
         "hipnn_pyg.train.trainer.compile_wanted", lambda *given: asked.append(given[2])
     )
     for alone in (True, False):
         monkeypatch.setattr(Trainer, "alone", alone)
-        trainer = train("off", forces=True)
+        trainer = train("off", kernel="auto", forces=True)
         assert not trainer.compiled and trainer.objective.direct is not None
-    assert asked == ["fused", "fused"]
+    assert train("off", "auto", forces=True, precision="bf16").objective.direct is None
+    assert asked == ["fused", "fused", "padded"]
 
 
 @pytest.mark.parametrize("forces", [False, True], ids=["energies", "forces"])
