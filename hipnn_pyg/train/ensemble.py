@@ -52,6 +52,11 @@ class Member(Trainer):
         """Molecules of the next mini-batch."""
         return min(len(self.train) - self.step * self.config.batch_size, self.config.batch_size)
 
+    @property
+    def at_end(self) -> bool:
+        """Whether it has no step to take in this epoch or at all."""
+        return self.step == self.steps_per_epoch or self.finished
+
     def close_epoch(self) -> None:
         """Close an epoch without steps left."""
         if self.step == self.steps_per_epoch:
@@ -152,7 +157,7 @@ class EnsembleTrainer:
             for member in self.members:
                 stack.enter_context(member.claimed())
                 member.start()
-            self._close(self.members)
+            self._close([member for member in self.members if member.at_end])
             while front := self._front():
                 with _clock(front):
                     for done in self._turn(front):
