@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,19 @@ def atomic_write(contents: Mapping[Path, bytes]) -> None:
     """Write files so that after a failure (full disk, kill) the old ones are intact.
 
     Args:
-        contents: new bytes of each file. All are written beside the old ones and flushed to disk,
-            several at once, before any is renamed.
+        contents: new bytes of each file. All are written beside the old ones and flushed to disk
+            before any is renamed.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     temporary = {path: path.with_name(path.name + ".tmp") for path in contents}
     try:
-        with ThreadPoolExecutor(min(32, len(contents))) as pool:  # a disk's answer takes its time
-            writing = {p: pool.submit(_write, temporary[p], contents[p]) for p in contents}
-        for path in contents:
-            writing[path].result()
+        for path, content in contents.items():
+            with open(temporary[path], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
         for path in contents:
             os.replace(temporary[path], path)
     except OSError as error:
@@ -54,13 +54,6 @@ def atomic_write(contents: Mapping[Path, bytes]) -> None:
             f"could not save ({error.strerror}); the previous file is intact",
             str(path),
         ) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_arrays(path: Path, remedy: str, *names: str) -> dict[str, NDArray[Any]]:
@@ -120,25 +113,24 @@ def save_model(model: HIPNN, folder: str | Path, **provenance: Any) -> Path:
         OSError: the disk is full or not writable; older files stay intact.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's name for it
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(model_files(model, model.state_dict(), folder, provenance))
-    return folder
+    return write_model(model, model.state_dict(), folder, provenance)
 
 
-def model_files(
-    model: HIPNN, state: Mapping[str, Tensor], folder: Path, provenance: Mapping[str, Any]
-) -> dict[Path, bytes]:
-    """What :func:`save_model` writes, of weights that the model has or had before.
+def write_model(
+    model: HIPNN, state: Mapping[str, Tensor], folder: str | Path, provenance: Mapping[str, Any]
+) -> Path:
+    """:func:`save_model` with weights that the model had before.
 
     Args:
         model: what the weights belong to.
         state: its ``state_dict()`` at the time.
-        folder: where the files will go.
+        folder: where the files go.
         provenance: JSON values to keep with it.
     """
     from hipnn_pyg import __version__
 
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     card = {
         "format": FORMAT,
@@ -153,10 +145,13 @@ def model_files(
         "num_parameters": model.num_parameters,
         **provenance,
     }
-    return {
-        folder / "model.safetensors": serialize(weights, metadata={"format": FORMAT}),
-        folder / "model.json": json.dumps(card, indent=2).encode(),
-    }
+    atomic_write(
+        {
+            folder / "model.safetensors": serialize(weights, metadata={"format": FORMAT}),
+            folder / "model.json": json.dumps(card, indent=2).encode(),
+        }
+    )
+    return folder
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:

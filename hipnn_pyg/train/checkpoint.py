@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
-from hipnn_pyg.models.files import ModelFileError
+from hipnn_pyg.models.files import ModelFileError, atomic_write
 
 if TYPE_CHECKING:
     from hipnn_pyg.train.trainer import Trainer
@@ -148,15 +148,16 @@ def claimed(folder: Path | None) -> Iterator[None]:
         lock.release()
 
 
-def checkpoint_bytes(state: dict[str, Any]) -> bytes:
-    """What a checkpoint's file holds.
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint; after any failure the old one is intact.
 
     Args:
+        path: the file.
         state: tensors, numbers, strings and containers of these.
     """
     buffer = io.BytesIO()
     torch.save({**state, "rng": rng_state()}, buffer)
-    return buffer.getvalue()
+    atomic_write({path: buffer.getvalue()})
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -183,17 +184,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def history_bytes(history: list[dict[str, float]]) -> bytes:
-    """One row per epoch (CSV); columns that an older version did not know stay empty.
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """Write one row per epoch (CSV); columns that an older version did not know stay empty.
 
     Args:
-        history: the rows, at least one.
+        path: the file.
+        history: the rows.
     """
+    if not history:
+        return
     text = io.StringIO()
     writer = csv.DictWriter(text, history[-1], restval="")
     writer.writeheader()
     writer.writerows(history)
-    return text.getvalue().encode()
+    atomic_write({path: text.getvalue().encode()})
 
 
 def rng_state() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hipnn_pyg.train.graphs import compiled_graphs, mostly_large, not_captured, 
 from hipnn_pyg.train.interrupts import interrupts
 from hipnn_pyg.train.loss import LossTerms
 from hipnn_pyg.train.stack import StackedGradient, adam_steps, gather_padded, stacked_gradient
-from hipnn_pyg.train.trainer import Trainer, TrainingStopped, save_all
+from hipnn_pyg.train.trainer import Trainer, TrainingStopped
 
 
 class Member(Trainer):
@@ -52,19 +52,22 @@ class Member(Trainer):
         """Molecules of the next mini-batch."""
         return min(len(self.train) - self.step * self.config.batch_size, self.config.batch_size)
 
-    @property
-    def at_end(self) -> bool:
-        """Whether it has no step to take in this epoch or at all."""
-        return self.step == self.steps_per_epoch or self.finished
+    def advance(self, terms: LossTerms) -> None:
+        """Update the weights along ``objective.vector.grad``; at its end, close the epoch."""
+        self.update(terms)
+        self.settle()
 
-    def close_epoch(self) -> None:
-        """Close an epoch without steps left."""
+    def settle(self) -> None:
+        """Close an epoch without steps left, and the training after the last epoch."""
         if self.step == self.steps_per_epoch:
             self.end_epoch()
+        if self.finished:
+            self.finish()
 
-    def check(self) -> None:
-        """Raise :class:`TrainingStopped` if a loss was not finite."""
+    def save(self) -> None:
+        """Write a checkpoint now."""
         self._raise_if_bad()
+        self._save()
 
     def order(self, ahead: int = 0) -> Tensor:
         """The training molecules in the order of an epoch, drawn once."""
@@ -157,7 +160,7 @@ class EnsembleTrainer:
             for member in self.members:
                 stack.enter_context(member.claimed())
                 member.start()
-            self._close([member for member in self.members if member.at_end])
+            self._each(self.members, Member.settle)
             while front := self._front():
                 with _clock(front):
                     for done in self._turn(front):
@@ -183,7 +186,11 @@ class EnsembleTrainer:
     @property
     def live(self) -> list[Member]:
         """Members with steps to take."""
-        return [member for member in self._sound(self.members) if not member.finished]
+        return [
+            member
+            for number, member in enumerate(self.members)
+            if not member.finished and number not in self.failures
+        ]
 
     def _front(self) -> list[Member]:
         """Members whose turn it is: of those furthest behind one, or all together."""
@@ -209,9 +216,9 @@ class EnsembleTrainer:
         """One member's own steps."""
         try:
             yield from member.rest_of_epoch()
+            member.settle()
         except TrainingStopped as failure:
             self.failures[self.members.index(member)] = failure
-        self._close([member])
 
     def _take_step(self, front: list[Member]) -> int:
         """One step of all of these members at once; returns how many molecules they saw."""
@@ -219,8 +226,7 @@ class EnsembleTrainer:
             return self._take_captured_step(front)
         indices = [member.next_batch() for member in front]
         for member, terms in zip(front, self._gradients(front, indices), strict=True):
-            self._each([member], Member.update, terms)
-        self._close(front)
+            self._each([member], Member.advance, terms)
         return sum(index.numel() for index in indices)
 
     def _take_captured_step(self, front: list[Member]) -> int:
@@ -236,28 +242,13 @@ class EnsembleTrainer:
             for member in front:
                 member.order(1)  # of the next epoch, while the GPU is busy
             stack.store()
-            self._close(front)
+            self._each(front, Member.settle)
+            live = self.live
+            self._each([m for m in front if m in live and m.checkpoint_due], Member.save)
         elif any(member.checkpoint_due for member in front):
             stack.store()
-            self._save(front)
+            self._each(front, Member.save)
         return molecules
-
-    def _close(self, members: list[Member]) -> None:
-        """Close an epoch without steps left, and the training after the last one."""
-        self._each(self._sound(members), Member.close_epoch)
-        self._save([member for member in members if member.finished or member.checkpoint_due])
-        for member in self._sound(members):
-            if member.finished:
-                member.take_best()
-
-    def _save(self, members: list[Member]) -> None:
-        """Write a checkpoint of each, all at once."""
-        self._each(self._sound(members), Member.check)
-        save_all(self._sound(members))
-
-    def _sound(self, members: list[Member]) -> list[Member]:
-        """Those that have not failed."""
-        return [m for n, m in enumerate(self.members) if m in members and n not in self.failures]
 
     def _each(self, members: list[Member], act: Callable[..., None], *arguments: Any) -> None:
         """Let members act; who fails leaves."""
@@ -329,7 +320,7 @@ class EnsembleTrainer:
     def _stop(self) -> None:
         """Save every member that is under way, and end."""
         self._put_down()
-        self._save(self.live)
+        self._each(self.live, Member.save)
         self.interrupted = False  # fit() may be called again
         epochs = [member.epoch for member in self.members]
         raise TrainingStopped(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from hipnn_pyg.checks import HIPNNWarning, check_species
 from hipnn_pyg.data.packed import PackedMolecules, random_order
 from hipnn_pyg.data.stress import StressLabels
-from hipnn_pyg.models.files import ModelFileError, atomic_write, load_model, model_files
+from hipnn_pyg.models.files import ModelFileError, load_model, write_model
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.self_check import self_check
 from hipnn_pyg.nn.precision import matrix_products
@@ -27,14 +27,14 @@ from hipnn_pyg.train.capture import CapturedStep, captured_step, rates_and_share
 from hipnn_pyg.train.checkpoint import (
     best_model,
     check_settings,
-    checkpoint_bytes,
     claimed,
-    history_bytes,
     load_checkpoint,
     restore_rng,
     restore_run,
     run_state,
+    save_checkpoint,
     settings_of,
+    write_history,
 )
 from hipnn_pyg.train.config import Training
 from hipnn_pyg.train.direct import GPUGradient
@@ -381,10 +381,6 @@ class Trainer:
     def finish(self) -> HIPNN:
         """After the last epoch: a checkpoint, and the model with the best validation error."""
         self._save()
-        return self.take_best()
-
-    def take_best(self) -> HIPNN:
-        """The model with the best validation error, in evaluation mode."""
         self.model.load_state_dict(self.best_state)
         return self.model.eval()
 
@@ -508,26 +504,15 @@ class Trainer:
         return self.writes and time.monotonic() - self._saved_at > self.config.checkpoint_seconds
 
     def _save(self) -> None:
-        save_all([self])
-
-    def files(self) -> dict[Path, bytes]:
-        """What a checkpoint writes now: the best model, if its file is of an older one, all that
-        :meth:`resume` needs, and the history; nothing where another process writes, or none."""
         if not self.writes:
-            return {}
+            return
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_best()
         self._count_time()
-        files = self._best_files()
-        files[self.folder / "checkpoint.pt"] = checkpoint_bytes(run_state(self))
-        if self.history:
-            files[self.folder / "metrics.csv"] = history_bytes(self.history)
-        return files
-
-    def saved(self) -> None:
-        """What :meth:`files` gave is on disk."""
+        save_checkpoint(self.folder / "checkpoint.pt", run_state(self))
+        write_history(self.folder / "metrics.csv", self.history)
         self._saved_at = time.monotonic()
-        self._best_saved()
 
     def _count_time(self) -> None:
         now = time.monotonic()
@@ -571,19 +556,10 @@ class Trainer:
 
     def _write_best(self) -> None:
         """Write the best model so far, if its file is of an older one."""
-        if files := self._best_files():
-            atomic_write(files)
-            self._best_saved()
-
-    def _best_saved(self) -> None:
-        if self._unwritten is not None:
-            self._unwritten, self._best_written = None, time.monotonic()
-
-    def _best_files(self) -> dict[Path, bytes]:
         if self._unwritten is None or self.folder is None or not self.writes:
-            return {}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return model_files(self.model, self.best_state, self.folder, self._unwritten)
+            return
+        write_model(self.model, self.best_state, self.folder, self._unwritten)
+        self._unwritten, self._best_written = None, time.monotonic()
 
     # -- small decisions -----------------------------------------------------------------------
 
@@ -613,22 +589,6 @@ class Trainer:
         size = len(self.train)
         done = self.epoch * size + self.step * self.config.batch_size
         return progress_bar(self.epochs * size, done, f"{self.epochs} epochs", self.progress)
-
-
-def save_all(trainers: Sequence[Trainer]) -> None:
-    """Write a checkpoint of each, all of them together: a disk takes many files at once.
-
-    Args:
-        trainers: of one process.
-
-    Raises:
-        OSError: the disk is full or not writable; the old files are intact.
-    """
-    files = {path: content for one in trainers for path, content in one.files().items()}
-    if files:
-        atomic_write(files)
-    for one in trainers:
-        one.saved()
 
 
 @torch.no_grad()

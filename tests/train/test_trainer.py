@@ -32,7 +32,7 @@ from hipnn_pyg import (
     save_model,
 )
 from hipnn_pyg.data.targets import ASE_ENERGY
-from hipnn_pyg.models.files import model_files, read_card
+from hipnn_pyg.models.files import read_card, write_model
 from hipnn_pyg.train import Trainer, Training, TrainingStopped, error_statistics, predict
 from hipnn_pyg.train.loss import l2_norm
 from hipnn_pyg.train.recipe import WeightAverage, flattened, running_average
@@ -601,11 +601,11 @@ def test_the_best_model_is_on_disk_in_the_end(
     monkeypatch.setattr(f"{module}.BEST_SECONDS", seconds)
     written: list[int] = []
 
-    def noted(model: HIPNN, state: Any, folder: Path, facts: Any) -> dict[Path, bytes]:
+    def noted(model: HIPNN, state: Any, folder: Path, facts: dict[str, Any]) -> Path:
         written.append(facts["epoch"])
-        return model_files(model, state, folder, facts)
+        return write_model(model, state, folder, facts)
 
-    monkeypatch.setattr(f"{module}.model_files", noted)
+    monkeypatch.setattr(f"{module}.write_model", noted)
     config = settings(epochs=4, checkpoint_seconds=1e9)
     trainer = Trainer(new_model(), *parts, config, tmp_path / "a", progress=False)
     best = trainer.fit()
