@@ -148,7 +148,7 @@ def precision() -> str:
 SECTIONS = {
     "runs": runs,
     "comparison": comparison,
-    "speed": lambda: speed(ON_A_CPU, ("hippynn numba", "SchNet")),
+    "speed": lambda: speed(ON_A_CPU, ("hippynn numba", "SchNet", "SchNetPack")),
     "gpu": lambda: speed(ON_A_GPU, ("hippynn triton", "SchNet"), alone=True),
     "forces": lambda: forces(RESULTS / "forces"),
     "nve": nve,

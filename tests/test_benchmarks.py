@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 
 from hipnn_pyg.interfaces import from_hippynn
 from hipnn_pyg.interfaces.ase import HIPNNCalculator
@@ -134,7 +135,7 @@ def test_ratios_are_peer_over_ours_of_the_same_round(results: Path, name: str) -
 
 def test_who_is_measured(results: Path) -> None:
     """No GPU, perhaps; our compiled step is left out of a quick run, and says so."""
-    peers = {"hippynn numba", "SchNet"}
+    peers = {"hippynn numba", "SchNet", "SchNetPack"}
     for name in ("train_step", "inference", "memory"):
         for row in read(results, name)["rows"]:
             assert set(row["figures"]) == {"HIPNN"} | peers and set(row["ratios"]) == peers
@@ -353,10 +354,12 @@ def test_goals_of_the_full_run_are_judged_by_the_figures() -> None:
 def test_an_absent_peer_is_reported(
     inline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "hippynn", None)
+    for name in ("hippynn", "schnetpack"):
+        monkeypatch.setitem(sys.modules, name, None)
     result = module("run").main([*QUICK, str(tmp_path), "--only", "train_step"])
     for row in result["train_step"]["rows"]:
-        assert "pip install" in row["missing"]["hippynn numba"]
+        for name in ("hippynn numba", "SchNetPack"):
+            assert "pip install" in row["missing"][name]
         assert set(row["ratios"]) == {"SchNet"}
         assert row["goals"][0]["met"] is None and row["goals"][1]["met"] is not None
     table = (tmp_path / "README.md").read_text()
@@ -527,12 +530,35 @@ def test_both_hipnns_get_the_same_energy_from_the_same_pairs() -> None:
     assert abs(turned - energies[1]) > 1e-6
 
 
+def test_schnetpack_gets_what_its_own_pipeline_gives_it() -> None:
+    settings, molecules = (
+        module("suite.settings"),
+        module("suite.structures").random_molecules(3, 0),
+    )
+    tiny = replace(settings.Settings(), **settings.QUICK)
+    theirs = module("suite.implementations").SchNetPack(molecules, tiny, "cpu")
+    from schnetpack.interfaces import AtomsConverter
+    from schnetpack.transform import ASENeighborList
+
+    batch = molecules.gather(torch.arange(3))
+    pieces = zip(*(x.split(molecules.counts.tolist()) for x in (batch.z, batch.pos)), strict=True)
+    own = [Atoms(z.numpy(), pos.numpy()) for z, pos in pieces]
+    convert = AtomsConverter(ASENeighborList(cutoff=theirs.CUTOFF), dtype=torch.float32)
+    far = AtomsConverter(ASENeighborList(cutoff=theirs.CUTOFF - 1.0), dtype=torch.float32)
+    with torch.no_grad():
+        ours = theirs.energies(theirs.prepare(batch))
+        expected = theirs.model(convert(own))["energy"]
+        less = theirs.model(far(own))["energy"]
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert (less - ours).abs().min() > 1e-4
+
+
 def test_a_step_learns_and_energies_do_not() -> None:
     tasks = module("suite.tasks")
     settings = module("suite.settings")
     tiny = replace(settings.Settings(), **settings.QUICK)
     molecules = module("suite.structures").random_molecules(20, seed=3)
-    for name in ("HIPNN", "SchNet"):
+    for name in ("HIPNN", "SchNet", "SchNetPack"):
         tasks.set_up(name, molecules, tiny)
         built = tasks.built(name)
         (batch,) = tasks.prepare(name, [torch.arange(20)])

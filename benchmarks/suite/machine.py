@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("hipnn_pyg", "torch", "torch-geometric", "hippynn", "numba", "triton")
+PACKAGES = ("hipnn_pyg", "torch", "torch-geometric", "hippynn", "numba", "triton", "schnetpack")
 
 
 def hardware(threads: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class Settings:
         peers: implementations to compare with on a CPU.
         network: sizes of HIP-NN, ours and hippynn's.
         schnet: arguments of PyG's SchNet; empty for its defaults.
+        schnetpack: arguments of SchNetPack's PaiNN; empty for its defaults for QM9.
         compiled: measure our compiled step too.
         molecules: how many are drawn from the data set.
         batch_sizes: of training steps; the last one also of inference and memory.
@@ -45,9 +46,10 @@ class Settings:
     root: str = "data/qm9"
     synthetic: bool = False
     threads: int = 2
-    peers: tuple[str, ...] = ("hippynn numba", "SchNet")
+    peers: tuple[str, ...] = ("hippynn numba", "SchNet", "SchNetPack")
     network: Network = field(default_factory=Network)
     schnet: tuple[tuple[str, int], ...] = ()
+    schnetpack: tuple[tuple[str, int], ...] = ()
     compiled: bool = True
     molecules: int = 31_000
     batch_sizes: tuple[int, ...] = (30, 256)
@@ -73,6 +75,7 @@ class Settings:
 QUICK = {
     "network": Network(hidden_channels=4, num_onsite=1, num_sensitivities=4),
     "schnet": (("hidden_channels", 4), ("num_filters", 4), ("num_interactions", 1)),
+    "schnetpack": (("n_atom_basis", 4), ("n_interactions", 1)),
     "compiled": False,
     "molecules": 64,
     "batch_sizes": (2, 8),

@@ -12,10 +12,13 @@ from suite.implementations import CAPTURED, OURS
 from suite.rows import Goal, Row, interleave
 from suite.structures import SPECIES
 
+SLOW = ("SchNet", "SchNetPack")
+"""Those that have turns in some rounds only."""
+
 
 def train_step(bench: Bench) -> list[Row]:
     """Forward, loss, backward and Adam, with the pairs found inside the step."""
-    goals = (Goal(2.5, "hippynn numba"), Goal(20, "SchNet"))
+    goals = (Goal(2.5, "hippynn numba"), Goal(20, "SchNet"), Goal(1, "SchNetPack"))
     names = (*OURS, *bench.settings.peers)
     return [
         compare(bench, "step", f"training step, batch {size}", size, names, goals)
@@ -27,7 +30,7 @@ def inference(bench: Bench) -> list[Row]:
     """Energies without gradients, with the pairs found inside."""
     names = ("HIPNN", *bench.settings.peers)
     size = bench.settings.batch_sizes[-1]
-    goals = (Goal(2.5, "hippynn numba"),)
+    goals = (Goal(2.5, "hippynn numba"), Goal(1, "SchNetPack"))
     return [compare(bench, "energies", f"energies, batch {size}", size, names, goals)]
 
 
@@ -51,7 +54,7 @@ def compare(
     turns = {name: turn_of(name, worker) for name, worker in team.items()}
     for take in turns.values():
         take(-1)  # compiles, fills caches
-    samples, failed = interleave(turns, settings.rounds, ["SchNet"], settings.seldom)
+    samples, failed = interleave(turns, settings.rounds, SLOW, settings.seldom)
     mine = (CAPTURED, *OURS)
     ours = next((name for name in names if name in mine and name in samples), names[0])
     return Row(
