@@ -21,7 +21,7 @@ from hipnn_pyg.data.packed import PackedMolecules
 from hipnn_pyg.data.sets import FileSet, MoleculeSet, describe, split
 from hipnn_pyg.data.splits import Split
 from hipnn_pyg.data.statistics import composition
-from hipnn_pyg.data.targets import QM9_NO_SUMS, QM9_TARGETS, Target
+from hipnn_pyg.data.targets import NO_SUMS, Target
 from hipnn_pyg.models.files import ModelFileError, copy_model, load_model, read_card
 from hipnn_pyg.models.hipnn import HIPNN
 from hipnn_pyg.models.pretrained import model_folder
@@ -142,7 +142,7 @@ def _new_model(
             HIPNNWarning,
             stacklevel=3,
         )
-    if packed.spec.name in QM9_NO_SUMS and packed.spec == QM9_TARGETS[packed.spec.name]:
+    if packed.spec in NO_SUMS:
         warnings.warn(
             f"{packed.spec.name} does not grow with the molecule, as a sum over atoms does, and "
             "will be learned badly; docs/property.md gives such targets a head of their own",

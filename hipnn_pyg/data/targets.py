@@ -114,7 +114,7 @@ QM9_TARGETS: dict[str, Target] = {
 }
 """The 19 columns of ``torch_geometric.datasets.QM9``, in its order and its units."""
 
-QM9_NO_SUMS = ("mu", "homo", "lumo", "gap", "A", "B", "C")
+NO_SUMS = [QM9_TARGETS[name] for name in ("mu", "homo", "lumo", "gap", "A", "B", "C")]
 """Those that do not grow with the molecule; what HIP-NN predicts is a sum over atoms."""
 
 MD17_ENERGY = Target("energy", "kcal/mol", "energy")
