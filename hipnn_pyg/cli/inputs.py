@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -89,14 +89,11 @@ def listed(inputs: Iterable[str], limit: int | None = None) -> list[Listed]:
         if text and os.path.isdir(path):  # not path.is_dir(): it fails on a long SMILES
             dataset: Sequence[Data] = StoredDataset(path)
             left = None if limit is None else max(0, limit - len(found))
-            found += [
-                (str(data.get("name") or f"{text}#{number}"), data)
-                for number, data in enumerate(islice(dataset, left))
-            ]
+            found += _named(text, islice(dataset, left))
         elif os.path.isfile(path) and path.suffix.lower() in SMILES_FILES:
             found += read_smiles(path)
         elif os.path.isfile(path):
-            found += [(f"{text}#{number}", data) for number, data in enumerate(read_each(path))]
+            found += _named(text, read_each(path))
         elif path.suffix.lower() in STRUCTURE_FILES:
             raise StructureError(f"{text} does not exist: give a file, a folder or a SMILES")
         elif can_be_parsed(text):
@@ -105,6 +102,13 @@ def listed(inputs: Iterable[str], limit: int | None = None) -> list[Listed]:
             reason = f"SMILES {text!r}: parsing failed; nor is there a file of that name"
             found.append((text, StructureError(reason)))
     return found[:limit]
+
+
+def _named(text: str, structures: Iterable[Data | StructureError]) -> Iterator[Listed]:
+    """Structures of one input with their own names, or its name and their numbers."""
+    for number, each in enumerate(structures):
+        name = each.get("name") if isinstance(each, Data) else None
+        yield str(name or f"{text}#{number}"), each
 
 
 def can_be_parsed(smiles: str) -> bool:

@@ -175,16 +175,27 @@ def read_structures(path: str | Path) -> list[Data]:
 def read_each(path: str | Path) -> list[Data | StructureError]:
     """The same, with the reason in place of each structure that is not valid.
 
+    Where all have a name (the title of an SDF record, ``name=`` in extxyz), ``name`` is kept.
+
     Raises:
         FileNotFoundError: there is no such file.
         StructureError: ASE cannot read it, or it holds no structure.
     """
     structures: list[Data | StructureError] = []
-    for number, found in enumerate(read_atoms(path)):
+    read = read_atoms(path)
+    named = all("name" in found.info for found in read if isinstance(found, Atoms))
+    for number, found in enumerate(read):
+        if isinstance(found, StructureError):
+            structures.append(found)
+            continue
         try:
-            structures.append(found if isinstance(found, StructureError) else from_atoms(found))
+            data = from_atoms(found)
         except StructureError as error:
             structures.append(StructureError(f"{path}, structure {number}: {error}"))
+            continue
+        if named:
+            data.name = str(found.info["name"])
+        structures.append(data)
     return structures
 
 
@@ -308,7 +319,8 @@ def _of_record(mol: Mol | None, where: str) -> Atoms:
             f"{where} has bonds that leave room for more hydrogens ({missing}): give all atoms; if "
             "none are missing, correct the bonds, or leave them out as in an xyz file"
         )
-    return Atoms([atom.GetAtomicNum() for atom in mol.GetAtoms()], conformer.GetPositions())
+    numbers = [atom.GetAtomicNum() for atom in mol.GetAtoms()]
+    return Atoms(numbers, conformer.GetPositions(), info={"name": mol.GetProp("_Name")})
 
 
 def to_atoms(

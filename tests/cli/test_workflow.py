@@ -25,6 +25,7 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from PIL import Image
 from rdkit import Chem
+from rdkit.Chem import rdDistGeom
 from torch_geometric.data import Data, InMemoryDataset
 
 from hipnn_pyg import HIPNN, ModelFileError, load_model
@@ -980,6 +981,28 @@ def test_every_record_of_an_sdf_file(trained: Path, tmp_path: Path) -> None:
     first, *rest = read_csv(output)
     assert "charge -1" in first["error"] and not first["energy"]
     assert [float(row["energy"]) for row in rest] == found
+
+
+def test_structures_with_names_keep_them(trained: Path, tmp_path: Path) -> None:
+    """Titles of SDF records and names in extxyz, if all have one; else their numbers."""
+    images = [molecule(name) for name in ("CH3OH", "H2O", "CH4")]
+    records = [Chem.AddHs(Chem.MolFromSmiles(smiles)) for smiles in ("CO", "O", "C")]
+    for atoms, mol, name in zip(images, records, ("methanol", "", "methane"), strict=True):
+        atoms.info["name"] = name or "water"
+        rdDistGeom.EmbedMolecule(mol, randomSeed=0)
+        mol.SetProp("_Name", name)
+    sdf, named, other = (tmp_path / name for name in ("a.sdf", "b.extxyz", "c.extxyz"))
+    sdf.write_text("".join(Chem.MolToMolBlock(mol) + "$$$$\n" for mol in records))
+    ase.io.write(named, images)
+    del images[1].info["name"]
+    ase.io.write(other, images)
+    output = tmp_path / "out.csv"
+    inputs = [str(path) for path in (sdf, named, other)]
+    assert main(["predict", "--model", str(trained), *inputs, "--output", str(output)]) == 0
+    found = [row["name"] for row in read_csv(output)]
+    assert found[:3] == ["methanol", f"{sdf}#1", "methane"]
+    assert found[3:6] == ["methanol", "water", "methane"]
+    assert found[6:] == [f"{other}#{number}" for number in range(3)]
 
 
 def test_names_survive_extxyz(trained: Path, tmp_path: Path) -> None:

@@ -329,6 +329,7 @@ def sdf_record(smiles: str, dimensions: int = 3) -> str:
     else:
         mol = Chem.AddHs(mol)
         rdDistGeom.EmbedMolecule(mol, randomSeed=0)
+    mol.SetProp("_Name", "" if smiles == "[He]" else smiles)
     return Chem.MolToMolBlock(mol) + "$$$$\n"
 
 
@@ -342,6 +343,7 @@ def test_every_record_of_an_sdf_file(name: str, tmp_path: Path) -> None:
         file.write(text)
     ethanol, radical, ion, helium, nitromethane, drawing = read_each(tmp_path / name)
     assert [len(found.z) for found in (ethanol, helium, nitromethane)] == [9, 1, 7]
+    assert [found.name for found in (ethanol, helium)] == ["CCO", ""]
     assert ethanol.z.tolist() == [6, 6, 8, 1, 1, 1, 1, 1, 1]
     for found, number, message in (
         (radical, 1, r"charge \+0 and 1 unpaired"),
