@@ -120,12 +120,13 @@ class Training:
         smallest = {"batch_size": 1, "warmup_steps": 0, "average_every": 1, "num_nodes": 1}
         smallest |= {"energy_weight": 0, "force_weight": 0, "validate_every": 1}
         smallest |= {"stress_weight": 0, "lambda_l2": 0, "lambda_r": 0, "seed": 0}
+        smallest |= {"checkpoint_seconds": 0}
         if self.split_seed is not None:
             smallest["split_seed"] = 0
         if self.devices != "auto":
             smallest["devices"] = 1
         for name, least in smallest.items():
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:  # nor nan
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         for name in ("seed", "split_seed"):
             if (getattr(self, name) or 0) >= 2**63:  # files keep int64

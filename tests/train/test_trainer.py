@@ -223,6 +223,8 @@ def test_foreign_species_are_refused(parts: Parts, settings: Settings) -> None:
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive, not nan"),
         ({"lambda_l2": -5.0}, "lambda_l2 must be at least 0, not -5"),
+        ({"lambda_r": float("nan")}, "lambda_r must be at least 0, not nan"),
+        ({"checkpoint_seconds": -1.0}, "checkpoint_seconds must be at least 0, not -1"),
         ({"average_decay": 1.5}, "average_decay must be between 0 and 1, not 1.5"),
         ({"decay": 5.0}, "decay must be between 0 and 1, not 5"),
     ],
