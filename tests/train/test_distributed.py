@@ -340,7 +340,7 @@ def test_only_the_first_process_writes(two: Two, out: Path) -> None:
     logs = list((out / "whole" / "logs").rglob("events.*"))
     assert len(logs) == 1
     assert {path.name for path in (out / "whole").iterdir()} == {
-        "checkpoint.pt", "logs", "metrics.csv", "model.json", "model.safetensors",
+        ".lock", "checkpoint.pt", "logs", "metrics.csv", "model.json", "model.safetensors",
     }  # fmt: skip
     assert len((out / "whole" / "metrics.csv").read_text().splitlines()) == 5
     assert two[0]["whole"]["history"]
