@@ -40,6 +40,11 @@ from suite.structures import SPECIES
 LAMBDA_L2, LAMBDA_R = 1e-6, 1e-2
 
 
+def mae_plus_rmse(error: Tensor) -> Tensor:
+    """What the loss of every peer has of the errors of a batch, Eqs. 12 and 13."""
+    return error.abs().mean() + error.square().mean().sqrt()
+
+
 class Implementation(ABC):
     """A model with its loss and its optimizer.
 
@@ -231,7 +236,7 @@ class Hippynn(Implementation):
         energy, hierarchicality = self.graph(z, pos)
         error = energy - target
         l2 = torch.stack([w.square().sum() for w in self.weights]).sum()
-        fit = (error.abs().mean() + error.square().mean().sqrt()) / self.sigma_e
+        fit = mae_plus_rmse(error) / self.sigma_e
         return fit + LAMBDA_L2 * l2 + LAMBDA_R * hierarchicality.mean()
 
     def energies(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -267,7 +272,7 @@ class PyGSchNet(Implementation):
 
     def loss(self, batch: MoleculeBatch) -> Tensor:
         error = self.energies(batch)[:, 0] - batch.target.to(batch.pos.dtype)
-        return error.abs().mean() + error.square().mean().sqrt()
+        return mae_plus_rmse(error)
 
     def energies(self, batch: MoleculeBatch) -> Tensor:
         return self.model(batch.z, batch.pos, batch.batch)
@@ -315,7 +320,7 @@ class SchNetPack(Implementation):
 
     def loss(self, batch: tuple[dict[str, Tensor], Tensor]) -> Tensor:
         error = self.energies(batch) - batch[1]
-        return error.abs().mean() + error.square().mean().sqrt()
+        return mae_plus_rmse(error)
 
     def energies(self, batch: tuple[dict[str, Tensor], Tensor]) -> Tensor:
         return self.model(dict(batch[0]))["energy"]
